@@ -1,0 +1,263 @@
+"""The checks that every memory block is held to, the built-in ones and the user's alike.
+
+Each check runs the block on small random sequences in float64, with all parameters perturbed so that nothing hides
+behind a zero initialisation. `FRAMES` is far beyond any attention window of the trunk's defaults.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blocks.memory import MemoryBlock, State, leaves, map_state
+
+SEQUENCES, FRAMES, DIM = 3, 37, 16
+TOLERANCE = 1e-9  # float64, relative to the largest value compared
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a check works on: a block and random sequences."""
+
+    block: MemoryBlock
+    x_STKD: Tensor  # clean
+    noisy_STKD: Tensor
+
+    def start(self) -> State:
+        return self.block.initial_state(SEQUENCES)
+
+
+def check_block(block_class: type[MemoryBlock], options: Mapping[str, Any] | None = None) -> list[Check]:
+    """Hold a block to the contract, with one and with three tokens a frame. Never raises for a faulty block."""
+    outcomes = []
+    for name, check in CHECKS.items():
+        details = []
+        passed = True
+        for tokens in (1, 3):
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)
+                    details.append(check(_probe(block_class, options or {}, tokens)))
+            except AssertionError as broken:
+                passed = False
+                details.append(str(broken))
+            except Exception as error:
+                passed = False
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                details.append(f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})")
+        outcomes.append(Check(name, passed, "; ".join(dict.fromkeys(details))))
+    return outcomes
+
+
+def _probe(block_class: type[MemoryBlock], options: Mapping[str, Any], tokens: int) -> Probe:
+    block = block_class(DIM, **options).double()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    x, noisy = torch.randn(2, SEQUENCES, FRAMES, tokens, DIM, dtype=torch.float64)
+    return Probe(block, x, noisy)
+
+
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    if not expected.numel():
+        return 0.0
+    return float(((actual - expected).abs().max() / expected.abs().max().clamp(min=1.0)).detach())
+
+
+def _same(what: str, actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> float:
+    error = _difference(actual, expected)
+    assert error <= tolerance, f"{what} differ by {error:.2g} (tolerance {tolerance:.0g})"
+    return error
+
+
+def _same_state(what: str, actual: State, expected: State) -> None:
+    pairs = list(zip(leaves(actual), leaves(expected), strict=True))
+    for a, b in pairs:
+        _same(what, a, b)
+
+
+def shapes(probe: Probe) -> str:
+    """Outputs have the input's shape; every state tensor leads with the number of sequences."""
+    y, state = probe.block.step(probe.x_STKD[:, 0], probe.start())
+    assert y.shape == probe.x_STKD[:, 0].shape, f"step returned {tuple(y.shape)}"
+    for leaf in leaves(state):
+        assert leaf.shape[0] == SEQUENCES, f"a state tensor of shape {tuple(leaf.shape)} does not lead with S"
+    return f"{sum(1 for _ in leaves(state))} state tensors"
+
+
+def step_is_pure(probe: Probe) -> str:
+    """`step` changes neither its input nor the state it is given, and repeats itself exactly."""
+    state = probe.block.prefetch(probe.x_STKD, probe.start()).state
+    kept, x = map_state(Tensor.clone, state), probe.x_STKD[:, 0].clone()
+    first, _ = probe.block.step(x, state)
+    second, _ = probe.block.step(x, state)
+    assert torch.equal(first, second), "two equal steps gave different outputs"
+    assert torch.equal(x, probe.x_STKD[:, 0]), "step changed its input"
+    assert all(map(torch.equal, leaves(state), leaves(kept))), "step changed the state it was given"
+    return "exact"
+
+
+def parallel_equals_steps(probe: Probe) -> str:
+    """`prefetch` and `retrieve` equal the loop over `step`: outputs, memory before each frame, final state."""
+    prefetched = probe.block.prefetch(probe.x_STKD, probe.start())
+    retrieved = probe.block.retrieve(probe.noisy_STKD, prefetched)
+    state, worst = probe.start(), 0.0
+    for t in range(FRAMES):
+        noisy, _ = probe.block.step(probe.noisy_STKD[:, t], state)
+        worst = max(worst, _same(f"retrieve and step at frame {t}", retrieved[:, t], noisy))
+        clean, state = probe.block.step(probe.x_STKD[:, t], state)
+        worst = max(worst, _same(f"prefetch and step at frame {t}", prefetched.y_STKD[:, t], clean))
+    _same_state("final states of prefetch and step", prefetched.state, state)
+    return f"max error {worst:.1g}"
+
+
+def suffix_equals_whole(probe: Probe) -> str:
+    """Retrieving only the last frames gives what retrieving all of them gives there."""
+    prefetched = probe.block.prefetch(probe.x_STKD, probe.start())
+    whole = probe.block.retrieve(probe.noisy_STKD, prefetched)
+    suffix = probe.block.retrieve(probe.noisy_STKD[:, -5:], prefetched)
+    return f"max error {_same('suffix and whole', suffix, whole[:, -5:]):.1g}"
+
+
+def pieces_equal_whole(probe: Probe) -> str:
+    """Prefetching in pieces with carried state equals prefetching at once."""
+    whole = probe.block.prefetch(probe.x_STKD, probe.start())
+    state, outputs, reads = probe.start(), [], []
+    for first, last in ((0, 1), (1, 18), (18, FRAMES)):
+        piece = probe.block.prefetch(probe.x_STKD[:, first:last], state)
+        outputs.append(piece.y_STKD)
+        reads.append(probe.block.retrieve(probe.noisy_STKD[:, first:last], piece))
+        state = piece.state
+    _same("retrieved pieces and whole", torch.cat(reads, 1), probe.block.retrieve(probe.noisy_STKD, whole))
+    _same_state("final states of pieces and whole", state, whole.state)
+    return f"max error {_same('pieces and whole', torch.cat(outputs, 1), whole.y_STKD):.1g}"
+
+
+def causality(probe: Probe) -> str:
+    """A changed clean frame moves no earlier output and not its own retrieval; noisy frames do not see each other."""
+    t = FRAMES // 2
+    changed, noisy = probe.x_STKD.clone(), probe.noisy_STKD.clone()
+    changed[:, t:] += 1.0
+    noisy[:, :t] += 1.0
+    noisy[:, t + 1 :] += 1.0
+    before = probe.block.prefetch(probe.x_STKD, probe.start())
+    after = probe.block.prefetch(changed, probe.start())
+    _same("earlier outputs, after a later frame changed,", after.y_STKD[:, :t], before.y_STKD[:, :t])
+    reads = probe.block.retrieve(probe.noisy_STKD, before)
+    late = probe.block.retrieve(probe.noisy_STKD, after)
+    _same("retrievals up to the changed clean frame", late[:, : t + 1], reads[:, : t + 1])
+    alone = probe.block.retrieve(noisy, before)
+    _same("retrievals, after other noisy frames changed,", alone[:, t], reads[:, t])
+    return "nothing earlier moves"
+
+
+def reaches_far_back(probe: Probe) -> str:
+    """The last frame has a gradient to the first one and to the state before it; a memoryless block has none."""
+    probe.x_STKD.requires_grad_()
+    warm = probe.block.prefetch(torch.randn_like(probe.x_STKD[:, :5]), probe.start()).state
+    state = map_state(lambda leaf: leaf.detach().clone().requires_grad_(), warm)
+    prefetched = probe.block.prefetch(probe.x_STKD, state)
+    y = probe.block.retrieve(probe.noisy_STKD, prefetched)[:, -1]
+    if probe.block.memoryless:
+        (gradient,) = torch.autograd.grad((y + 0 * probe.x_STKD[:, 0]).sum(), probe.x_STKD)
+        assert not gradient[:, :-1].any(), "declared memoryless, yet earlier frames have a gradient"
+        return "memoryless, as declared"
+    wanted = [probe.x_STKD, *leaves(state)]
+    weights = torch.randn_like(y)
+    first, *states = torch.autograd.grad((y * weights).sum(), wanted, allow_unused=True)
+    reach = 0.0 if first is None else float(first[:, 0].abs().max())
+    assert reach > 0, f"no gradient from frame {FRAMES - 1} to frame 0"
+    into_state = max((float(g.abs().max()) for g in states if g is not None), default=0.0)
+    assert into_state > 0, "no gradient to the state before the first frame"
+    return f"gradient over {FRAMES - 1} frames {reach:.1g}"
+
+
+def batch_invariance(probe: Probe) -> str:
+    """Sequences do not influence each other."""
+    together = probe.block.prefetch(probe.x_STKD, probe.start())
+    read = probe.block.retrieve(probe.noisy_STKD, together)
+    worst = 0.0
+    for s in range(SEQUENCES):
+        alone = probe.block.prefetch(probe.x_STKD[s : s + 1], probe.block.initial_state(1))
+        worst = max(worst, _same("a sequence alone and in a batch", alone.y_STKD[0], together.y_STKD[s]))
+        read_alone = probe.block.retrieve(probe.noisy_STKD[s : s + 1], alone)
+        worst = max(worst, _same("a retrieval alone and in a batch", read_alone[0], read[s]))
+    return f"max error {worst:.1g}"
+
+
+def reset_is_a_fresh_start(probe: Probe) -> str:
+    """After any use, the initial state starts over: nothing is kept in the module itself."""
+    fresh = copy.deepcopy(probe.block).prefetch(probe.noisy_STKD, probe.start()).y_STKD
+    probe.block.prefetch(probe.x_STKD, probe.start())
+    probe.block.step(probe.x_STKD[:, 0], probe.start())
+    again = probe.block.prefetch(probe.noisy_STKD, probe.start()).y_STKD
+    assert torch.equal(fresh, again), "outputs depend on what the block processed before the reset"
+    return "exact"
+
+
+def state_survives_saving(probe: Probe) -> str:
+    """A state saved, loaded (tensors only) and continued gives what the living one gives."""
+    state = probe.block.prefetch(probe.x_STKD, probe.start()).state
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    live, _ = probe.block.step(probe.noisy_STKD[:, 0], state)
+    resumed, _ = probe.block.step(probe.noisy_STKD[:, 0], loaded)
+    assert torch.equal(live, resumed), "a loaded state continues differently"
+    return "exact"
+
+
+def fast_path_equals_reference(probe: Probe) -> str:
+    """In float32 the overridden forms equal the base class's loops, gradients included."""
+    block = probe.block.float()
+
+    def run(prefetch: Callable[..., Any], retrieve: Callable[..., Any]) -> list[Tensor]:
+        x = probe.x_STKD.detach().float().requires_grad_()
+        noisy = probe.noisy_STKD.detach().float().requires_grad_()
+        warm = block.prefetch(x[:, :5], block.initial_state(SEQUENCES)).state
+        state = map_state(lambda leaf: leaf.detach().clone().requires_grad_(), warm)
+        prefetched = prefetch(block, x, state)
+        y = torch.cat([prefetched.y_STKD, retrieve(block, noisy, prefetched)], 1)
+        inputs = [x, noisy, *leaves(state), *block.parameters()]
+        loss = (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() + sum(i.sum() * 0 for i in inputs)
+        return [y, *leaves(prefetched.state), *torch.autograd.grad(loss, inputs)]
+
+    own = type(block)
+    fast = run(own.prefetch, own.retrieve)
+    slow = run(MemoryBlock.prefetch, MemoryBlock.retrieve)
+    worst = max(_difference(a, b) for a, b in zip(fast, slow, strict=True))
+    assert worst <= 2e-4, f"fast path and reference differ by {worst:.2g} in float32"
+    return f"max relative error {worst:.1g}, gradients included"
+
+
+CHECKS: dict[str, Callable[[Probe], str]] = {
+    "shapes": shapes,
+    "step is pure": step_is_pure,
+    "prefetch and retrieve = step by step": parallel_equals_steps,
+    "a suffix of noisy frames = all of them": suffix_equals_whole,
+    "pieces with carried state = whole": pieces_equal_whole,
+    "causality": causality,
+    "gradient reaches far back": reaches_far_back,
+    "batch invariance": batch_invariance,
+    "reset = fresh start": reset_is_a_fresh_start,
+    "state survives save and load": state_survives_saving,
+    "fast path = reference (float32)": fast_path_equals_reference,
+}

@@ -1,0 +1,70 @@
+"""LSTM (Hochreiter & Schmidhuber 1997), with the forget gate of Gers et al. 2000.
+
+    i, f, g, o = W x_t + R h_{t-1} + b
+    c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g)
+    h_t = sigmoid(o) * tanh(c_t),   y_t = U h_t
+
+The K tokens of a frame are taken in order. The state is (h, c), both [S, hidden]. Forget biases follow the chrono
+initialisation (Tallec & Ollivier 2018, arXiv 1804.11188), which spreads the cells' time scales over 1..`chrono` tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from blocks.memory import MemoryBlock, Prefetched, State
+
+
+class LSTM(MemoryBlock):
+    """Long short-term memory: a gated vector, constant in size."""
+
+    size_option = "hidden"
+
+    def __init__(self, dim: int, hidden: int = 128, chrono: int = 24) -> None:
+        super().__init__(dim)
+        if hidden < 1 or chrono < 2:
+            raise ValueError("lstm needs hidden >= 1 and chrono >= 2")
+        self.hidden = hidden
+        self.input = nn.Linear(dim, 4 * hidden)
+        self.recurrent = nn.Linear(hidden, 4 * hidden, bias=False)
+        self.output = nn.Linear(hidden, dim)
+        with torch.no_grad():
+            nn.init.xavier_uniform_(self.input.weight)
+            for gate in self.recurrent.weight.chunk(4):
+                nn.init.orthogonal_(gate)
+            self.input.bias.zero_()
+            i, f, _, _ = self.input.bias.chunk(4)
+            f.copy_(torch.empty_like(f).uniform_(1, chrono - 1).clamp(min=1.0001).log())
+            i.copy_(-f)
+
+    def initial_state(self, sequences: int) -> State:
+        return self.zeros(sequences, self.hidden), self.zeros(sequences, self.hidden)
+
+    def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
+        h, c = state
+        outputs = []
+        for gates in self.input(x_SKD).unbind(1):
+            h, c = self._cell(gates, h, c)
+            outputs.append(h)
+        return self.output(torch.stack(outputs, 1)), (h, c)
+
+    def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
+        # The input projection of all frames is one product; only the recurrence itself is a loop. nn.LSTM would
+        # not do: it returns c for the last token alone, and retrieval needs it before every frame.
+        T, K = x_STKD.shape[1:3]
+        h, c = state
+        gates_by_token = self.input(x_STKD.flatten(1, 2)).unbind(1)
+        outputs, memory = [], []
+        for t in range(T):
+            memory.append((h, c))
+            for gates in gates_by_token[t * K : (t + 1) * K]:
+                h, c = self._cell(gates, h, c)
+                outputs.append(h)
+        y_STKD = self.output(torch.stack(outputs, 1)).unflatten(1, (T, K))
+        return Prefetched(y_STKD, memory, (h, c))
+
+    def _cell(self, gates: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        i, f, g, o = (gates + self.recurrent(h)).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c

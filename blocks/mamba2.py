@@ -1,0 +1,188 @@
+"""Mamba2 (Dao & Gu 2024, arXiv 2405.21060): a state space model with scalar decay a head, in its dual form (SSD).
+
+    z, u, dt = projections of x                    u = (x, B, C), through a short causal depthwise convolution and SiLU
+    S_l = exp(dt_l A) S_{l-1} + dt_l x_l B_l^T     one state [P, N] a head, A < 0
+    y_l = S_l C_l + skip * x_l,   out = U (RMSNorm(y * SiLU(z)))
+
+The tokens of all frames form one sequence l = 0..T*K-1; B and C are shared by the heads. The state is the last
+`conv - 1` inputs of the convolution [S, conv-1, channels] and the SSM state [S, H, P, N].
+
+`step` is the recurrence as written: the reference. `prefetch` computes it in chunks; `retrieve` lets each noisy frame
+read the memory before it by the same sum: the clean tokens of its chunk, the state entering that chunk, and itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from blocks.memory import MemoryBlock, Prefetched, State
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Projected tokens of T frames, ready for the recurrence."""
+
+    x_STKHP: Tensor
+    B_STKN: Tensor
+    C_STKN: Tensor
+    dt_STKH: Tensor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Clean frames as `retrieve` needs them."""
+
+    tokens: Tokens
+    entering: list[Tensor]  # the SSM state before each chunk, [S, H, P, N]
+    conv_history: Tensor  # [S, T, conv-1, channels]: inputs of the convolution before each frame
+
+
+class Mamba2(MemoryBlock):
+    """The Mamba2 layer: selective state space memory, constant in size."""
+
+    size_option = "head_dim"
+
+    def __init__(
+        self, dim: int, heads: int = 2, head_dim: int = 32, state: int = 32, conv: int = 4, chunk: int = 64
+    ) -> None:
+        super().__init__(dim)
+        if min(heads, head_dim, state, chunk) < 1 or conv < 2:
+            raise ValueError("mamba2 needs heads, head_dim, state, chunk >= 1 and conv >= 2")
+        self.heads, self.head_dim, self.state_size, self.conv, self.chunk = heads, head_dim, state, conv, chunk
+        inner = heads * head_dim
+        self.channels = inner + 2 * state
+        self.input = nn.Linear(dim, inner + self.channels + heads, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(conv, self.channels).uniform_(-1, 1) / math.sqrt(conv))
+        self.conv_bias = nn.Parameter(torch.zeros(self.channels))
+        # Time is counted in frames here, not in characters: decay rates are set for tens of steps.
+        dt = torch.exp(torch.empty(heads).uniform_(math.log(0.1), math.log(1.0)))
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(math.log(0.01), math.log(0.1)))
+        self.skip = nn.Parameter(torch.ones(heads))
+        self.norm = nn.Parameter(torch.ones(inner))
+        self.output = nn.Linear(inner, dim, bias=False)
+
+    def initial_state(self, sequences: int) -> State:
+        conv = self.zeros(sequences, self.conv - 1, self.channels)
+        return conv, self.zeros(sequences, self.heads, self.head_dim, self.state_size)
+
+    def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
+        history, ssm = state
+        z, u, dt = self._project(x_SKD[:, None])
+        history = torch.cat([history, u[:, 0]], 1)
+        tokens = self._tokens(history[:, None], dt)
+        A = -self.A_log.exp()
+        outputs = []
+        for k in range(x_SKD.shape[1]):
+            x, B, C, dt_k = (part[:, 0, k] for part in (tokens.x_STKHP, tokens.B_STKN, tokens.C_STKN, tokens.dt_STKH))
+            write = torch.einsum("sh,shp,sn->shpn", dt_k, x, B)
+            ssm = torch.exp(dt_k * A)[..., None, None] * ssm + write
+            outputs.append(torch.einsum("shpn,sn->shp", ssm, C))
+        y_SKD = self._finish(torch.stack(outputs, 1)[:, None], tokens, z)[:, 0]
+        return y_SKD, (history[:, -(self.conv - 1) :], ssm)
+
+    def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
+        history, ssm = state
+        T, K = x_STKD.shape[1:3]
+        z, u, dt = self._project(x_STKD)
+        inputs = torch.cat([history, u.flatten(1, 2)], 1)
+        conv_history = inputs.unfold(1, self.conv - 1, K)[:, :T].transpose(2, 3)
+        tokens = self._tokens(torch.cat([conv_history, u], 2), dt)
+        entering = []
+        for first in range(0, T, self._chunk_frames(K)):
+            entering.append(ssm)
+            ssm = self._advance(ssm, tokens, slice(first, first + self._chunk_frames(K)))
+        memory = Memory(tokens, entering, conv_history)
+        y_STKD = self._finish(self._read(tokens, memory), tokens, z)
+        return Prefetched(y_STKD, memory, (inputs[:, -(self.conv - 1) :], ssm))
+
+    def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
+        memory: Memory = prefetched.memory
+        z, u, dt = self._project(x_STKD)
+        tokens = self._tokens(torch.cat([memory.conv_history[:, -x_STKD.shape[1] :], u], 2), dt)
+        return self._finish(self._read(tokens, memory), tokens, z)
+
+    def _chunk_frames(self, tokens_per_frame: int) -> int:
+        return max(1, self.chunk // tokens_per_frame)
+
+    def _project(self, x_STKD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gate z, the convolution's input u and the raw step size dt of each token."""
+        inner = self.heads * self.head_dim
+        z, u, dt = self.input(x_STKD).split([inner, self.channels, self.heads], -1)
+        return z, u, dt
+
+    def _tokens(self, inputs: Tensor, dt_STKH: Tensor) -> Tokens:
+        """Convolve each frame's K inputs behind their `conv - 1` predecessors: [S, T, conv-1+K, channels]."""
+        K = dt_STKH.shape[2]
+        u = self.conv_bias + sum(self.conv_weight[i] * inputs[:, :, i : i + K] for i in range(self.conv))
+        x, B, C = F.silu(u).split([self.heads * self.head_dim, self.state_size, self.state_size], -1)
+        x_STKHP = x.unflatten(-1, (self.heads, self.head_dim))
+        return Tokens(x_STKHP, B, C, F.softplus(dt_STKH + self.dt_bias))
+
+    def _advance(self, ssm: Tensor, tokens: Tokens, frames: slice) -> Tensor:
+        """Carry the SSM state over the given frames at once."""
+        dt_SLH = tokens.dt_STKH[:, frames].flatten(1, 2)
+        a_SLH = (dt_SLH * -self.A_log.exp()).cumsum(1)
+        weight_SLH = dt_SLH * torch.exp(a_SLH[:, -1:] - a_SLH)
+        x, B = tokens.x_STKHP[:, frames].flatten(1, 2), tokens.B_STKN[:, frames].flatten(1, 2)
+        write = torch.einsum("slhp,sln->shpn", weight_SLH[..., None] * x, B)
+        return torch.exp(a_SLH[:, -1])[..., None, None] * ssm + write
+
+    def _read(self, queries: Tokens, memory: Memory) -> Tensor:
+        """Return y_STKHP of query frames, which stand at the last frames of the memory's, before skip and gate."""
+        T, K = memory.tokens.dt_STKH.shape[1:3]
+        absent = T - queries.dt_STKH.shape[1]
+        size = self._chunk_frames(K)
+        outputs = []
+        for number, first in enumerate(range(0, T, size)):
+            if min(first + size, T) <= absent:
+                continue
+            asked = slice(max(first - absent, 0), min(first + size, T) - absent)
+            local = _frames(queries, asked)
+            offset = asked.start + absent - first  # place of the first asked frame within the chunk
+            clean = _frames(memory.tokens, slice(first, first + size))
+            outputs.append(self._read_chunk(local, clean, offset, memory.entering[number]))
+        return torch.cat(outputs, 1)
+
+    def _read_chunk(self, queries: Tokens, clean: Tokens, offset: int, entering: Tensor) -> Tensor:
+        """Read one chunk: earlier frames' clean tokens, the state that entered, and the query frame itself."""
+        A = -self.A_log.exp()
+        Q, K = queries.dt_STKH.shape[1:3]
+        T = clean.dt_STKH.shape[1]
+        own = (queries.dt_STKH * A).cumsum(2)  # log decay within the query frame, inclusive
+        passed = (clean.dt_STKH * A).flatten(1, 2).cumsum(1)  # log decay from the chunk's start, inclusive
+        frame_end = passed.unflatten(1, (T, K))[:, :, -1]
+        before = F.pad(frame_end, (0, 0, 1, 0))[:, offset : offset + Q]  # ... up to the query frame, exclusive
+        total = before[:, :, None] + own  # [S, Q, K, H]
+
+        scores = torch.einsum("sqkn,sln->sqkl", queries.C_STKN, clean.B_STKN.flatten(1, 2))
+        decay = rearrange(total, "s q k h -> s h q k 1") - rearrange(passed, "s l h -> s h 1 1 l")
+        frame = torch.arange(T, device=own.device).repeat_interleave(K)
+        earlier = frame[None, :] < torch.arange(offset, offset + Q, device=own.device)[:, None]
+        weights = scores[:, None] * decay.masked_fill(~earlier[:, None], -torch.inf).exp()
+        values = clean.dt_STKH[..., None] * clean.x_STKHP
+        y = torch.einsum("shqkl,slhp->sqkhp", weights, values.flatten(1, 2))
+
+        y = y + total.exp()[..., None] * torch.einsum("sqkn,shpn->sqkhp", queries.C_STKN, entering)
+
+        scores = torch.einsum("sqkn,sqjn->sqkj", queries.C_STKN, queries.B_STKN)
+        decay = rearrange(own, "s q k h -> s q h k 1") - rearrange(own, "s q j h -> s q h 1 j")
+        future = torch.ones(K, K, dtype=torch.bool, device=own.device).triu(1)
+        weights = scores[:, :, None] * decay.masked_fill(future, -torch.inf).exp()
+        return y + torch.einsum("sqhkj,sqjhp->sqkhp", weights, queries.dt_STKH[..., None] * queries.x_STKHP)
+
+    def _finish(self, y_STKHP: Tensor, tokens: Tokens, z: Tensor) -> Tensor:
+        y = (y_STKHP + self.skip[:, None] * tokens.x_STKHP).flatten(-2)
+        return self.output(F.rms_norm(y * F.silu(z), y.shape[-1:], self.norm))
+
+
+def _frames(tokens: Tokens, frames: slice) -> Tokens:
+    return Tokens(
+        tokens.x_STKHP[:, frames], tokens.B_STKN[:, frames], tokens.C_STKN[:, frames], tokens.dt_STKH[:, frames]
+    )

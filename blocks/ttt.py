@@ -1,0 +1,125 @@
+"""TTT (Sun et al. 2024, arXiv 2407.04620): the memory is a small model, trained while it is used.
+
+Each head carries an inner model f(.; W) and takes one gradient step a frame on how well it maps keys to values:
+
+    f(k; W) = k + LN(inner(k; W))                   inner: W k + b, or W2 gelu(W1 k + b1) + b2
+    loss_t(W) = mean over the K tokens of eta_k |f(k; W) - v|^2 / 2
+    y_t = f(q_t; W_{t-1}),   W_t = W_{t-1} - grad loss_t(W_{t-1})
+
+The read comes before the write, so a frame sees only earlier ones. Keys and queries are L2-normalised; W_0, LN's scale
+and the rate eta_k = `rate` * sigmoid(linear(x_k)) are learned. With `inner_norm: false` LN is dropped, and the linear
+inner model becomes the delta rule. The state is the inner model's parameters, each [S, H, ...].
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blocks.memory import MemoryBlock, Prefetched, State, map_state
+
+
+class TTT(MemoryBlock):
+    """Test-time training: an inner model (linear or MLP) a head learns the frames as they pass."""
+
+    size_option = "head_dim"
+
+    def __init__(
+        self,
+        dim: int,
+        inner: Literal["linear", "mlp"] = "linear",
+        heads: int = 2,
+        head_dim: int = 32,
+        rate: float = 1.0,
+        inner_norm: bool = True,
+    ) -> None:
+        super().__init__(dim)
+        if heads < 1 or head_dim < 2 or rate <= 0:
+            raise ValueError("ttt needs heads >= 1, head_dim >= 2 and rate > 0")
+        self.heads, self.head_dim, self.rate, self.inner_norm = heads, head_dim, rate, inner_norm
+        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        self.rate_logit = nn.Linear(dim, heads)
+        self.norm_scale = nn.Parameter(torch.ones(heads, 1, head_dim))
+        self.norm_shift = nn.Parameter(torch.zeros(heads, 1, head_dim))
+        widths = [head_dim, head_dim] if inner == "linear" else [head_dim, 4 * head_dim, head_dim]
+        self.initial = nn.ParameterList()
+        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            self.initial.append(nn.Parameter(torch.randn(heads, fan_in, fan_out) / math.sqrt(fan_in)))
+            self.initial.append(nn.Parameter(torch.zeros(heads, 1, fan_out)))
+        self.output_norm = nn.Parameter(torch.ones(heads * head_dim))
+        self.output = nn.Linear(heads * head_dim, dim, bias=False)
+
+    def initial_state(self, sequences: int) -> State:
+        return tuple(weight.expand(sequences, *weight.shape) for weight in self.initial)
+
+    def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
+        q, k, v, eta = self._project(x_SKD[:, None])
+        y_SKD = self._finish(self._recall(q[:, 0], state)[:, None])[:, 0]
+        return y_SKD, self._write(k[:, 0], v[:, 0], eta[:, 0], state)
+
+    def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
+        # Projections and reads of all frames are one product each; only the writes depend on one another.
+        q, k, v, eta = self._project(x_STKD)
+        memory = []
+        for k_t, v_t, eta_t in zip(k.unbind(1), v.unbind(1), eta.unbind(1), strict=True):
+            memory.append(state)
+            state = self._write(k_t, v_t, eta_t, state)
+        stacked = map_state(lambda *leaf: torch.stack(leaf, 1), *memory)
+        return Prefetched(self._finish(self._recall(q, stacked)), stacked, state)
+
+    def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
+        frames = x_STKD.shape[1]
+        q = self._project(x_STKD)[0]
+        return self._finish(self._recall(q, map_state(lambda leaf: leaf[:, -frames:], prefetched.memory)))
+
+    def _project(self, x_STKD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return q, k, v as [S, T, H, K, P] and the rates eta as [S, T, H, K, 1]."""
+        qkv = self.qkv(x_STKD).unflatten(-1, (3, self.heads, self.head_dim))
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
+        eta = self.rate * self.rate_logit(x_STKD).sigmoid().transpose(2, 3)[..., None]
+        return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, eta
+
+    def _recall(self, q: Tensor, weights: State) -> Tensor:
+        """f(q; W) for q [..., H, K, P]."""
+        out = _inner(q, weights)[0]
+        if self.inner_norm:
+            out = F.layer_norm(out, out.shape[-1:]) * self.norm_scale + self.norm_shift
+        return q + out
+
+    def _write(self, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> State:
+        """One gradient step on a frame, the gradient written out; k, v [S, H, K, P], eta [S, H, K, 1]."""
+        out, hidden, slope = _inner(k, weights)
+        if self.inner_norm:
+            mean, variance = out.mean(-1, keepdim=True), out.var(-1, keepdim=True, unbiased=False)
+            deviation = torch.rsqrt(variance + 1e-5)
+            normal = (out - mean) * deviation
+            error = (k + normal * self.norm_scale + self.norm_shift - v) * self.norm_scale
+            centred = error - error.mean(-1, keepdim=True)
+            error = (centred - normal * (error * normal).mean(-1, keepdim=True)) * deviation
+        else:
+            error = k + out - v
+        error = error * (eta / k.shape[-2])
+        updates = [hidden.transpose(-1, -2) @ error, error.sum(-2, keepdim=True)]
+        if slope is not None:
+            error = (error @ weights[2].transpose(-1, -2)) * slope
+            updates = [k.transpose(-1, -2) @ error, error.sum(-2, keepdim=True), *updates]
+        return tuple(weight - update for weight, update in zip(weights, updates, strict=True))
+
+    def _finish(self, y_STHKP: Tensor) -> Tensor:
+        y = y_STHKP.transpose(2, 3).flatten(3)
+        return self.output(F.rms_norm(y, y.shape[-1:], self.output_norm))
+
+
+def _inner(k: Tensor, weights: State) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Apply the inner model. Return its output, the input of its last layer, and gelu's slope (None if linear)."""
+    if len(weights) == 2:
+        return k @ weights[0] + weights[1], k, None
+    a = k @ weights[0] + weights[1]
+    cdf = 0.5 * (1 + torch.erf(a / math.sqrt(2)))
+    slope = cdf + a * torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi)
+    hidden = a * cdf
+    return hidden @ weights[2] + weights[3], hidden, slope

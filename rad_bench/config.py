@@ -1,0 +1,215 @@
+"""What a YAML may say. Every default of the project stands here, once.
+
+Unknown keys are refused. What belongs to the science of a run is in `RunConfig`; what only decides where and
+how fast it runs is in `LaunchConfig` and never changes a result's identity.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCIENCE_VERSION = 1  # bump on purpose, whenever the same config would mean a different experiment
+
+
+class Config(BaseModel):
+    """Base of all sections: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RoomsData(Config):
+    """The embedded world: rooms with coloured walls, drawn on demand."""
+
+    name: Literal["rooms"] = "rooms"
+    preset: Literal["rotation", "walking"] = "rotation"
+    size: int = Field(32, ge=8, le=512, description="frame height and width, pixels")
+    headings: int = Field(8, ge=4, le=72, description="directions in a full turn")
+    panels: int = Field(1, ge=1, le=16, description="independently coloured panels on each wall")
+    pillar: bool = True
+    fov: float = Field(60.0, gt=10, lt=150, description="horizontal field of view, degrees")
+
+
+class MemoryMazeData(Config):
+    """Memory Maze episodes in the official npz layout, one file an episode."""
+
+    name: Literal["memory_maze"]
+    path: str = Field(description="folder of .npz files")
+    size: int | None = Field(None, ge=8, le=512, description="resize frames to this side; null keeps them")
+    held_out: float = Field(0.2, gt=0, lt=1, description="share of the episodes kept for evaluation")
+
+
+DataConfig = Annotated[RoomsData | MemoryMazeData, Field(discriminator="name")]
+
+
+class TrunkConfig(Config):
+    """The recurrent diffusion transformer that every memory block shares."""
+
+    width: int = Field(64, ge=8, description="channels D")
+    depth: int = Field(2, ge=1, description="layers")
+    heads: int = Field(2, ge=1)
+    patch: int = Field(16, ge=1, description="side of a patch, pixels")
+    mlp_ratio: float = Field(3.0, gt=0)
+    window: int = Field(3, ge=0, description="clean frames before a step that temporal attention sees")
+    frames_per_step: int = Field(1, ge=1, description="1: frame-wise; F: chunks of F frames")
+    motion: Literal["action", "egomotion", "pose"] = "pose"
+    memory_gain: float = Field(2.0, ge=0, description="scale of the motion code added to the memory's input")
+    memory_writes: Literal["clean", "noisy"] = "clean"
+    scan: Literal["location", "block", "frame", "pooled"] = "location"
+    scan_block: int = Field(2, ge=1, description="side of a block in tokens, for scan: block")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrunkConfig:
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise ValueError(f"width {self.width} must be heads ({self.heads}) times a multiple of 4")
+        if self.frames_per_step == 1 and self.window == 0:
+            raise ValueError("window 0 needs frames_per_step above 1, else no frame sees any other")
+        return self
+
+
+class DiffusionConfig(Config):
+    """Noise schedule, what the network predicts, and how it is sampled."""
+
+    prediction: Literal["x0", "v"] = "x0"
+    schedule: Literal["cosine", "sigmoid"] = "cosine"
+    sampler_steps: int = Field(4, ge=1, description="DDIM steps a frame")
+    stabilisation: float = Field(0.0, ge=0, lt=1, description="noise label under which clean frames are read")
+
+
+class TrainingConfig(Config):
+    """One budget for all blocks."""
+
+    steps: int = Field(800, ge=1)
+    batch: int = Field(8, ge=1, description="clips a step")
+    frames: int = Field(24, ge=2, description="frames a clip")
+    loss_from: int = Field(8, ge=0, description="first frame of the noisy stream")
+    learning_rate: float = Field(4e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: int = Field(30, ge=0, description="steps of linear warm-up; cosine decay follows")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights used in evaluation")
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingConfig:
+        if self.loss_from >= self.frames:
+            raise ValueError(f"loss_from {self.loss_from} must lie before the clip's end, frames {self.frames}")
+        return self
+
+
+class EvaluationConfig(Config):
+    """What is rolled out and scored. The first task's revisit PSNR under `keep` is the headline."""
+
+    tasks: tuple[Literal["retrieval", "continuation"], ...] = Field(("continuation", "retrieval"), min_length=1)
+    interventions: tuple[Literal["keep", "reset", "swap"], ...] = ("keep", "reset", "swap")
+    episodes: int = Field(32, ge=2, description="held-out episodes")
+    context: int = Field(20, ge=2, description="true frames before the first generated one")
+    horizon: int = Field(40, ge=1, description="generated frames in continuation")
+    batch: int = Field(32, ge=1, description="episodes rolled out together; does not change any result")
+    seed: int = Field(0, ge=0, description="seed of the sampling noise")
+    strips: int = Field(3, ge=0, description="episodes whose frames are kept for the report")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluationConfig:
+        if "keep" not in self.interventions:
+            raise ValueError("interventions must include 'keep', which the others are compared with")
+        for key in ("tasks", "interventions"):
+            if len(set(getattr(self, key))) != len(getattr(self, key)):
+                raise ValueError(f"{key} names something twice")
+        return self
+
+
+class MemoryConfig(Config):
+    """A memory block by name (`lstm`), path (`my.py:Class`) or import (`package.module:Class`), with options."""
+
+    name: str = Field(min_length=1)
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        """Accept `lstm` and `{name: lstm, hidden: 64}` beside the canonical form with `options`."""
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and "name" in value and "options" not in value:
+            return {"name": value["name"], "options": {k: v for k, v in value.items() if k != "name"}}
+        return value
+
+
+class MatchConfig(Config):
+    """Which budget all blocks share. Each block's own size option is solved to meet it."""
+
+    by: Literal["none", "parameters"] = "none"
+    budget: int | None = Field(None, ge=1, description="parameters: memory parameters of the whole trunk")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MatchConfig:
+        if (self.by == "none") != (self.budget is None):
+            raise ValueError("match needs a budget, and a budget needs match.by")
+        return self
+
+
+class RunConfig(Config):
+    """One run: everything that decides its result."""
+
+    data: DataConfig = RoomsData()
+    trunk: TrunkConfig = TrunkConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    memory: MemoryConfig = MemoryConfig(name="none")
+    match: MatchConfig = MatchConfig()
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        step = self.trunk.frames_per_step
+        for key, frames in {
+            "training.frames": self.training.frames,
+            "training.loss_from": self.training.loss_from,
+            "evaluation.context": self.evaluation.context,
+            "evaluation.horizon": self.evaluation.horizon,
+        }.items():
+            if frames % step:
+                raise ValueError(f"{key} {frames} must be a multiple of trunk.frames_per_step {step}")
+        if self.trunk.motion == "action" and "retrieval" in self.evaluation.tasks:
+            raise ValueError(
+                "evaluation.tasks: retrieval walks the path backwards, which actions cannot say; "
+                "use trunk.motion: pose or egomotion, or drop retrieval"
+            )
+        return self
+
+
+class SlurmConfig(Config):
+    """What a SLURM job asks for."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus: int = Field(0, ge=0)
+    cpus: int = Field(1, ge=1)
+    memory_gb: float = Field(8, gt=0)
+    timeout: str = Field("4h", pattern=r"^\d+(\.\d+)?\s*[mhd]$", description="such as 30m, 4h, 2d")
+    setup: tuple[str, ...] = Field((), description="shell lines run before the job")
+    extra: dict[str, str | int | bool] = Field({}, description="further sbatch options, without the dashes")
+
+
+class LaunchConfig(Config):
+    """Where and how fast runs execute. Never part of a run's identity."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    parallel: int = Field(2, ge=1, description="runs at a time")
+    threads: int = Field(1, ge=1, description="CPU threads a run")
+    slurm: SlurmConfig = SlurmConfig()
+
+
+class SweepConfig(Config):
+    """One experiment: what all runs share, the grid over any of its leaves, and how to launch."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)
+    run: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+    launch: LaunchConfig = LaunchConfig()

@@ -1,0 +1,92 @@
+"""What every data set gives: frames, actions, egomotion and poses, and which surface each ray of a view meets.
+
+Letters: B episodes, T frames, C colour channels, H height, W width, A action size, R rays across a view.
+
+Poses are (x, y, heading in radians), heading 0 along +x, counter-clockwise. Egomotion row t is the motion from
+frame t-1 to frame t in the body frame of t-1: (forward, sideways to the left, turn). Row 0 is zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """B episodes (or clips) of T frames each."""
+
+    frames: Tensor  # [B, T, C, H, W] uint8
+    actions: Tensor  # [B, T, A] float32; row t is what led to frame t
+    egomotion: Tensor  # [B, T, 3] float32
+    poses: Tensor  # [B, T, 3] float64
+    surfaces: Tensor  # [B, T, R] int64: identity of the surface each ray meets, -1 for none; R = 0 if not asked for
+    names: tuple[str, ...]  # [B] where each comes from
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def select(self, index: slice) -> Episodes:
+        """Return the episodes under `index`, as views."""
+        picked: dict[str, Any] = {f.name: getattr(self, f.name)[index] for f in fields(self)}
+        return Episodes(**picked)
+
+    def pixels(self) -> Tensor:
+        """Return the frames as float32 in [-1, 1], the range the trunk works in."""
+        return self.frames.float() / 127.5 - 1.0
+
+
+class Dataset(Protocol):
+    """A source of training clips and held-out episodes."""
+
+    frame_shape: tuple[int, int, int]  # C, H, W
+    action_size: int
+    identity: str  # hash of everything that decides its content
+
+    def training_batch(self, seed: int, step: int, batch: int, frames: int) -> Episodes:
+        """Return the clips of one training step: a pure function of its arguments."""
+        ...
+
+    def held_out(self, episodes: int, frames: int, context: int) -> Episodes:
+        """Return evaluation episodes with `surfaces`, the same for every run; never seen in training."""
+        ...
+
+
+def wrap(angle: Tensor) -> Tensor:
+    """Map angles in radians to [-pi, pi)."""
+    return torch.remainder(angle + torch.pi, 2 * torch.pi) - torch.pi
+
+
+def egomotion_from_poses(poses: Tensor) -> Tensor:
+    """[..., T, 3] poses -> [..., T, 3] egomotion in the body frame, row 0 zero."""
+    before, after = poses[..., :-1, :], poses[..., 1:, :]
+    delta, heading = after[..., :2] - before[..., :2], before[..., 2]
+    forward = delta[..., 0] * heading.cos() + delta[..., 1] * heading.sin()
+    sideways = delta[..., 1] * heading.cos() - delta[..., 0] * heading.sin()
+    motion = torch.stack([forward, sideways, wrap(after[..., 2] - before[..., 2])], -1)
+    return torch.cat([torch.zeros_like(motion[..., :1, :]), motion], -2)
+
+
+def poses_from_egomotion(egomotion: Tensor) -> Tensor:
+    """Dead reckoning: [..., T, 3] egomotion -> [..., T, 3] poses relative to the first frame's, heading unwrapped.
+
+    Row 0 of the result is zero: the first frame's own egomotion is how it was reached, which nobody saw.
+    """
+    motion = egomotion.double().clone()
+    motion[..., 0, :] = 0
+    heading = motion[..., 2].cumsum(-1)
+    start = heading - motion[..., 2]  # the heading in which each motion began
+    dx = motion[..., 0] * start.cos() - motion[..., 1] * start.sin()
+    dy = motion[..., 0] * start.sin() + motion[..., 1] * start.cos()
+    return torch.stack([dx.cumsum(-1), dy.cumsum(-1), heading], -1)
+
+
+def invert_egomotion(egomotion: Tensor) -> Tensor:
+    """The motion that undoes each given motion, in the body frame it ends in. [..., 3] -> [..., 3]."""
+    forward, sideways, turn = egomotion.unbind(-1)
+    return torch.stack(
+        [-(forward * turn.cos() + sideways * turn.sin()), forward * turn.sin() - sideways * turn.cos(), -turn], -1
+    )

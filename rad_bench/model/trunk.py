@@ -1,0 +1,305 @@
+"""The recurrent diffusion transformer: one trunk, any memory block.
+
+A layer is spatial attention over a frame's tokens, causal temporal attention per location over a local window, the
+memory block, and an MLP; each is modulated by the frame's noise level and motion (adaLN-zero, Peebles & Xie 2022,
+arXiv 2212.09748). Frames come in two streams. *Clean* frames are read under the stabilisation noise label and write:
+into the window and into memory. *Noisy* frames only read: the clean frames of their window, the memory as it was
+before their step, and their own step. One implementation serves training (all frames of both streams at once) and
+rollout (one step of either stream, with a cache), which is why the two agree.
+
+Letters: B videos, T frames, N tokens a frame, D channels, H heads, P channels a head, M motion features, W window,
+F frames a step. A step is F frames that are denoised together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from blocks.memory import MemoryBlock, State, state_bytes
+from rad_bench.config import TrunkConfig
+from rad_bench.model.motion import motion_size
+from rad_bench.model.rope import rotate, rotation_1d, rotation_2d
+from rad_bench.model.scan import Scan
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """What one layer keeps of the clean frames so far."""
+
+    k_BNWHP: Tensor  # rotated keys of the last W clean frames
+    v_BNWHP: Tensor
+    memory: State
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What a rollout carries from frame to frame. Never changed in place."""
+
+    frames: int  # clean frames committed so far
+    layers: tuple[LayerCache, ...]
+
+    def memory(self) -> tuple[State, ...]:
+        """Return the memory states, layer by layer."""
+        return tuple(layer.memory for layer in self.layers)
+
+    def with_memory(self, states: tuple[State, ...]) -> Cache:
+        """Return this cache with other memory states; the attention window stays."""
+        layers = (replace(layer, memory=state) for layer, state in zip(self.layers, states, strict=True))
+        return replace(self, layers=tuple(layers))
+
+    def memory_bytes(self) -> int:
+        """Count the bytes of the memory states of all layers and videos, from the live tensors."""
+        return sum(state_bytes(layer.memory) for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Which frames of a pass are clean and which noisy, and what may see what. Frames: [clean..., noisy...]."""
+
+    clean: int  # number of clean frames T_c
+    first: int  # absolute index of the first frame of the pass
+    frame_Q: Tensor  # absolute index of every frame of the pass
+    visible_QK: Tensor  # temporal attention, keys = [cached..., clean..., noisy...]
+
+
+class Attention(nn.Module):
+    """Multi-head attention over the second-to-last axis, with rotary positions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+
+    def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[..., L, D] -> rotated q, rotated k and v, each [..., L, H, P]."""
+        q, k, v = rearrange(self.qkv(x), "... (three h p) -> three ... h p", three=3, h=self.heads).unbind(0)
+        return rotate(q, rotation), rotate(k, rotation), v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Attend from [..., Q, H, P] to [..., K, H, P]; `visible` is [Q, K]."""
+        lead = q.shape[:-3]
+        q, k, v = (part.flatten(0, -4).transpose(1, 2) for part in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        return self.output(y.transpose(1, 2).flatten(2)).unflatten(0, lead)
+
+
+class Layer(nn.Module):
+    """Spatial attention, temporal attention, memory, MLP."""
+
+    def __init__(self, config: TrunkConfig, scan: Scan, motion: int, memory: MemoryBlock) -> None:
+        super().__init__()
+        D = config.width
+        self.window, self.scan, self.memory_gain = config.window, scan, config.memory_gain
+        self.noisy_writes = config.memory_writes == "noisy"
+        self.spatial = Attention(D, config.heads)
+        self.temporal = Attention(D, config.heads)
+        self.motion = nn.Linear(motion, D)
+        self.motion_code = nn.Linear(D, D, bias=False)
+        self.memory = memory
+        hidden = int(config.mlp_ratio * D)
+        self.mlp = nn.Sequential(nn.Linear(D, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, D))
+        self.modulation = nn.Linear(D, 12 * D)
+
+    def forward(
+        self, x: Tensor, condition_BTD: Tensor, motion_BTM: Tensor, streams: Streams, cache: LayerCache,
+        rotations: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, LayerCache]:  # fmt: skip
+        """Process the frames of a pass, x_BTND; return them and the cache with the clean ones written."""
+        space, time = rotations
+        shift, scale, gate = self.modulation(condition_BTD)[:, :, None].unflatten(-1, (3, 4, -1)).unbind(3)
+
+        def modulated(part: int) -> Tensor:
+            return F.layer_norm(x, x.shape[-1:]) * (1 + scale[..., part, :]) + shift[..., part, :]
+
+        q, k, v = self.spatial.project(modulated(0), space)
+        x = x + gate[..., 0, :] * self.spatial.attend(q, k, v)
+
+        q, k, v = self.temporal.project(modulated(1).transpose(1, 2), time)
+        k, v = torch.cat([cache.k_BNWHP, k], 2), torch.cat([cache.v_BNWHP, v], 2)
+        x = x + gate[..., 1, :] * self.temporal.attend(q, k, v, streams.visible_QK).transpose(1, 2)
+        written = cache.k_BNWHP.shape[2] + streams.clean
+        kept = slice(max(written - self.window, 0), written)
+
+        # The motion enters the memory's input as well, as RAD feeds actions to its RNN: without it no block,
+        # not even full attention, learned where to write and read.
+        code = self.motion_code(F.layer_norm(self.motion(motion_BTM), condition_BTD.shape[-1:]))
+        y, state = self._remember(modulated(2) + self.memory_gain * code[:, :, None], streams.clean, cache.memory)
+        x = x + gate[..., 2, :] * y
+
+        x = x + gate[..., 3, :] * self.mlp(modulated(3))
+        return x, LayerCache(k[:, :, kept], v[:, :, kept], state)
+
+    def _remember(self, x_BTND: Tensor, clean: int, state: State) -> tuple[Tensor, State]:
+        """Write the clean frames into memory and let the noisy ones read it."""
+        x_clean, x_noisy = x_BTND[:, :clean], x_BTND[:, clean:]
+        if not clean:  # one noisy step against a carried state: read and drop
+            y, _ = self.memory.step(self.scan.fold(x_noisy)[:, 0], state)
+            return self.scan.unfold(y[:, None]), state
+        clean_STKD = self.scan.fold(x_clean)
+        prefetched = self.memory.prefetch(clean_STKD, state)
+        y_clean = self.scan.unfold(prefetched.y_STKD)
+        if not x_noisy.shape[1]:
+            return y_clean, prefetched.state
+        noisy_STKD = self.scan.fold(x_noisy)
+        if self.noisy_writes:  # the earlier recipe: in training, noisy frames themselves advance the memory
+            context = clean_STKD.shape[1] - noisy_STKD.shape[1]
+            before = self.memory.prefetch(clean_STKD[:, :context], state).state if context else state
+            y_STKD = self.memory.prefetch(noisy_STKD, before).y_STKD
+        else:
+            y_STKD = self.memory.retrieve(noisy_STKD, prefetched)
+        return torch.cat([y_clean, self.scan.unfold(y_STKD)], 1), prefetched.state
+
+
+class Trunk(nn.Module):
+    """The network: predicts the target of noisy frames from clean ones before them.
+
+    Weights outside the memory blocks depend on (seed, parameter name) alone, so every block starts from the same
+    trunk; `trunk_hash` proves it. Frames are [B, T, C, height, width] in [-1, 1].
+    """
+
+    def __init__(
+        self, config: TrunkConfig, make_memory: Callable[[int], MemoryBlock], frame_shape: tuple[int, int, int],
+        action_size: int, seed: int, stabilisation: float = 0.0,
+    ) -> None:  # fmt: skip
+        """`make_memory(D)` builds the memory block of one layer."""
+        super().__init__()
+        channels, height, width = frame_shape
+        rows, columns, D = height // config.patch, width // config.patch, config.width
+        self.config, self.frame_shape, self.stabilisation = config, frame_shape, stabilisation
+        self.rows, self.columns = rows, columns
+        self.scan = Scan(config.scan, rows, columns, config.frames_per_step, config.scan_block)
+        motion = motion_size(config.motion, action_size)
+        self.embed = nn.Linear(channels * config.patch**2, D)
+        self.position = nn.Parameter(torch.zeros(rows * columns, D))
+        self.level = nn.Sequential(nn.Linear(D, D), nn.SiLU(), nn.Linear(D, D))
+        self.motion = nn.Linear(motion, D)
+        layers = []
+        for number in range(config.depth):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(_seed_of(seed, f"memory.{number}"))
+                layers.append(Layer(config, self.scan, motion, make_memory(D)))
+        self.layers = nn.ModuleList(layers)
+        self.modulation = nn.Linear(D, 2 * D)
+        self.head = nn.Linear(D, channels * config.patch**2)
+        _initialise(dict(self.trunk_parameters()), seed)
+
+    def trunk_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Iterate over the named parameters outside the memory blocks."""
+        return ((name, p) for name, p in self.named_parameters() if ".memory." not in name)
+
+    def memory_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Iterate over the named parameters of the memory blocks."""
+        return ((name, p) for name, p in self.named_parameters() if ".memory." in name)
+
+    def trunk_hash(self) -> str:
+        """Return a hash of all weights outside the memory blocks."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.trunk_parameters()):
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def start(self, videos: int) -> Cache:
+        """Return the cache of `videos` videos of which no frame is known."""
+        shape = (videos, self.rows * self.columns, 0, self.config.heads, self.config.width // self.config.heads)
+        empty = self.position.new_zeros(shape)
+        states = [layer.memory.initial_state(self.scan.sequences(videos)) for layer in self.layers]  # type: ignore[operator,union-attr]
+        return Cache(0, tuple(LayerCache(empty, empty, state) for state in states))
+
+    def forward(self, clean: Tensor, noisy: Tensor, level_BT: Tensor, motion_BTM: Tensor) -> Tensor:
+        """Training: predict all noisy frames at once. They stand at the last frames of the clean clip.
+
+        `level_BT` is the noise level of each noisy frame; `motion_BTM` covers the clean clip.
+        """
+        output, _ = self._run(clean, noisy, level_BT, motion_BTM, self.start(len(clean)))
+        return output
+
+    def commit(self, clean: Tensor, motion_BTM: Tensor, cache: Cache) -> Cache:
+        """Write finished frames (a multiple of F) into window and memory."""
+        nothing = clean[:, :0]
+        _, cache = self._run(clean, nothing, nothing[:, :, 0, 0, 0], motion_BTM, cache)
+        return cache
+
+    def denoise(self, noisy: Tensor, level_BT: Tensor, motion_BTM: Tensor, cache: Cache) -> Tensor:
+        """Rollout: predict the F frames of the next step; nothing is written."""
+        output, _ = self._run(noisy[:, :0], noisy, level_BT, motion_BTM, cache)
+        return output
+
+    def _run(
+        self, clean: Tensor, noisy: Tensor, level_BT: Tensor, motion_BTM: Tensor, cache: Cache
+    ) -> tuple[Tensor, Cache]:
+        T_c, T_n = clean.shape[1], noisy.shape[1]
+        p = self.config.patch
+        frames = torch.cat([clean, noisy], 1)
+        tokens = rearrange(frames, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+        x = self.embed(tokens) + self.position
+        motion = torch.cat([motion_BTM[:, :T_c], motion_BTM[:, motion_BTM.shape[1] - T_n :]], 1)
+        levels = torch.cat([level_BT.new_full((len(clean), T_c), self.stabilisation), level_BT], 1)
+        condition = F.silu(self.level(_sinusoid(levels, self.config.width)) + self.motion(motion))
+        streams = self._streams(T_c, T_n, cache.frames, x.device)
+        head_dim = self.config.width // self.config.heads
+        rotations = (
+            rotation_2d(self.rows, self.columns, head_dim, x.device),
+            rotation_1d(streams.frame_Q, head_dim),
+        )
+        layers = []
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            x, layer_cache = layer(x, condition, motion, streams, layer_cache, rotations)
+            layers.append(layer_cache)
+        x, condition = x[:, T_c:], condition[:, T_c:]
+        shift, scale = self.modulation(condition)[:, :, None].chunk(2, -1)
+        out = self.head(F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift)
+        out = rearrange(out, "b t (h w) (c p q) -> b t c (h p) (w q)", h=self.rows, p=p, q=p)
+        return out, Cache(cache.frames + T_c, tuple(layers))
+
+    def _streams(self, T_c: int, T_n: int, first: int, device: torch.device) -> Streams:
+        """Say who sees whom: earlier clean frames within the window, and the frame's own step up to itself."""
+        F_, W = self.config.frames_per_step, self.config.window
+        if T_c % F_ or T_n % F_ or (T_n > max(T_c, F_)):
+            raise ValueError(f"{T_c} clean and {T_n} noisy frames do not form steps of {F_}")
+        end = first + T_c if T_c else first + T_n
+        clean = torch.arange(first, first + T_c, device=device)
+        noisy = torch.arange(end - T_n, end, device=device)
+        cached = torch.arange(max(first - W, 0), first, device=device)
+        query, key = torch.cat([clean, noisy]), torch.cat([cached, clean, noisy])
+        query_noisy = torch.arange(T_c + T_n, device=device)[:, None] >= T_c
+        key_noisy = torch.arange(len(key), device=device)[None, :] >= len(cached) + T_c
+        step_start = (query // F_ * F_)[:, None]
+        in_window = (key >= step_start - W) & (key < step_start) & ~key_noisy
+        own_step = (key >= step_start) & (key <= query[:, None]) & (key_noisy == query_noisy)
+        return Streams(T_c, first, query, in_window | own_step)
+
+
+def _sinusoid(level: Tensor, width: int) -> Tensor:
+    """Embed noise levels in [0, 1]: [B, T] -> [B, T, width]."""
+    half = width // 2
+    frequency = torch.exp(torch.linspace(0, 1, half, device=level.device) * torch.log(torch.tensor(1000.0)))
+    phase = level[..., None] * frequency
+    return torch.cat([phase.sin(), phase.cos()], -1)
+
+
+def _seed_of(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
+
+
+def _initialise(parameters: dict[str, nn.Parameter], seed: int) -> None:
+    """Set trunk weights from (seed, name). Modulations and the head start at zero: the network at the identity."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            generator = torch.Generator().manual_seed(_seed_of(seed, name))
+            if name.endswith("bias") or "modulation" in name or name.startswith("head"):
+                parameter.zero_()
+            elif name == "position":
+                parameter.normal_(0, 0.02, generator=generator)
+            elif "motion_code" in name:
+                nn.init.orthogonal_(parameter, generator=generator)
+            else:
+                nn.init.xavier_uniform_(parameter, generator=generator)
