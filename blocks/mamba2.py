@@ -54,7 +54,13 @@ class Mamba2(MemoryBlock):
         super().__init__(dim)
         if min(heads, head_dim, state, chunk) < 1 or conv < 2:
             raise ValueError("mamba2 needs heads, head_dim, state, chunk >= 1 and conv >= 2")
-        self.heads, self.head_dim, self.state_size, self.conv, self.chunk = heads, head_dim, state, conv, chunk
+        self.heads, self.head_dim, self.state_size, self.conv, self.chunk = (
+            heads,
+            head_dim,
+            state,
+            conv,
+            chunk,
+        )
         inner = heads * head_dim
         self.channels = inner + 2 * state
         self.input = nn.Linear(dim, inner + self.channels + heads, bias=False)
@@ -80,7 +86,9 @@ class Mamba2(MemoryBlock):
         A = -self.A_log.exp()
         outputs = []
         for k in range(x_SKD.shape[1]):
-            x, B, C, dt_k = (part[:, 0, k] for part in (tokens.x_STKHP, tokens.B_STKN, tokens.C_STKN, tokens.dt_STKH))
+            x, B, C, dt_k = (
+                part[:, 0, k] for part in (tokens.x_STKHP, tokens.B_STKN, tokens.C_STKN, tokens.dt_STKH)
+            )
             write = torch.einsum("sh,shp,sn->shpn", dt_k, x, B)
             ssm = torch.exp(dt_k * A)[..., None, None] * ssm + write
             outputs.append(torch.einsum("shpn,sn->shp", ssm, C))
@@ -158,7 +166,9 @@ class Mamba2(MemoryBlock):
         own = (queries.dt_STKH * A).cumsum(2)  # log decay within the query frame, inclusive
         passed = (clean.dt_STKH * A).flatten(1, 2).cumsum(1)  # log decay from the chunk's start, inclusive
         frame_end = passed.unflatten(1, (T, K))[:, :, -1]
-        before = F.pad(frame_end, (0, 0, 1, 0))[:, offset : offset + Q]  # ... up to the query frame, exclusive
+        before = F.pad(frame_end, (0, 0, 1, 0))[
+            :, offset : offset + Q
+        ]  # ... up to the query frame, exclusive
         total = before[:, :, None] + own  # [S, Q, K, H]
 
         scores = torch.einsum("sqkn,sln->sqkl", queries.C_STKN, clean.B_STKN.flatten(1, 2))
@@ -184,5 +194,8 @@ class Mamba2(MemoryBlock):
 
 def _frames(tokens: Tokens, frames: slice) -> Tokens:
     return Tokens(
-        tokens.x_STKHP[:, frames], tokens.B_STKN[:, frames], tokens.C_STKN[:, frames], tokens.dt_STKH[:, frames]
+        tokens.x_STKHP[:, frames],
+        tokens.B_STKN[:, frames],
+        tokens.C_STKN[:, frames],
+        tokens.dt_STKH[:, frames],
     )

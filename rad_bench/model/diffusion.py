@@ -1,7 +1,7 @@
 """Noise, what the network predicts of it, and DDIM (Song et al. 2021, arXiv 2010.02502) with eta 0.
 
-    x_t = alpha(t) x_0 + sigma(t) noise,   alpha^2 + sigma^2 = 1,   t in [0, 1], 0 = clean
-    prediction x0: the clean frame;   v: alpha noise - sigma x_0 (Salimans & Ho 2022, arXiv 2202.00512)
+x_t = alpha(t) x_0 + sigma(t) noise,   alpha^2 + sigma^2 = 1,   t in [0, 1], 0 = clean
+prediction x0: the clean frame;   v: alpha noise - sigma x_0 (Salimans & Ho 2022, arXiv 2202.00512)
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Diffusion:
         alpha2 = (high - torch.sigmoid(6 * level - 3)) / (high - low)
         return alpha2.clamp(0, 1).sqrt(), (1 - alpha2).clamp(0, 1).sqrt()
 
-    def loss(self, trunk: Trunk, clean: Tensor, motion_BTM: Tensor, loss_from: int, generator: torch.Generator) -> Tensor:
+    def loss(
+        self, trunk: Trunk, clean: Tensor, motion_BTM: Tensor, loss_from: int, generator: torch.Generator
+    ) -> Tensor:
         """Mean squared error over the noisy stream, which covers the frames from `loss_from` on.
 
         Every step has a noise level of its own, 1 - u^2: biased towards noise, where memory is needed.

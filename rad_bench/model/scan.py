@@ -29,7 +29,10 @@ class Scan:
     def sequences(self, videos: int) -> int:
         """Return S for B videos."""
         tokens = self.rows * self.columns
-        return videos * {"location": tokens, "block": tokens // self.block**2, "frame": 1, "pooled": 1}[self.kind]
+        return (
+            videos
+            * {"location": tokens, "block": tokens // self.block**2, "frame": 1, "pooled": 1}[self.kind]
+        )
 
     def fold(self, x_BTND: Tensor) -> Tensor:
         """[B, T, N, D] -> [S, T / frames_per_step, K, D]."""
@@ -40,7 +43,7 @@ class Scan:
             return rearrange(x_BTND, "b (t f) n d -> b t (f n) d", f=f)
         if self.kind == "pooled":
             return rearrange(x_BTND.mean(2), "b (t f) d -> b t f d", f=f)
-        return rearrange(x_BTND, f"b (t f) (r i c j) d -> (b r c) t (f i j) d", f=f, **self._grid())
+        return rearrange(x_BTND, "b (t f) (r i c j) d -> (b r c) t (f i j) d", f=f, **self._grid())
 
     def unfold(self, y_STKD: Tensor) -> Tensor:
         """The inverse of `fold`; a pooled output is repeated over the N locations."""
@@ -54,4 +57,9 @@ class Scan:
         return rearrange(y_STKD, "(b r c) t (f i j) d -> b (t f) (r i c j) d", f=f, **self._grid())
 
     def _grid(self) -> dict[str, int]:
-        return {"r": self.rows // self.block, "c": self.columns // self.block, "i": self.block, "j": self.block}
+        return {
+            "r": self.rows // self.block,
+            "c": self.columns // self.block,
+            "i": self.block,
+            "j": self.block,
+        }

@@ -131,7 +131,9 @@ class Layer(nn.Module):
         # The motion enters the memory's input as well, as RAD feeds actions to its RNN: without it no block,
         # not even full attention, learned where to write and read.
         code = self.motion_code(F.layer_norm(self.motion(motion_BTM), condition_BTD.shape[-1:]))
-        y, state = self._remember(modulated(2) + self.memory_gain * code[:, :, None], streams.clean, cache.memory)
+        y, state = self._remember(
+            modulated(2) + self.memory_gain * code[:, :, None], streams.clean, cache.memory
+        )
         x = x + gate[..., 2, :] * y
 
         x = x + gate[..., 3, :] * self.mlp(modulated(3))
@@ -209,7 +211,13 @@ class Trunk(nn.Module):
 
     def start(self, videos: int) -> Cache:
         """Return the cache of `videos` videos of which no frame is known."""
-        shape = (videos, self.rows * self.columns, 0, self.config.heads, self.config.width // self.config.heads)
+        shape = (
+            videos,
+            self.rows * self.columns,
+            0,
+            self.config.heads,
+            self.config.width // self.config.heads,
+        )
         empty = self.position.new_zeros(shape)
         states = [layer.memory.initial_state(self.scan.sequences(videos)) for layer in self.layers]  # type: ignore[operator,union-attr]
         return Cache(0, tuple(LayerCache(empty, empty, state) for state in states))

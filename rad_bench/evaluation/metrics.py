@@ -1,0 +1,78 @@
+"""Frame metrics on [0, 1] RGB, defined once. What each number means is printed and hashed: the metric card."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+
+import torch
+from torch import Tensor
+
+from rad_bench.evaluation.perceptual import lpips_definition
+
+SIGMA, RADIUS = 1.5, 5  # of SSIM's Gaussian window; scikit-image truncates at 3.5 sigma
+K1, K2 = 0.01, 0.03
+PSNR_CAP = 100.0  # identical frames have no finite PSNR
+
+DEFINITIONS = {
+    "psnr": "10 log10(1 / MSE) of a frame, RGB in [0, 1] clamped, data range 1.0, capped at 100 dB; mean over frames, "
+    "then over episodes",
+    "ssim": "scikit-image structural_similarity of a frame: Gaussian weights, sigma 1.5, no sample covariance, data "
+    "range 1.0, mean over channels; frames smaller than 11 pixels have none",
+    "mse": "mean squared error of a frame; the pooled PSNR is 10 log10(1 / mean MSE)",
+}
+
+
+@functools.cache
+def metric_card() -> dict[str, str]:
+    """Return the definitions of all metrics and, under `card`, their hash."""
+    definitions = {**DEFINITIONS, "lpips": lpips_definition()}
+    digest = hashlib.sha256(json.dumps(definitions, sort_keys=True).encode()).hexdigest()[:16]
+    return {**definitions, "card": digest}
+
+
+def mse(frames: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared error of each frame: [..., C, H, W] in [0, 1] -> [...], float64."""
+    return (frames.double() - truth.double()).square().mean((-3, -2, -1))
+
+
+def psnr(frames: Tensor, truth: Tensor) -> Tensor:
+    """PSNR of each frame in dB: [..., C, H, W] in [0, 1] -> [...], float64."""
+    return (-10 * torch.log10(mse(frames, truth))).clamp(max=PSNR_CAP)
+
+
+def ssim(frames: Tensor, truth: Tensor) -> Tensor:
+    """SSIM of each frame, as scikit-image defines it: [..., C, H, W] in [0, 1] -> [...], float64.
+
+    The Gaussian window is applied as two banded matrix products over the region where it fits.
+    """
+    x, y = frames.double(), truth.double()
+    rows, columns = (_window(size, x.device) for size in x.shape[-2:])
+
+    def blur(image: Tensor) -> Tensor:
+        return rows @ image @ columns.T
+
+    mean_x, mean_y = blur(x), blur(y)
+    variance_x = blur(x * x) - mean_x**2
+    variance_y = blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = K1**2, K2**2
+    top = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    bottom = (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
+    return (top / bottom).mean((-3, -2, -1))
+
+
+@functools.cache
+def _window(size: int, device: torch.device) -> Tensor:
+    """The Gaussian filter as a matrix [size - 2 * RADIUS, size]."""
+    if size < 2 * RADIUS + 1:
+        raise ValueError(f"SSIM needs frames of at least {2 * RADIUS + 1} pixels, got {size}")
+    taps = torch.tensor(
+        [math.exp(-0.5 * (i / SIGMA) ** 2) for i in range(-RADIUS, RADIUS + 1)], dtype=torch.float64
+    )
+    matrix = torch.zeros(size - 2 * RADIUS, size, dtype=torch.float64)
+    for row in range(len(matrix)):
+        matrix[row, row : row + len(taps)] = taps / taps.sum()
+    return matrix.to(device)

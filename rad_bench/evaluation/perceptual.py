@@ -1,0 +1,86 @@
+"""LPIPS (Zhang et al. 2018, arXiv 1801.03924): the `lpips` package, AlexNet, v0.1, if its verified weights are there.
+
+The backbone's weights are torchvision's file, in torch's hub folder. Nothing is ever downloaded from here, and a file
+whose SHA-256 is not the published one is not used: the column is then absent, and the report says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+WEIGHTS = "alexnet-owt-7be5be79.pth"
+SHA256_PREFIX = "7be5be79"
+SMALLEST = 31  # pixels; AlexNet's pooling leaves nothing of smaller frames
+
+_torchvision_operators: torch.library.Library | None = None
+
+
+@functools.cache
+def lpips_unavailable() -> str | None:
+    """Return why LPIPS cannot be computed here, or None if it can."""
+    path = weights_path()
+    if not path.is_file():
+        return f"weights missing: put torchvision's {WEIGHTS} into {path.parent}"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not digest.startswith(SHA256_PREFIX):
+        return f"weights unverified: SHA-256 of {WEIGHTS} starts with {digest[:8]}, not {SHA256_PREFIX}"
+    return None
+
+
+def weights_path() -> Path:
+    """Return where torch's hub keeps the backbone's weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+
+
+def lpips_definition() -> str:
+    """Return LPIPS's entry in the metric card."""
+    reason = lpips_unavailable()
+    if reason is not None:
+        return f"unavailable: {reason.split(':')[0]}"
+    return f"lpips package, AlexNet v0.1, backbone SHA-256 {SHA256_PREFIX}..., frames at their own size in [-1, 1]"
+
+
+def lpips(frames: Tensor, truth: Tensor, batch: int = 64) -> Tensor:
+    """LPIPS of each frame: [L, C, H, W] in [0, 1] -> [L]. Only to be called where `lpips_unavailable()` is None."""
+    network = _network().to(frames.device)
+    scores = []
+    with torch.no_grad():
+        for x, y in zip(frames.split(batch), truth.split(batch), strict=True):
+            scores.append(network(x.float() * 2 - 1, y.float() * 2 - 1).flatten())
+    return torch.cat(scores)
+
+
+@functools.cache
+def _network() -> nn.Module:
+    _import_torchvision()
+    import lpips as package
+
+    return package.LPIPS(net="alex", version="0.1", verbose=False).eval()
+
+
+def _import_torchvision() -> None:
+    """Import torchvision, also where its compiled operators do not fit a CPU build of torch.
+
+    Its import then fails because two operators that it annotates do not exist. They are not needed for AlexNet, so
+    they are declared without an implementation, and the import is tried once more.
+    """
+    global _torchvision_operators
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        _torchvision_operators = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            _torchvision_operators.define(
+                f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        import torchvision  # noqa: F401

@@ -1,0 +1,62 @@
+"""What is generated and what it is compared with.
+
+    retrieval      C true frames, then the same path backwards; the truth is the context, reversed
+    continuation   C true frames, then H frames with the episode's own motion; the truth is the episode
+
+Both continue to the same form: the true frames of context and generation, in order, and the motion that leads there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rad_bench.config import EvaluationConfig
+from rad_bench.data.episodes import Episodes, invert_egomotion
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task on B held-out episodes: what is given, what is asked, what is right."""
+
+    name: str
+    context: int  # C
+    truth: Tensor  # uint8 [B, C + H, channels, height, width]; the first C frames are given
+    actions: Tensor  # [B, C + H, A]; zero where the path runs backwards, which actions cannot say
+    egomotion: Tensor  # [B, C + H, 3]
+    surfaces: Tensor  # [B, C + H, R]
+
+    @property
+    def horizon(self) -> int:
+        """H, the number of generated frames."""
+        return self.truth.shape[1] - self.context
+
+
+def make_task(name: str, episodes: Episodes, config: EvaluationConfig, frames_per_step: int) -> Task:
+    """Build a task from held-out episodes of at least C + H frames."""
+    C = config.context
+    if name == "continuation":
+        end = C + config.horizon
+        return Task(
+            name, C, episodes.frames[:, :end], episodes.actions[:, :end], episodes.egomotion[:, :end],
+            episodes.surfaces[:, :end],
+        )  # fmt: skip
+    back = (C - 1) // frames_per_step * frames_per_step  # the last context frame is where the way back starts
+    order = torch.arange(C - 2, C - 2 - back, -1)
+    undone = invert_egomotion(
+        episodes.egomotion[:, order + 1]
+    )  # the motion that led from frame i to i + 1, undone
+
+    def there_and_back(part: Tensor, way_back: Tensor) -> Tensor:
+        return torch.cat([part[:, :C], way_back], 1)
+
+    return Task(
+        name,
+        C,
+        there_and_back(episodes.frames, episodes.frames[:, order]),
+        there_and_back(episodes.actions, torch.zeros_like(episodes.actions[:, order])),
+        there_and_back(episodes.egomotion, undone),
+        there_and_back(episodes.surfaces, episodes.surfaces[:, order]),
+    )

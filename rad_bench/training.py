@@ -1,0 +1,169 @@
+"""Config and data in, trained trunk out. Stopped at any moment and called again, it ends with the same bits."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rad_bench.config import RunConfig, TrainingConfig
+from rad_bench.data import Dataset
+from rad_bench.model.diffusion import Diffusion
+from rad_bench.model.motion import motion_features
+from rad_bench.model.trunk import Trunk
+from rad_bench.run_folder import RunFolder
+
+LOG_EVERY = 10  # steps
+
+
+@dataclass
+class Progress:
+    """How far a training has come; saved with every checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0  # spent in steps, over all attempts
+    loss_first: float = math.nan  # mean of the first logged steps
+    loss_last: float = math.nan
+    pending: list[float] = field(default_factory=list)  # losses since the last log line
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+def train(
+    run: RunConfig, trunk: Trunk, dataset: Dataset, folder: RunFolder, device: torch.device
+) -> tuple[Trunk, Progress]:
+    """Train `trunk` in place and return its averaged (EMA) copy.
+
+    Resumes from the folder's checkpoint. All randomness of step s is a function of (seed, s), so nothing but
+    weights, averages and optimiser state needs saving. Raises `DivergedError` if the loss is not finite.
+    """
+    config = run.training
+    optimiser = make_optimiser(trunk, config)
+    average = copy.deepcopy(trunk).requires_grad_(False)
+    progress = Progress()
+    if folder.checkpoint.exists():
+        progress = _load(folder.checkpoint, trunk, average, optimiser, device)
+    _cut_log(folder.log, progress.step)
+    diffusion = Diffusion(run.diffusion)
+    losses = [torch.tensor(loss, device=device) for loss in progress.pending]
+    with folder.log.open("a") as log:
+        while progress.step < config.steps:
+            began = time.perf_counter()
+            losses.append(_step(run, trunk, average, dataset, diffusion, optimiser, progress.step, device))
+            progress.step += 1
+            if progress.step % LOG_EVERY == 0 or progress.step == config.steps:
+                mean = float(torch.stack(losses).mean())  # also waits for the device, so that time is honest
+                losses.clear()
+                if not math.isfinite(mean):
+                    raise DivergedError(
+                        f"loss is {mean} at step {progress.step}; lower training.learning_rate"
+                    )
+                progress.loss_last = mean
+                if math.isnan(progress.loss_first):
+                    progress.loss_first = mean
+            progress.seconds += time.perf_counter() - began
+            if not losses:
+                line = {
+                    "phase": "training",
+                    "step": progress.step,
+                    "steps": config.steps,
+                    "loss": progress.loss_last,
+                }
+                log.write(json.dumps({**line, "seconds": round(progress.seconds, 3)}) + "\n")
+                log.flush()
+            if progress.step % config.checkpoint_every == 0 or progress.step == config.steps:
+                progress.pending = [float(loss) for loss in losses]
+                _save(folder.checkpoint, trunk, average, optimiser, progress)
+    return average, progress
+
+
+def make_optimiser(trunk: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices alone."""
+    matrices = [p for p in trunk.parameters() if p.ndim >= 2]
+    vectors = [p for p in trunk.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Linear warm-up, then a cosine down to zero at the last step."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    share = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _step(
+    run: RunConfig, trunk: Trunk, average: Trunk, dataset: Dataset, diffusion: Diffusion,
+    optimiser: torch.optim.Optimizer, step: int, device: torch.device,
+) -> Tensor:  # fmt: skip
+    config = run.training
+    episodes = dataset.training_batch(run.seed, step, config.batch, config.frames)
+    motion = motion_features(run.trunk.motion, episodes.actions, episodes.egomotion).to(device)
+    generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(config, step)
+    loss = diffusion.loss(trunk, episodes.pixels().to(device), motion, config.loss_from, generator)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(trunk.parameters(), config.clip)
+    optimiser.step()
+    with torch.no_grad():
+        decay = min(config.ema, (1 + step) / (10 + step))  # a young average forgets its random start
+        torch._foreach_lerp_(list(average.parameters()), list(trunk.parameters()), 1 - decay)
+    return loss.detach()
+
+
+def _save(
+    path: Path, trunk: Trunk, average: Trunk, optimiser: torch.optim.Optimizer, progress: Progress
+) -> None:
+    state = {
+        "trunk": trunk.state_dict(),
+        "average": average.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "progress": vars(progress),
+    }
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _load(
+    path: Path, trunk: Trunk, average: Trunk, optimiser: torch.optim.Optimizer, device: torch.device
+) -> Progress:
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    trunk.load_state_dict(state["trunk"])
+    average.load_state_dict(state["average"])
+    optimiser.load_state_dict(state["optimiser"])
+    return Progress(**state["progress"])
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop log lines that a killed attempt wrote after the checkpoint that training resumes from."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # half a line, written when the process died
+        if record.get("phase") == "training" and record["step"] <= step:
+            kept.append(line)
+    path.write_text("".join(line + "\n" for line in kept))

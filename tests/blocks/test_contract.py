@@ -1,0 +1,160 @@
+"""Every block in `blocks/` is held to the whole contract, and the checks themselves can fail."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from blocks.contract import CHECKS, check_block
+from blocks.lstm import LSTM
+from blocks.memory import MemoryBlock, Prefetched
+from blocks.ttt import TTT
+from rad_bench.registry import block_names, find_block
+
+VARIANTS = {
+    "lstm": [{"hidden": 12}],
+    "mamba2": [{"head_dim": 4, "state": 5, "chunk": 8}, {"head_dim": 4, "state": 5, "chunk": 64}],
+    "ttt": [{"head_dim": 8}, {"head_dim": 8, "inner": "mlp"}, {"head_dim": 8, "inner_norm": False}],
+    "attention": [{"head_dim": 8}],
+}
+CASES = [(name, options) for name in block_names() for options in VARIANTS.get(name, [{}])]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_block_keeps_the_contract(name, options):
+    outcomes = check_block(find_block(name), options)
+    assert [outcome.name for outcome in outcomes] == list(CHECKS)
+    assert not [outcome for outcome in outcomes if not outcome.passed]
+
+
+class GRU(MemoryBlock):
+    """A stranger's block: `initial_state` and `step`, nothing else."""
+
+    def __init__(self, dim: int, hidden: int = 8) -> None:
+        super().__init__(dim)
+        self.cell, self.output = nn.GRUCell(dim, hidden), nn.Linear(hidden, dim)
+
+    def initial_state(self, sequences):
+        return (self.zeros(sequences, self.cell.hidden_size),)
+
+    def step(self, x_SKD, state):
+        (h,) = state
+        outputs = []
+        for x in x_SKD.unbind(1):
+            h = self.cell(x, h)
+            outputs.append(self.output(h))
+        return torch.stack(outputs, 1), (h,)
+
+
+def failures(block_class, options=None):
+    return {outcome.name for outcome in check_block(block_class, options) if not outcome.passed}
+
+
+def test_a_block_of_step_alone_is_valid():
+    assert failures(GRU) == set()
+
+
+class LooksAhead(GRU):
+    def prefetch(self, x_STKD, state):
+        found = super().prefetch(x_STKD, state)
+        return Prefetched(found.y_STKD.flip(1), found.memory[1:] + [found.state], found.state)
+
+
+class ChangesItsState(GRU):
+    def step(self, x_SKD, state):
+        y, (h,) = super().step(x_SKD, state)
+        state[0].copy_(h)
+        return y, state
+
+
+class MixesSequences(GRU):
+    def step(self, x_SKD, state):
+        y, state = super().step(x_SKD, state)
+        return y + y.mean(0, keepdim=True), state
+
+
+class Forgets(GRU):
+    def step(self, x_SKD, state):
+        y, (h,) = super().step(x_SKD, (state[0].detach(),))
+        return y, (h,)
+
+
+class RemembersInTheModule(GRU):
+    seen = 0.0
+
+    def step(self, x_SKD, state):
+        type(self).seen += 0.01
+        y, state = super().step(x_SKD, state)
+        return y + self.seen, state
+
+
+class WrongDecay(LSTM):
+    def retrieve(self, x_STKD, prefetched):
+        return super().retrieve(x_STKD, prefetched) * 1.001
+
+
+class ClaimsNoMemory(GRU):
+    memoryless = True
+
+
+@pytest.mark.parametrize(
+    ("faulty", "caught"),
+    [
+        (LooksAhead, "causality"),
+        (LooksAhead, "prefetch and retrieve = step by step"),
+        (ChangesItsState, "step is pure"),
+        (MixesSequences, "batch invariance"),
+        (Forgets, "gradient reaches far back"),
+        (RemembersInTheModule, "reset = fresh start"),
+        (WrongDecay, "fast path = reference (float32)"),
+        (ClaimsNoMemory, "gradient reaches far back"),
+    ],
+)
+def test_a_faulty_block_is_caught(faulty, caught):
+    assert caught in failures(faulty)
+
+
+@pytest.mark.parametrize("inner", ["linear", "mlp"])
+@pytest.mark.parametrize("inner_norm", [True, False])
+def test_ttt_writes_the_gradient_of_its_inner_loss(inner, inner_norm):
+    """The written-out gradient equals autograd's, head by head."""
+    torch.manual_seed(0)
+    block = TTT(16, inner=inner, head_dim=8, inner_norm=inner_norm).double()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    k, v = torch.randn(2, 3, 2, 5, 8, dtype=torch.float64)
+    eta = torch.rand(3, 2, 5, 1, dtype=torch.float64)
+    weights = tuple(w.detach().clone().requires_grad_() for w in block.initial_state(3))
+
+    def inner_model(x):
+        if inner == "linear":
+            out = x @ weights[0] + weights[1]
+        else:
+            out = F.gelu(x @ weights[0] + weights[1]) @ weights[2] + weights[3]
+        if inner_norm:
+            out = F.layer_norm(out, (8,)) * block.norm_scale + block.norm_shift
+        return x + out
+
+    loss = 0.5 * (eta * (inner_model(k) - v) ** 2).sum() / k.shape[-2]
+    gradients = torch.autograd.grad(loss, weights)
+    written = block._write(k, v, eta, weights)
+    for new, weight, gradient in zip(written, weights, gradients, strict=True):
+        torch.testing.assert_close(new, weight - gradient, rtol=1e-9, atol=1e-11)
+
+
+def test_lstm_step_equals_pytorchs_own():
+    torch.manual_seed(0)
+    block = LSTM(16, hidden=12).double()
+    theirs = nn.LSTM(16, 12, batch_first=True).double()
+    with torch.no_grad():
+        theirs.weight_ih_l0.copy_(block.input.weight)
+        theirs.bias_ih_l0.copy_(block.input.bias)
+        theirs.weight_hh_l0.copy_(block.recurrent.weight)
+        theirs.bias_hh_l0.zero_()
+    x = torch.randn(3, 20, 1, 16, dtype=torch.float64)
+    expected, (h, c) = theirs(x[:, :, 0])
+    found = block.prefetch(x, block.initial_state(3))
+    torch.testing.assert_close(found.y_STKD[:, :, 0], block.output(expected))
+    torch.testing.assert_close(found.state[0], h[0])
+    torch.testing.assert_close(found.state[1], c[0])
