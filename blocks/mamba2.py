@@ -86,9 +86,7 @@ class Mamba2(MemoryBlock):
         A = -self.A_log.exp()
         outputs = []
         for k in range(x_SKD.shape[1]):
-            x, B, C, dt_k = (
-                part[:, 0, k] for part in (tokens.x_STKHP, tokens.B_STKN, tokens.C_STKN, tokens.dt_STKH)
-            )
+            x, B, C, dt_k = (part[:, 0, k] for part in (tokens.x_STKHP, tokens.B_STKN, tokens.C_STKN, tokens.dt_STKH))
             write = torch.einsum("sh,shp,sn->shpn", dt_k, x, B)
             ssm = torch.exp(dt_k * A)[..., None, None] * ssm + write
             outputs.append(torch.einsum("shpn,sn->shp", ssm, C))
@@ -166,9 +164,7 @@ class Mamba2(MemoryBlock):
         own = (queries.dt_STKH * A).cumsum(2)  # log decay within the query frame, inclusive
         passed = (clean.dt_STKH * A).flatten(1, 2).cumsum(1)  # log decay from the chunk's start, inclusive
         frame_end = passed.unflatten(1, (T, K))[:, :, -1]
-        before = F.pad(frame_end, (0, 0, 1, 0))[
-            :, offset : offset + Q
-        ]  # ... up to the query frame, exclusive
+        before = F.pad(frame_end, (0, 0, 1, 0))[:, offset : offset + Q]  # ... up to the query frame, exclusive
         total = before[:, :, None] + own  # [S, Q, K, H]
 
         scores = torch.einsum("sqkn,sln->sqkl", queries.C_STKN, clean.B_STKN.flatten(1, 2))

@@ -95,18 +95,14 @@ class TrainingConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
         if self.loss_from >= self.frames:
-            raise ValueError(
-                f"loss_from {self.loss_from} must lie before the clip's end, frames {self.frames}"
-            )
+            raise ValueError(f"loss_from {self.loss_from} must lie before the clip's end, frames {self.frames}")
         return self
 
 
 class EvaluationConfig(Config):
     """What is rolled out and scored. The first task's revisit PSNR under `keep` is the headline."""
 
-    tasks: tuple[Literal["retrieval", "continuation"], ...] = Field(
-        ("continuation", "retrieval"), min_length=1
-    )
+    tasks: tuple[Literal["retrieval", "continuation"], ...] = Field(("continuation", "retrieval"), min_length=1)
     interventions: tuple[Literal["keep", "reset", "swap"], ...] = ("keep", "reset", "swap")
     episodes: int = Field(32, ge=2, description="held-out episodes")
     context: int = Field(20, ge=2, description="true frames before the first generated one")

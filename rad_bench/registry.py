@@ -32,15 +32,11 @@ def find_block(name: str) -> type[MemoryBlock]:
     if ":" not in name:
         if name not in block_names():
             hint = did_you_mean(name, block_names())
-            raise UserError(
-                f"memory: there is no block '{name}'{hint} Own blocks: 'file.py:Class' or 'module:Class'."
-            )
+            raise UserError(f"memory: there is no block '{name}'{hint} Own blocks: 'file.py:Class' or 'module:Class'.")
         module = importlib.import_module(f"blocks.{name}")
         found = [c for c in _block_classes(module) if c.__module__ == module.__name__]
         if len(found) != 1:
-            raise UserError(
-                f"memory: blocks/{name}.py must define exactly one block, and defines {len(found)}."
-            )
+            raise UserError(f"memory: blocks/{name}.py must define exactly one block, and defines {len(found)}.")
         return found[0]
     place, _, class_name = name.rpartition(":")
     module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
@@ -99,9 +95,7 @@ def block_identity(memory: MemoryConfig) -> str:
 
 def _block_classes(module: Any) -> list[type[MemoryBlock]]:
     return [
-        c
-        for c in vars(module).values()
-        if inspect.isclass(c) and issubclass(c, MemoryBlock) and c is not MemoryBlock
+        c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, MemoryBlock) and c is not MemoryBlock
     ]
 
 
@@ -119,7 +113,8 @@ def _load_file(path: Path) -> Any:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -45,9 +45,7 @@ def execute(folder: Path, launch: LaunchConfig) -> None:
     trunk, plan = build_trunk(run.config, dataset.frame_shape, dataset.action_size)
     trunk_hash = trunk.trunk_hash()
     average, progress = train(run.config, trunk.to(device), dataset, paths, device)
-    save_file(
-        {name: p.contiguous() for name, p in average.state_dict().items()}, folder / "model.safetensors"
-    )
+    save_file({name: p.contiguous() for name, p in average.state_dict().items()}, folder / "model.safetensors")
 
     def log(done: int, of: int) -> None:
         with paths.log.open("a") as file:
@@ -119,12 +117,8 @@ def _commit() -> str | None:
         git = ["git", "-C", str(root)]
         if not (root / ".git").exists():
             return None
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        )
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10
-        )
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip()[:12] + (" (dirty)" if dirty.stdout.strip() else "")

@@ -1,4 +1,4 @@
-"""Config and data in, trained trunk out. Stopped at any moment and called again, it ends with the same bits."""
+"""Config and data in, trained trunk out. Stopped at any moment and called again, it ends the same."""
 
 from __future__ import annotations
 
@@ -65,9 +65,7 @@ def train(
                 mean = float(torch.stack(losses).mean())  # also waits for the device, so that time is honest
                 losses.clear()
                 if not math.isfinite(mean):
-                    raise DivergedError(
-                        f"loss is {mean} at step {progress.step}; lower training.learning_rate"
-                    )
+                    raise DivergedError(f"loss is {mean} at step {progress.step}; lower training.learning_rate")
                 progress.loss_last = mean
                 if math.isnan(progress.loss_first):
                     progress.loss_first = mean
@@ -127,9 +125,7 @@ def _step(
     return loss.detach()
 
 
-def _save(
-    path: Path, trunk: Trunk, average: Trunk, optimiser: torch.optim.Optimizer, progress: Progress
-) -> None:
+def _save(path: Path, trunk: Trunk, average: Trunk, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
     state = {
         "trunk": trunk.state_dict(),
         "average": average.state_dict(),
@@ -144,9 +140,7 @@ def _save(
     os.replace(temporary, path)
 
 
-def _load(
-    path: Path, trunk: Trunk, average: Trunk, optimiser: torch.optim.Optimizer, device: torch.device
-) -> Progress:
+def _load(path: Path, trunk: Trunk, average: Trunk, optimiser: torch.optim.Optimizer, device: torch.device) -> Progress:
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     trunk.load_state_dict(state["trunk"])
     average.load_state_dict(state["average"])

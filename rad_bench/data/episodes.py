@@ -88,5 +88,10 @@ def invert_egomotion(egomotion: Tensor) -> Tensor:
     """The motion that undoes each given motion, in the body frame it ends in. [..., 3] -> [..., 3]."""
     forward, sideways, turn = egomotion.unbind(-1)
     return torch.stack(
-        [-(forward * turn.cos() + sideways * turn.sin()), forward * turn.sin() - sideways * turn.cos(), -turn], -1
+        [
+            -(forward * turn.cos() + sideways * turn.sin()),
+            forward * turn.sin() - sideways * turn.cos(),
+            -turn,
+        ],
+        -1,
     )

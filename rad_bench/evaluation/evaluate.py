@@ -33,15 +33,9 @@ COPY_LAST = "copy-last"  # the control that repeats the last context frame
 class Evaluation:
     """What an evaluation found."""
 
-    frames: (
-        pd.DataFrame
-    )  # one row per task, intervention, episode and generated frame, without the run's own columns
-    strips: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # "<task>-<intervention or truth>-<episode>": [H, C, h, w]
-    seconds: dict[str, list[float]] = field(
-        default_factory=dict
-    )  # task -> wall seconds of each step under `keep`
+    frames: pd.DataFrame  # one row per task, intervention, episode and generated frame, without the run's own columns
+    strips: dict[str, Tensor] = field(default_factory=dict)  # "<task>-<intervention or truth>-<episode>": [H, C, h, w]
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # task -> wall seconds of each step under `keep`
     videos: int = 0  # rolled out together in those timings
 
 
@@ -96,9 +90,7 @@ def _roll_out(
             cache = cache.with_memory(_read_context(trunk, task, motion, partner[index], device).memory())
 
         def noise(h: int, index: Tensor = index) -> Tensor:
-            frames = [
-                frame_noise(run.evaluation.seed, task.name, int(e), h, trunk.frame_shape) for e in index
-            ]
+            frames = [frame_noise(run.evaluation.seed, task.name, int(e), h, trunk.frame_shape) for e in index]
             return torch.stack(frames).to(device)
 
         batches.append(rollout(trunk, diffusion, motion[index, C:].to(device), cache, noise))

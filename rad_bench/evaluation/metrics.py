@@ -69,9 +69,7 @@ def _window(size: int, device: torch.device) -> Tensor:
     """The Gaussian filter as a matrix [size - 2 * RADIUS, size]."""
     if size < 2 * RADIUS + 1:
         raise ValueError(f"SSIM needs frames of at least {2 * RADIUS + 1} pixels, got {size}")
-    taps = torch.tensor(
-        [math.exp(-0.5 * (i / SIGMA) ** 2) for i in range(-RADIUS, RADIUS + 1)], dtype=torch.float64
-    )
+    taps = torch.tensor([math.exp(-0.5 * (i / SIGMA) ** 2) for i in range(-RADIUS, RADIUS + 1)], dtype=torch.float64)
     matrix = torch.zeros(size - 2 * RADIUS, size, dtype=torch.float64)
     for row in range(len(matrix)):
         matrix[row, row : row + len(taps)] = taps / taps.sum()

@@ -78,9 +78,7 @@ def _import_torchvision() -> None:
             raise
         _torchvision_operators = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
-            _torchvision_operators.define(
-                f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
+            _torchvision_operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
         import torchvision  # noqa: F401

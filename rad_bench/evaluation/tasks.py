@@ -45,9 +45,7 @@ def make_task(name: str, episodes: Episodes, config: EvaluationConfig, frames_pe
         )  # fmt: skip
     back = (C - 1) // frames_per_step * frames_per_step  # the last context frame is where the way back starts
     order = torch.arange(C - 2, C - 2 - back, -1)
-    undone = invert_egomotion(
-        episodes.egomotion[:, order + 1]
-    )  # the motion that led from frame i to i + 1, undone
+    undone = invert_egomotion(episodes.egomotion[:, order + 1])  # the motion that led from frame i to i + 1, undone
 
     def there_and_back(part: Tensor, way_back: Tensor) -> Tensor:
         return torch.cat([part[:, :C], way_back], 1)

@@ -29,9 +29,7 @@ class ModelPlan:
     residual: float | None  # (memory parameters - budget) / budget
 
 
-def build_trunk(
-    run: RunConfig, frame_shape: tuple[int, int, int], action_size: int
-) -> tuple[Trunk, ModelPlan]:
+def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: int) -> tuple[Trunk, ModelPlan]:
     """Return the run's trunk at its starting weights, and its plan. Raises `UserError` if the parts do not fit."""
     _check_shapes(run, frame_shape)
     options = check_options(run.memory)
@@ -47,18 +45,17 @@ def build_trunk(
             raise UserError(f"memory: block '{run.memory.name}' with {options}: {error}.") from None
 
     budget = run.match.budget
-    solvable = (
-        budget is not None and block.size_option is not None and block.size_option not in run.memory.options
-    )
+    solvable = budget is not None and block.size_option is not None and block.size_option not in run.memory.options
     if solvable:
-        assert budget is not None and block.size_option is not None
+        option = block.size_option
+        assert budget is not None and option is not None
 
         def parameters(size: int) -> int:
             with torch.device("meta"):
-                layer = block(run.trunk.width, **{**options, block.size_option: size})
+                layer = block(run.trunk.width, **{**options, option: size})
             return run.trunk.depth * _count(layer)
 
-        options = {**options, block.size_option: _solve(parameters, budget)}
+        options = {**options, option: _solve(parameters, budget)}
     trunk = make(options)
     memory = sum(p.numel() for _, p in trunk.memory_parameters())
     plan = ModelPlan(
@@ -112,6 +109,5 @@ def _check_shapes(run: RunConfig, frame_shape: tuple[int, int, int]) -> None:
     if height % patch or width % patch:
         raise UserError(f"trunk.patch {patch} does not divide frames of {height} x {width} pixels.")
     if trunk.scan == "block" and (height // patch % trunk.scan_block or width // patch % trunk.scan_block):
-        raise UserError(
-            f"trunk.scan_block {trunk.scan_block} does not divide the token grid of {height // patch} x {width // patch}."
-        )
+        grid = f"{height // patch} x {width // patch}"
+        raise UserError(f"trunk.scan_block {trunk.scan_block} does not divide the token grid of {grid}.")

@@ -1,4 +1,4 @@
-"""Generate frames one step at a time: denoise against the cache, then commit the finished frames once, as clean ones."""
+"""Generate frames step by step: denoise against the cache, then commit the finished frames once, as clean ones."""
 
 from __future__ import annotations
 

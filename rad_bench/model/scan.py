@@ -29,10 +29,7 @@ class Scan:
     def sequences(self, videos: int) -> int:
         """Return S for B videos."""
         tokens = self.rows * self.columns
-        return (
-            videos
-            * {"location": tokens, "block": tokens // self.block**2, "frame": 1, "pooled": 1}[self.kind]
-        )
+        return videos * {"location": tokens, "block": tokens // self.block**2, "frame": 1, "pooled": 1}[self.kind]
 
     def fold(self, x_BTND: Tensor) -> Tensor:
         """[B, T, N, D] -> [S, T / frames_per_step, K, D]."""

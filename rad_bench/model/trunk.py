@@ -131,9 +131,7 @@ class Layer(nn.Module):
         # The motion enters the memory's input as well, as RAD feeds actions to its RNN: without it no block,
         # not even full attention, learned where to write and read.
         code = self.motion_code(F.layer_norm(self.motion(motion_BTM), condition_BTD.shape[-1:]))
-        y, state = self._remember(
-            modulated(2) + self.memory_gain * code[:, :, None], streams.clean, cache.memory
-        )
+        y, state = self._remember(modulated(2) + self.memory_gain * code[:, :, None], streams.clean, cache.memory)
         x = x + gate[..., 2, :] * y
 
         x = x + gate[..., 3, :] * self.mlp(modulated(3))

@@ -1,0 +1,216 @@
+"""The embedded world: square rooms with coloured walls and a pillar, drawn on demand. No download, no files.
+
+Every episode is a new room, [-1, 1] in x and y, whose wall panels and pillar have random colours. In `rotation` the
+agent turns on the spot, one heading a frame; in `walking` it turns or takes a step. An episode opens with a look
+around, a full turn or (two in five) half of one, and goes on in sweeps, so that views return after a while.
+Held-out episodes linger in one direction for stretches of all lengths, which spreads the gaps over the horizon.
+
+Letters: B episodes, T frames, R rays (columns of a frame), S sub-columns that are averaged into one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rad_bench.config import RoomsData
+from rad_bench.data.episodes import Episodes, egomotion_from_poses
+from rad_bench.data.raycast import FloatArray, IntArray, bearings, meet_circle, meet_square
+
+VERSION = 2  # of what is drawn and where the agent goes; part of the data's identity
+NONE, LEFT, RIGHT, FORWARD = range(4)  # the actions
+HALF_TURN_SHARE = 0.4  # of the episodes, whose look around leaves half of the room unseen
+STEP, STEP_SHARE = 0.15, 0.4  # of `walking`: length of a step, and share of frames that are one
+START = 0.3  # the agent starts within this of the room's centre, in x and in y
+PILLAR_RADIUS, PILLAR_RING = 0.15, (0.7, 0.8)  # the latter: its distance from the room's centre
+MARGIN = 0.2  # kept between the walking agent and walls or pillar
+EYE = 0.5  # height of the eye; walls are twice as high
+BASEBOARD, BASEBOARD_SHADE = 0.2, 0.45  # share of a wall's height, and how much darker it is
+WALL_SHADE = (1.0, 0.88, 1.0, 0.88)  # neighbouring walls differ even where their colours agree
+SKY, FLOOR = (128, 179, 230), (102, 89, 77)
+SUBCOLUMNS = 2  # rays averaged into each column, against jagged edges
+SEGMENTS = 16  # identities along a wall, for telling which surface a ray meets
+TRAINING, HELD_OUT = 1, 2  # first word of every random key: the two kinds never share a stream
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """B rooms."""
+
+    colours: FloatArray  # [B, 4 * panels + 1, 3] in 0..255, the pillar's last
+    pillar: FloatArray  # [B, 2] its centre
+
+
+class Rooms:
+    """Implements `Dataset`. Training clips and held-out episodes are drawn from different random streams."""
+
+    def __init__(self, config: RoomsData) -> None:
+        self.config = config
+        self.frame_shape = (3, config.size, config.size)
+        self.action_size = 4
+        self.identity = hashlib.sha256(f"rooms {VERSION} {config.model_dump_json()}".encode()).hexdigest()[:16]
+
+    def training_batch(self, seed: int, step: int, batch: int, frames: int) -> Episodes:
+        """Return `batch` clips without surfaces: a pure function of the config and the arguments."""
+        rng = np.random.default_rng([TRAINING, seed, step, batch, frames])
+        layout = self._layouts(rng, batch)
+        turns = np.stack([self._training_turns(rng, frames) for _ in range(batch)])
+        actions, poses = self._move(rng, turns, layout)
+        return self._episodes(layout, actions, poses, tuple(f"rooms/{seed}/{step}/{b}" for b in range(batch)))
+
+    def held_out(self, episodes: int, frames: int, context: int) -> Episodes:
+        """Return the first `episodes` of an endless list, with surfaces.
+
+        Episode e depends on e and the two lengths alone, so that asking for more episodes changes none.
+        """
+        drawn = []
+        for e in range(episodes):
+            rng = np.random.default_rng([HELD_OUT, e, frames, context])
+            layout = self._layouts(rng, 1)
+            actions, poses = self._move(rng, self._held_out_turns(rng, frames, context)[None], layout)
+            drawn.append((layout.colours, layout.pillar, actions, poses))
+        colours, pillar, actions, poses = (np.concatenate(part) for part in zip(*drawn, strict=True))
+        layout = _Layout(colours, pillar)
+        names = tuple(f"rooms/held-out/{e}" for e in range(episodes))
+        return self._episodes(layout, actions, poses, names, surfaces=self._surfaces(layout, poses))
+
+    def _episodes(
+        self, layout: _Layout, actions: IntArray, poses: FloatArray, names: tuple[str, ...], surfaces: IntArray | None = None
+    ) -> Episodes:
+        taken = np.eye(self.action_size, dtype=np.float32)[actions]
+        taken[:, 0] = 0  # nothing led to the first frame
+        pose = torch.from_numpy(poses)
+        return Episodes(
+            frames=torch.from_numpy(self._draw(layout, poses)),
+            actions=torch.from_numpy(taken),
+            egomotion=egomotion_from_poses(pose).float(),
+            poses=pose,
+            surfaces=torch.zeros(*actions.shape, 0).long() if surfaces is None else torch.from_numpy(surfaces),
+            names=names,
+        )
+
+    # -- rooms and ways through them -----------------------------------------------------------------------------
+
+    def _layouts(self, rng: np.random.Generator, count: int) -> _Layout:
+        surfaces = 4 * self.config.panels + 1
+        hue = rng.random((count, surfaces, 1)) * 6
+        saturation, value = rng.uniform(0.5, 1, (2, count, surfaces, 1))
+        ramp = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
+        shade = np.append(np.repeat(WALL_SHADE, self.config.panels), 1)[:, None]
+        angle, distance = rng.uniform(0, 2 * math.pi, count), rng.uniform(*PILLAR_RING, count)
+        return _Layout(
+            colours=255 * shade * value * (1 - saturation * (1 - ramp)),
+            pillar=distance[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1),
+        )
+
+    def _look_around(self, rng: np.random.Generator) -> list[int]:
+        way, headings = int(rng.choice((-1, 1))), self.config.headings
+        return [way] * (headings // 2 if rng.random() < HALF_TURN_SHARE else headings)
+
+    def _training_turns(self, rng: np.random.Generator, frames: int) -> IntArray:
+        """Return the turn that leads to each frame: -1, 0 or 1 headings; 0 for the first."""
+        turns = [0, *self._look_around(rng)]
+        while len(turns) < frames:
+            turns += _sweep(rng, 2, self.config.headings)
+        return np.array(turns[:frames])
+
+    def _held_out_turns(self, rng: np.random.Generator, frames: int, context: int) -> IntArray:
+        """The same, but the context shows no more than the look around, and what follows lingers now and then."""
+        headings = self.config.headings
+        turns = [0, *self._look_around(rng)]
+        shown = range(min(np.cumsum(turns)), max(np.cumsum(turns)) + 1)
+        while len(turns) < context:
+            sweep = _sweep(rng, 2, headings)
+            if len(shown) > headings or sum(turns) + sum(sweep) in shown:
+                turns += sweep
+        del turns[context:]
+        while len(turns) < frames:
+            turns += _linger(rng, int(rng.integers(2, max(3, frames - context))))
+            turns += _sweep(rng, 2, headings)
+        return np.array(turns[:frames])
+
+    def _move(self, rng: np.random.Generator, turns: IntArray, layout: _Layout) -> tuple[IntArray, FloatArray]:
+        """Follow the turns [B, T]; `walking` puts steps between them. Returns actions [B, T] and poses [B, T, 3]."""
+        (count, frames), turn = turns.shape, 2 * math.pi / self.config.headings
+        place = rng.uniform(-START, START, (count, 2))
+        heading = rng.integers(self.config.headings, size=count)
+        if self.config.preset == "rotation":
+            places = np.broadcast_to(place[:, None], (count, frames, 2))
+            angles = (heading[:, None] + turns.cumsum(1)) * turn
+            return np.choose(turns + 1, (RIGHT, NONE, LEFT)), np.concatenate([places, angles[..., None]], -1)
+        wish = rng.random((count, frames)) < STEP_SHARE
+        wish[:, : self.config.headings // 2 + 1] = False  # the look around begins on the spot
+        actions, poses = np.zeros((count, frames), np.int64), np.zeros((count, frames, 3))
+        done = np.zeros(count, np.int64)  # turns taken so far; a step puts the next one off
+        for t in range(frames):
+            ahead = place + STEP * np.stack([np.cos(heading * turn), np.sin(heading * turn)], -1)
+            step = wish[:, t] & self._is_free(ahead, layout)
+            way = np.where(step, 0, turns[np.arange(count), done])
+            place, heading, done = np.where(step[:, None], ahead, place), heading + way, done + ~step
+            actions[:, t] = np.where(step, FORWARD, np.choose(way + 1, (RIGHT, NONE, LEFT)))
+            poses[:, t, :2], poses[:, t, 2] = place, heading * turn
+        return actions, poses
+
+    def _is_free(self, place: FloatArray, layout: _Layout) -> NDArray[np.bool_]:
+        free = (np.abs(place) <= 1 - MARGIN).all(-1)
+        if self.config.pillar:
+            free &= np.linalg.norm(place - layout.pillar, axis=-1) >= PILLAR_RADIUS + MARGIN
+        return free
+
+    # -- what is seen --------------------------------------------------------------------------------------------
+
+    def _cast(self, layout: _Layout, poses: FloatArray, bearing: FloatArray) -> tuple[FloatArray, IntArray, FloatArray]:
+        """Cast rays at the eye's height. Returns distance, wall (4: the pillar) and place along it, all [B, T, R]."""
+        poses = poses.astype(np.float32)[..., None]
+        x, y, angle = poses[:, :, 0], poses[:, :, 1], poses[:, :, 2] + bearing.astype(np.float32)
+        dx, dy = np.cos(angle), np.sin(angle)
+        distance, wall, along = meet_square(x, y, dx, dy)
+        if self.config.pillar:
+            centre = layout.pillar.astype(np.float32)[:, None, None]
+            to_pillar = meet_circle(x - centre[..., 0], y - centre[..., 1], dx, dy, PILLAR_RADIUS)
+            meets = to_pillar < distance
+            distance, wall, along = np.where(meets, to_pillar, distance), np.where(meets, 4, wall), np.where(meets, 0, along)
+        return distance, wall, along
+
+    def _surfaces(self, layout: _Layout, poses: FloatArray) -> IntArray:
+        """Return which segment of a wall, or the pillar, each column meets at the horizon. [B, T, size]"""
+        _, wall, along = self._cast(layout, poses, bearings(self.config.size, self.config.fov))
+        return wall * SEGMENTS + (along * SEGMENTS).astype(np.int64)
+
+    def _draw(self, layout: _Layout, poses: FloatArray) -> NDArray[np.uint8]:
+        """Return frames [B, T, 3, size, size]. Edges are antialiased: a pixel mixes what covers it."""
+        size, panels = self.config.size, self.config.panels
+        bearing = bearings(size * SUBCOLUMNS, self.config.fov)
+        distance, wall, along = self._cast(layout, poses, bearing)
+        panel = wall * panels + (along * panels).astype(np.int64)
+        colours = layout.colours.astype(np.float32).transpose(2, 0, 1)  # [3, B, surfaces]
+        colour = colours[:, np.arange(len(poses))[:, None, None], panel]  # [3, B, T, size * S]
+        # Half the height of the wall on the image, in pixels; `depth`, not distance, keeps straight edges straight.
+        depth = distance * np.cos(bearing).astype(np.float32)
+        half = (EYE / math.tan(math.radians(self.config.fov) / 2) * size / 2) / depth[:, :, None]
+        row = (np.arange(size, dtype=np.float32) + 0.5 - size / 2)[:, None]  # below the horizon is positive
+        covered = np.clip(half + 0.5 - np.abs(row), 0, 1)
+        baseboard = np.minimum(covered, np.clip(row + 0.5 - half * (1 - 2 * BASEBOARD), 0, 1))
+        weight = covered - BASEBOARD_SHADE * baseboard  # [B, T, size, size * S]
+        background = np.where(row < 0, np.float32(SKY)[:, None, None], np.float32(FLOOR)[:, None, None])  # [3, size, 1]
+        uncovered = 1 - covered.reshape(*covered.shape[:-1], size, SUBCOLUMNS).mean(-1)
+        image = uncovered[:, :, None] * background  # [B, T, 3, size, size]
+        for s in range(SUBCOLUMNS):
+            part = colour[..., s::SUBCOLUMNS].transpose(1, 2, 0, 3)[:, :, :, None] / SUBCOLUMNS
+            image += weight[:, :, None, :, s::SUBCOLUMNS] * part
+        return (image + 0.5).astype(np.uint8)
+
+
+def _sweep(rng: np.random.Generator, shortest: int, longest: int) -> list[int]:
+    return [int(rng.choice((-1, 1)))] * int(rng.integers(shortest, longest + 1))
+
+
+def _linger(rng: np.random.Generator, frames: int) -> list[int]:
+    """Look to and fro over three neighbouring headings."""
+    way = int(rng.choice((-1, 1)))
+    return [way if t % 4 in (0, 1) else -way for t in range(frames)]

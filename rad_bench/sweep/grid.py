@@ -1,0 +1,120 @@
+"""From a sweep to its runs: the grid's points, their names and their identities."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from rad_bench.config import SCIENCE_VERSION, RunConfig, SweepConfig
+from rad_bench.data import Dataset, open_dataset
+from rad_bench.errors import UserError, did_you_mean
+from rad_bench.evaluation.metrics import metric_card
+from rad_bench.registry import block_identity, check_options
+from rad_bench.run_folder import Run
+from rad_bench.sweep.load import absolute_paths, split_assignment, validate
+
+MOST_RUNS = 100_000
+NOT_SCIENCE = (("data", "path"), ("evaluation", "batch"), ("evaluation", "strips"), ("training", "checkpoint_every"))
+
+
+def plan_runs(sweep: SweepConfig, only: Iterable[str] = (), where: str = "sweep") -> list[Run]:
+    """Return the runs of a sweep in the grid's order, the last axis fastest. Raises `UserError`.
+
+    `only` keeps the points whose axis has the given value (`memory=lstm`); several for one axis add up.
+    """
+    _check_axes(sweep, where)
+    keep = _parse_only(sweep, only)
+    axes = list(sweep.grid)
+    count = 1
+    for values in sweep.grid.values():
+        count *= len(values)
+    if count > MOST_RUNS:
+        raise UserError(f"{where}: the grid has {count} points; more than {MOST_RUNS} are refused.")
+    datasets: dict[str, Dataset] = {}
+    runs: dict[str, Run] = {}
+    for point in itertools.product(*sweep.grid.values()):
+        if any(axis in keep and value not in keep[axis] for axis, value in zip(axes, point, strict=True)):
+            continue
+        run = _make_run(sweep, dict(zip(axes, point, strict=True)), datasets, where)
+        if run.key in runs:
+            raise UserError(f"{where}: the grid holds '{run.label}' with seed {run.config.seed} twice: the same run.")
+        runs[run.key] = run
+    return list(runs.values())
+
+
+def run_key(config: RunConfig, data_identity: str) -> str:
+    """Return the hash of everything that decides a run's result, and of nothing else."""
+    science = config.model_dump(mode="json")
+    for section, leaf in NOT_SCIENCE:
+        science[section].pop(leaf, None)
+    science["memory"]["name"] = block_identity(config.memory)
+    science["memory"]["options"] = check_options(config.memory) if config.match.by == "none" else config.memory.options
+    parts = {"config": science, "data": data_identity, "metrics": metric_card()["card"], "version": SCIENCE_VERSION}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Dataset], where: str) -> Run:
+    tree = json.loads(json.dumps(sweep.run))
+    for axis, value in axes.items():
+        _put(tree, axis.split("."), value)
+    config = absolute_paths(validate(RunConfig, tree, where, "run"))
+    check_options(config.memory)
+    identity = config.data.model_dump_json()
+    if identity not in datasets:
+        datasets[identity] = open_dataset(config.data)
+    label = _label(config, axes)
+    key = run_key(config, datasets[identity].identity)
+    slug = re.sub(r"[^A-Za-z0-9.=]+", "-", label).strip("-.")[:80]
+    return Run(f"{slug}-seed{config.seed}-{key[:8]}", label, axes, config, key)
+
+
+def _label(config: RunConfig, axes: dict[str, Any]) -> str:
+    """Name a run by its block, the options given for it, and the grid's other axes."""
+    label = config.memory.name.rpartition(":")[2]
+    if config.memory.options:
+        label += "(" + ", ".join(f"{k}={v}" for k, v in config.memory.options.items()) + ")"
+    others = [f"{axis.rpartition('.')[2]}={value}" for axis, value in axes.items() if axis not in ("memory", "seed")]
+    return ", ".join([label, *others])
+
+
+def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        if isinstance(tree.get(part), str):  # `memory: lstm` is short for `memory: {name: lstm}`
+            tree[part] = {"name": tree[part]}
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = value
+
+
+def _check_axes(sweep: SweepConfig, where: str) -> None:
+    for axis, values in sweep.grid.items():
+        first = axis.split(".")[0]
+        if first not in RunConfig.model_fields:
+            hint = did_you_mean(first, RunConfig.model_fields)
+            raise UserError(f"{where}: grid.{axis}: axes are paths below 'run', and there is no '{first}'{hint}")
+        if not values:
+            raise UserError(f"{where}: grid.{axis}: has no values.")
+
+
+def _short(value: Any) -> str:
+    return str(value.get("name", value)) if isinstance(value, dict) else str(value)
+
+
+def _parse_only(sweep: SweepConfig, only: Iterable[str]) -> dict[str, list[Any]]:
+    """Return the kept values of each restricted axis; a block with options also goes by its name alone."""
+    keep: dict[str, list[Any]] = {}
+    for text in only:
+        axis, value = split_assignment(text, "--only")
+        axis = axis.removeprefix("run.").removeprefix("grid.")
+        if axis not in sweep.grid:
+            raise UserError(f"--only {text}: '{axis}' is no axis of this grid{did_you_mean(axis, sweep.grid)}")
+        matches = [v for v in sweep.grid[axis] if v == value or _short(v) == str(value)]
+        if not matches:
+            raise UserError(
+                f"--only {text}: {axis} has no value '{value}'{did_you_mean(str(value), map(_short, sweep.grid[axis]))}"
+            )
+        keep.setdefault(axis, []).extend(matches)
+    return keep

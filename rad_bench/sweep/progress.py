@@ -1,0 +1,116 @@
+"""What runs are doing, read from their folders."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rad_bench.run_folder import RunFolder
+
+TAIL_BYTES = 4096
+QUIET_SECONDS = 30.0  # between lines where there is no terminal
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where one run stands."""
+
+    name: str
+    state: str  # done, failed, running (has a log but no result), missing
+    share: float  # of its steps and rollouts, 0..1
+    detail: str
+
+
+def run_status(folder: Path) -> RunStatus:
+    """Read a run's state from its files alone."""
+    paths = RunFolder(folder)
+    if paths.is_done:
+        return RunStatus(folder.name, "done", 1.0, "")
+    last = _last_record(paths.log)
+    if paths.failure.exists() and (
+        not paths.log.exists() or paths.failure.stat().st_mtime >= paths.log.stat().st_mtime
+    ):
+        lines = paths.failure.read_text(errors="replace").strip().splitlines() or ["unknown"]
+        return RunStatus(folder.name, "failed", 0.0, lines[-1][:200])
+    if last is None:
+        return RunStatus(folder.name, "missing", 0.0, "")
+    if last.get("phase") == "training":
+        share = last["step"] / last["steps"]
+        return RunStatus(
+            folder.name, "running", 0.9 * share, f"step {last['step']}/{last['steps']} loss {last['loss']:.4f}"
+        )
+    return RunStatus(
+        folder.name, "running", 0.9 + 0.1 * last["done"] / last["of"], f"rollouts {last['done']}/{last['of']}"
+    )
+
+
+def _last_record(path: Path) -> dict | None:  # type: ignore[type-arg]
+    """Return the last whole line of a log; a line being written is not whole."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "phase" in record:
+            return record
+    return None
+
+
+class ProgressView:
+    """Bars on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, folders: list[Path], console: Console) -> None:
+        self.folders, self.console = folders, console
+        self.bars: dict[Path, TaskID] = {}
+        self.finished: set[Path] = set()
+        self.began: set[Path] = set()
+        self.last_line = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, *times, console=console, disable=not console.is_terminal)
+        self.total = self.progress.add_task(f"{len(folders)} runs", total=len(folders), detail="")
+
+    def __enter__(self) -> ProgressView:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self) -> None:
+        """Read the folders and show what has changed."""
+        share, running = 0.0, []
+        for folder in self.folders:
+            status = RunStatus(folder.name, "done", 1.0, "") if folder in self.finished else run_status(folder)
+            share += status.share
+            if status.state == "running":
+                running.append(status)
+            self._show(folder, status)
+        self.progress.update(self.total, completed=share, detail=f"{len(self.finished)} ended")
+        if not self.console.is_terminal and time.monotonic() - self.last_line > QUIET_SECONDS:
+            self.last_line = time.monotonic()
+            for status in running:
+                self.console.print(f"  {status.name}: {status.detail}", highlight=False)
+
+    def _show(self, folder: Path, status: RunStatus) -> None:
+        if status.state == "running" and folder not in self.bars:
+            self.bars[folder] = self.progress.add_task(folder.name, total=1.0, detail="")
+            self.began.add(folder)
+        if folder in self.bars and folder not in self.finished:
+            self.progress.update(self.bars[folder], completed=status.share, detail=status.detail)
+        if status.state == "done" and folder not in self.finished:
+            self.finished.add(folder)
+            if folder in self.bars:
+                self.progress.remove_task(self.bars.pop(folder))
+            self.console.print(f"{len(self.finished)}/{len(self.folders)} {folder.name}: done", highlight=False)
