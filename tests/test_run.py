@@ -1,0 +1,179 @@
+"""A run: resumed = undisturbed to the bit, evaluation independent of block and batch, results complete."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rad_bench import training
+from rad_bench.config import LaunchConfig, RunConfig
+from rad_bench.data import open_dataset
+from rad_bench.evaluation.evaluate import evaluate
+from rad_bench.evaluation.tasks import make_task
+from rad_bench.model.budget import build_trunk, plan_model
+from rad_bench.run import execute
+from rad_bench.run_folder import Run, RunFolder, save_run
+
+TINY = {
+    "data": {"name": "rooms", "size": 16},
+    "trunk": {"width": 16, "depth": 1, "patch": 8, "window": 2},
+    "training": {"steps": 25, "batch": 2, "frames": 12, "loss_from": 4, "checkpoint_every": 7},
+    "evaluation": {"episodes": 4, "context": 9, "horizon": 8, "batch": 4, "strips": 1},
+    "memory": {"name": "lstm", "hidden": 8},
+}
+
+
+def tiny(**sections):
+    tree = {key: dict(value) for key, value in TINY.items()}
+    for key, value in sections.items():
+        tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) and key != "memory" else value
+    return RunConfig.model_validate(tree)
+
+
+def start(folder, config):
+    save_run(Run(folder.name, "lstm", {}, config, "key"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = start(tmp_path_factory.mktemp("runs") / "lstm-seed0", tiny())
+    execute(folder, LaunchConfig())
+    return folder
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", [3, 7, 18])
+def test_a_run_killed_in_training_and_resumed_ends_with_the_same_bits(tmp_path, monkeypatch, finished, at):
+    folder, real = start(tmp_path / "lstm-seed0", tiny()), training._step
+
+    def dies(run, trunk, average, dataset, diffusion, optimiser, step, device):
+        if step == at:
+            raise Killed
+        return real(run, trunk, average, dataset, diffusion, optimiser, step, device)
+
+    monkeypatch.setattr(training, "_step", dies)
+    with pytest.raises(Killed):
+        execute(folder, LaunchConfig())
+    assert not RunFolder(folder).is_done
+    monkeypatch.undo()
+    execute(folder, LaunchConfig())
+    for name, weight in load_file(finished / "model.safetensors").items():
+        assert torch.equal(weight, load_file(folder / "model.safetensors")[name]), name
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(finished / "frames.parquet"), pd.read_parquet(folder / "frames.parquet")
+    )
+    losses = [
+        [
+            (line["step"], line["loss"])
+            for line in map(json.loads, (f / "log.jsonl").read_text().splitlines())
+            if "loss" in line
+        ]
+        for f in (finished, folder)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_not_touched(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    execute(finished, LaunchConfig())
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_frames_have_the_contract_columns_and_every_task_and_intervention(finished):
+    frames = pd.read_parquet(finished / "frames.parquet")
+    columns = {
+        "run",
+        "block",
+        "seed",
+        "task",
+        "intervention",
+        "episode",
+        "frame",
+        "kind",
+        "gap",
+        "psnr",
+        "ssim",
+        "mse",
+        "card",
+    }
+    assert set(frames.columns) == columns  # no LPIPS column without its weights
+    counts = frames.groupby(["block", "task", "intervention"]).size().to_dict()
+    assert counts == {
+        **{("lstm", "continuation", i): 4 * 8 for i in ("keep", "reset", "swap")},
+        **{("lstm", "retrieval", i): 4 * 8 for i in ("keep", "reset", "swap")},
+        ("copy-last", "continuation", "keep"): 4 * 8,
+        ("copy-last", "retrieval", "keep"): 4 * 8,
+    }
+    assert (finished / "strips" / "retrieval-truth-0.png").exists()
+
+
+def trained_like(config):
+    """A trunk whose zero-initialised weights are not zero, so that memory matters without training."""
+    dataset = open_dataset(config.data)
+    trunk, _ = build_trunk(config, dataset.frame_shape, dataset.action_size)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return trunk, dataset
+
+
+def test_evaluation_does_not_depend_on_the_batch():
+    tables = []
+    for batch in (4, 3, 1):
+        config = tiny(evaluation={"batch": batch})
+        trunk, dataset = trained_like(config)
+        tables.append(evaluate(config, trunk, dataset, torch.device("cpu"), lambda done, of: None).frames)
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0], atol=1e-2, rtol=1e-3)  # 8-bit frames may round apart
+
+
+def test_interventions_change_what_memory_gave_and_nothing_without_memory():
+    for block, changes in (("attention", True), ("none", False)):
+        config = tiny(memory={"name": block})
+        trunk, dataset = trained_like(config)
+        frames = evaluate(config, trunk, dataset, torch.device("cpu"), lambda done, of: None).frames
+        frames = frames[frames["block"].isna()].set_index(["task", "episode", "frame"])
+        kept = frames[frames["intervention"] == "keep"]["mse"]
+        for intervention in ("reset", "swap"):
+            other = frames[frames["intervention"] == intervention]["mse"]
+            assert ((other - kept).abs().max() > 0) == changes
+
+
+def test_retrieval_walks_back_to_where_it_came_from():
+    from rad_bench.data.episodes import poses_from_egomotion
+
+    config = tiny(data={"preset": "walking"})
+    episodes = open_dataset(config.data).held_out(4, 17, 9)
+    task = make_task("retrieval", episodes, config.evaluation, 1)
+    poses = poses_from_egomotion(task.egomotion)
+    assert task.horizon == 8
+    for h in range(8):
+        assert torch.equal(task.truth[:, 9 + h], episodes.frames[:, 7 - h])
+        torch.testing.assert_close(poses[:, 9 + h], poses[:, 7 - h], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("block", ["lstm", "mamba2", "ttt", "attention"])
+def test_a_budget_is_met_within_two_percent(block):
+    config = RunConfig.model_validate({"memory": block, "match": {"by": "parameters", "budget": 70_000}})
+    plan = plan_model(config, (3, 32, 32), 4)
+    assert abs(plan.memory_parameters - 70_000) <= 0.02 * 70_000
+    assert plan.residual == (plan.memory_parameters - 70_000) / 70_000
+
+
+def test_state_is_constant_for_recurrent_blocks_and_grows_for_attention():
+    sizes = {
+        block: list(plan_model(RunConfig.model_validate({"memory": block}), (3, 32, 32), 4).state_bytes.values())
+        for block in ("none", "lstm", "mamba2", "ttt", "attention")
+    }
+    assert set(sizes["none"]) == {0}
+    for block in ("lstm", "mamba2", "ttt"):
+        assert len(set(sizes[block])) == 1
+    assert sizes["lstm"][0] == 2 * 128 * 4 * 4 * 2  # h and c, floats, locations, layers
+    assert sizes["attention"] == [sizes["attention"][0] * frames for frames in (1, 20, 60)]
