@@ -23,7 +23,9 @@ def bearings(columns: int, fov: float) -> FloatArray:
     return -np.arctan(centre * math.tan(math.radians(fov) / 2))
 
 
-def meet_square(x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray) -> tuple[FloatArray, IntArray, FloatArray]:
+def meet_square(
+    x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray
+) -> tuple[FloatArray, IntArray, FloatArray]:
     """Cast rays from inside the room [-1, 1] x [-1, 1].
 
     Returns the distance, the wall (0 at +x, 1 at +y, 2 at -x, 3 at -y) and the place along it in [0, 1).

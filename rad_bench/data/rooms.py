@@ -80,7 +80,12 @@ class Rooms:
         return self._episodes(layout, actions, poses, names, surfaces=self._surfaces(layout, poses))
 
     def _episodes(
-        self, layout: _Layout, actions: IntArray, poses: FloatArray, names: tuple[str, ...], surfaces: IntArray | None = None
+        self,
+        layout: _Layout,
+        actions: IntArray,
+        poses: FloatArray,
+        names: tuple[str, ...],
+        surfaces: IntArray | None = None,
     ) -> Episodes:
         taken = np.eye(self.action_size, dtype=np.float32)[actions]
         taken[:, 0] = 0  # nothing led to the first frame
@@ -130,7 +135,7 @@ class Rooms:
                 turns += sweep
         del turns[context:]
         while len(turns) < frames:
-            turns += _linger(rng, int(rng.integers(2, max(3, frames - context))))
+            turns += _linger(rng, int(rng.integers(2, max(3, (frames - context) * 2 // 3))))
             turns += _sweep(rng, 2, headings)
         return np.array(turns[:frames])
 
@@ -174,7 +179,11 @@ class Rooms:
             centre = layout.pillar.astype(np.float32)[:, None, None]
             to_pillar = meet_circle(x - centre[..., 0], y - centre[..., 1], dx, dy, PILLAR_RADIUS)
             meets = to_pillar < distance
-            distance, wall, along = np.where(meets, to_pillar, distance), np.where(meets, 4, wall), np.where(meets, 0, along)
+            distance, wall, along = (
+                np.where(meets, to_pillar, distance),
+                np.where(meets, 4, wall),
+                np.where(meets, 0, along),
+            )
         return distance, wall, along
 
     def _surfaces(self, layout: _Layout, poses: FloatArray) -> IntArray:
@@ -183,27 +192,34 @@ class Rooms:
         return wall * SEGMENTS + (along * SEGMENTS).astype(np.int64)
 
     def _draw(self, layout: _Layout, poses: FloatArray) -> NDArray[np.uint8]:
-        """Return frames [B, T, 3, size, size]. Edges are antialiased: a pixel mixes what covers it."""
+        """Return frames [B, T, 3, size, size]. Edges are antialiased: a pixel mixes what covers it.
+
+        The columns of all frames stand side by side (N = B * T * size of them), which numpy likes best.
+        """
         size, panels = self.config.size, self.config.panels
-        bearing = bearings(size * SUBCOLUMNS, self.config.fov)
-        distance, wall, along = self._cast(layout, poses, bearing)
-        panel = wall * panels + (along * panels).astype(np.int64)
-        colours = layout.colours.astype(np.float32).transpose(2, 0, 1)  # [3, B, surfaces]
-        colour = colours[:, np.arange(len(poses))[:, None, None], panel]  # [3, B, T, size * S]
-        # Half the height of the wall on the image, in pixels; `depth`, not distance, keeps straight edges straight.
-        depth = distance * np.cos(bearing).astype(np.float32)
-        half = (EYE / math.tan(math.radians(self.config.fov) / 2) * size / 2) / depth[:, :, None]
+        spread = math.tan(math.radians(self.config.fov) / 2)
         row = (np.arange(size, dtype=np.float32) + 0.5 - size / 2)[:, None]  # below the horizon is positive
-        covered = np.clip(half + 0.5 - np.abs(row), 0, 1)
-        baseboard = np.minimum(covered, np.clip(row + 0.5 - half * (1 - 2 * BASEBOARD), 0, 1))
-        weight = covered - BASEBOARD_SHADE * baseboard  # [B, T, size, size * S]
-        background = np.where(row < 0, np.float32(SKY)[:, None, None], np.float32(FLOOR)[:, None, None])  # [3, size, 1]
-        uncovered = 1 - covered.reshape(*covered.shape[:-1], size, SUBCOLUMNS).mean(-1)
-        image = uncovered[:, :, None] * background  # [B, T, 3, size, size]
-        for s in range(SUBCOLUMNS):
-            part = colour[..., s::SUBCOLUMNS].transpose(1, 2, 0, 3)[:, :, :, None] / SUBCOLUMNS
-            image += weight[:, :, None, :, s::SUBCOLUMNS] * part
-        return (image + 0.5).astype(np.uint8)
+        background = np.where(row < 0, np.float32(SKY)[:, None, None], np.float32(FLOOR)[:, None, None])
+        colours = layout.colours.astype(np.float32).transpose(2, 0, 1) / SUBCOLUMNS  # [3, B, surfaces]
+        columns = poses.shape[0] * poses.shape[1] * size
+        painted, uncovered = [], np.ones((size, columns), np.float32)
+        for bearing in bearings(size * SUBCOLUMNS, self.config.fov).astype(np.float32).reshape(size, SUBCOLUMNS).T:
+            distance, wall, along = self._cast(layout, poses, bearing)
+            panel = wall * panels + (along * panels).astype(np.int64)
+            colour = colours[:, np.arange(len(poses))[:, None, None], panel].reshape(3, 1, columns)
+            # Half the wall's height on the image, in pixels. Depth, not distance, keeps straight edges straight.
+            half = (EYE / spread * size / 2) / (distance * np.cos(bearing)).reshape(columns)
+            covered = np.clip(half + 0.5 - np.abs(row), 0, 1)  # [size, N]
+            baseboard = np.clip(row + 0.5 - half * (1 - 2 * BASEBOARD), 0, covered)
+            painted.append((covered - BASEBOARD_SHADE * baseboard, colour))
+            uncovered -= covered / SUBCOLUMNS
+        frames = np.empty((*poses.shape[:2], *self.frame_shape), np.uint8)
+        for channel in range(3):
+            image = uncovered * background[channel] + 0.5  # so that the cast rounds
+            for weight, colour in painted:
+                image += weight * colour[channel]
+            frames[:, :, channel] = image.astype(np.uint8).reshape(size, *poses.shape[:2], size).transpose(1, 2, 0, 3)
+        return frames
 
 
 def _sweep(rng: np.random.Generator, shortest: int, longest: int) -> list[int]:

@@ -22,11 +22,12 @@ def motion_features(kind: str, actions_BTA: Tensor, egomotion_BT3: Tensor) -> Te
 
     action: the data's own actions. egomotion: forward, sideways, sine and cosine of the turn. pose: egomotion and
     where it has led since the first frame (dead reckoning), as x, y and periodic codes of heading and position.
+    Features that do not vary are zero: a common part would make the codes of different poses alike.
     """
     if kind == "action":
         return actions_BTA.float()
     forward, sideways, turn = egomotion_BT3.double().unbind(-1)
-    features = [forward, sideways, turn.sin(), turn.cos()]
+    features = [forward, sideways, turn.sin(), turn.cos() - 1]
     if kind == "pose":
         x, y, heading = poses_from_egomotion(egomotion_BT3).unbind(-1)
         features += [x, y]
@@ -35,5 +36,5 @@ def motion_features(kind: str, actions_BTA: Tensor, egomotion_BT3: Tensor) -> Te
         for wavelength in WAVELENGTHS:
             for place in (x, y):
                 phase = 2 * torch.pi / wavelength * place
-                features += [phase.sin(), phase.cos()]
+                features += [phase.sin(), phase.cos() - 1]
     return torch.stack(features, -1).float()
