@@ -32,8 +32,8 @@ class TTT(MemoryBlock):
         self,
         dim: int,
         inner: Literal["linear", "mlp"] = "linear",
-        heads: int = 2,
-        head_dim: int = 32,
+        heads: int = 4,
+        head_dim: int = 16,
         rate: float = 1.0,
         inner_norm: bool = True,
     ) -> None:

@@ -141,9 +141,10 @@ class Rooms:
 
     def _move(self, rng: np.random.Generator, turns: IntArray, layout: _Layout) -> tuple[IntArray, FloatArray]:
         """Follow the turns [B, T]; `walking` puts steps between them. Returns actions [B, T] and poses [B, T, 3]."""
-        (count, frames), turn = turns.shape, 2 * math.pi / self.config.headings
-        place = rng.uniform(-START, START, (count, 2))
-        heading = rng.integers(self.config.headings, size=count)
+        count, frames = len(turns), turns.shape[1]
+        turn = 2 * math.pi / self.config.headings
+        place: FloatArray = rng.uniform(-START, START, (count, 2))
+        heading: IntArray = rng.integers(self.config.headings, size=count)
         if self.config.preset == "rotation":
             places = np.broadcast_to(place[:, None], (count, frames, 2))
             angles = (heading[:, None] + turns.cumsum(1)) * turn
@@ -162,7 +163,7 @@ class Rooms:
         return actions, poses
 
     def _is_free(self, place: FloatArray, layout: _Layout) -> NDArray[np.bool_]:
-        free = (np.abs(place) <= 1 - MARGIN).all(-1)
+        free: NDArray[np.bool_] = np.abs(place).max(-1) <= 1 - MARGIN
         if self.config.pillar:
             free &= np.linalg.norm(place - layout.pillar, axis=-1) >= PILLAR_RADIUS + MARGIN
         return free
@@ -179,11 +180,8 @@ class Rooms:
             centre = layout.pillar.astype(np.float32)[:, None, None]
             to_pillar = meet_circle(x - centre[..., 0], y - centre[..., 1], dx, dy, PILLAR_RADIUS)
             meets = to_pillar < distance
-            distance, wall, along = (
-                np.where(meets, to_pillar, distance),
-                np.where(meets, 4, wall),
-                np.where(meets, 0, along),
-            )
+            distance, wall = np.where(meets, to_pillar, distance), np.where(meets, 4, wall)
+            along = np.where(meets, 0, along)
         return distance, wall, along
 
     def _surfaces(self, layout: _Layout, poses: FloatArray) -> IntArray:
@@ -199,10 +197,11 @@ class Rooms:
         size, panels = self.config.size, self.config.panels
         spread = math.tan(math.radians(self.config.fov) / 2)
         row = (np.arange(size, dtype=np.float32) + 0.5 - size / 2)[:, None]  # below the horizon is positive
-        background = np.where(row < 0, np.float32(SKY)[:, None, None], np.float32(FLOOR)[:, None, None])
+        background = np.where(row < 0, np.reshape(SKY, (3, 1, 1)), np.reshape(FLOOR, (3, 1, 1))).astype(np.float32)
         colours = layout.colours.astype(np.float32).transpose(2, 0, 1) / SUBCOLUMNS  # [3, B, surfaces]
         columns = poses.shape[0] * poses.shape[1] * size
-        painted, uncovered = [], np.ones((size, columns), np.float32)
+        painted: list[tuple[FloatArray, FloatArray]] = []
+        uncovered: FloatArray = np.ones((size, columns), np.float32)
         for bearing in bearings(size * SUBCOLUMNS, self.config.fov).astype(np.float32).reshape(size, SUBCOLUMNS).T:
             distance, wall, along = self._cast(layout, poses, bearing)
             panel = wall * panels + (along * panels).astype(np.int64)
@@ -213,12 +212,11 @@ class Rooms:
             baseboard = np.clip(row + 0.5 - half * (1 - 2 * BASEBOARD), 0, covered)
             painted.append((covered - BASEBOARD_SHADE * baseboard, colour))
             uncovered -= covered / SUBCOLUMNS
-        frames = np.empty((*poses.shape[:2], *self.frame_shape), np.uint8)
+        frames: NDArray[np.uint8] = np.empty((*poses.shape[:2], *self.frame_shape), np.uint8)
         for channel in range(3):
-            image = uncovered * background[channel] + 0.5  # so that the cast rounds
-            for weight, colour in painted:
-                image += weight * colour[channel]
-            frames[:, :, channel] = image.astype(np.uint8).reshape(size, *poses.shape[:2], size).transpose(1, 2, 0, 3)
+            image = uncovered * background[channel] + sum(weight * colour[channel] for weight, colour in painted)
+            image = (image + 0.5).astype(np.uint8).reshape(size, *poses.shape[:2], size)
+            frames[:, :, channel] = image.transpose(1, 2, 0, 3)
         return frames
 
 

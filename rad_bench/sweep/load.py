@@ -94,7 +94,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     own: dict[str, Any] = tree
     parent = own.pop("extends", None)
     if parent is None:
-        return tree
+        return own
     if not isinstance(parent, str):
         raise UserError(f"{path}: extends is {parent!r}, and must be the path of another sweep file.")
     return _merge(_read(path.parent / parent, (*chain, path.resolve())), own)
@@ -111,8 +111,7 @@ def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in own.items():
         old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        if both and ("name" not in value or old.get("name") == value["name"]):
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("name") in (None, old.get("name")):
             merged[key] = _merge(old, value)
         else:
             merged[key] = value

@@ -119,7 +119,7 @@ def test_a_faulty_block_is_caught(faulty, caught):
 def test_ttt_writes_the_gradient_of_its_inner_loss(inner, inner_norm):
     """The written-out gradient equals autograd's, head by head."""
     torch.manual_seed(0)
-    block = TTT(16, inner=inner, head_dim=8, inner_norm=inner_norm).double()
+    block = TTT(16, inner=inner, heads=2, head_dim=8, inner_norm=inner_norm).double()
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

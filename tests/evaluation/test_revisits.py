@@ -1,0 +1,105 @@
+"""The kinds of frames, against a slow twin and by hand."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rad_bench.evaluation.revisits import classify
+
+
+def slow_frame(surfaces: list[list[int]], context: int, reach: int, t: int) -> tuple[str, float]:
+    """One frame, read straight off the definition."""
+    rays = [s for s in surfaces[t] if s >= 0]
+    if not rays:
+        return "recent", 0.0
+    stretches = []
+    for surface in rays:
+        true_sightings = [u for u in range(context) if surface in surfaces[u]]
+        if not true_sightings:
+            stretches.append(math.inf)
+            continue
+        sightings = [true_sightings[-1]] + [u for u in range(context, t + 1) if surface in surfaces[u]]
+        stretches.append(max(b - a for a, b in zip(sightings, sightings[1:], strict=False)))
+    seen = sum(s < math.inf for s in stretches) / len(rays)
+    gap = statistics.median_low(stretches)
+    if seen < 0.5:
+        return "novel", math.nan
+    if seen < 0.9:
+        return "partial", gap
+    return ("revisit" if gap > reach else "recent"), gap
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_agrees_with_the_definition(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, 40, (3, 1, 1)) + rng.integers(-2, 3, (3, 50, 1)).cumsum(1)
+    surfaces = (start + np.arange(7 + seed)) // 2 % 30  # a view that wanders round a ring of surfaces
+    surfaces[rng.random(surfaces.shape) < 0.05 * seed] = -1
+    surfaces[0, 30] = -1
+    context, reach = 12 + seed, seed
+    kind, gap = classify(torch.from_numpy(surfaces), context, reach)
+    slow = [[slow_frame(s.tolist(), context, reach, t) for t in range(context, 50)] for s in surfaces]
+    assert kind.tolist() == [[k for k, _ in row] for row in slow]
+    np.testing.assert_array_equal(gap, np.array([[g for _, g in row] for row in slow]))
+
+
+def one_ray(*surfaces: int) -> Tensor:
+    return torch.tensor(surfaces).view(1, -1, 1)
+
+
+def test_the_four_kinds_all_occur() -> None:
+    views = torch.tensor([[1, 1], [2, 2], [3, 3], [3, 3], [1, 1], [9, 9], [3, 8]])[None]
+    kind, gap = classify(views, context=3, reach=1)
+    assert kind.tolist() == [["recent", "revisit", "novel", "partial"]]
+    np.testing.assert_array_equal(gap, [[1, 4, math.nan, 3]])
+
+
+def test_turning_away_and_back_must_bridge_the_time_out_of_sight() -> None:
+    kind, gap = classify(one_ray(1, 1, 2, 2, 2, 2, 2, 1, 1), context=4, reach=4)
+    assert gap.tolist() == [[1, 1, 1, 6, 6]]  # once bridged by memory, in view again does not make it easier
+    assert kind.tolist() == [["recent", "recent", "recent", "revisit", "revisit"]]
+
+
+def test_short_looks_away_stay_within_reach_however_many() -> None:
+    kind, gap = classify(one_ray(1, 2, 1, 2, 1, 2, 1, 2, 1, 2), context=2, reach=2)
+    assert set(kind[0]) == {"recent"} and set(gap[0]) == {2.0}
+
+
+def test_only_the_last_sighting_in_the_context_counts() -> None:
+    _, gap = classify(one_ray(1, 2, 2, 2, 2, 1, 1), context=6, reach=2)
+    assert gap.tolist() == [[1]]
+
+
+def test_a_surface_first_met_in_generated_frames_is_never_seen() -> None:
+    kind, gap = classify(one_ray(1, 1, 5, 5, 5, 5), context=2, reach=3)
+    assert set(kind[0]) == {"novel"} and np.isnan(gap).all()
+
+
+def test_identities_of_other_episodes_do_not_count() -> None:
+    views = torch.tensor([[[5], [5]], [[1], [5]]])
+    kind, _ = classify(views, context=1, reach=3)
+    assert kind.tolist() == [["recent"], ["novel"]]
+
+
+def test_rays_that_meet_nothing_are_left_out() -> None:
+    views = torch.tensor([[[1, 1, 1], [-1, -1, 1], [-1, -1, -1]]])
+    kind, gap = classify(views, context=1, reach=3)
+    assert kind.tolist() == [["recent", "recent"]] and gap.tolist() == [[1, 0]]
+
+
+def test_thresholds_are_inclusive() -> None:
+    context = [1] * 10
+    kind, _ = classify(torch.tensor([[context, [1] * 9 + [7], [1] * 5 + [7] * 5, [1] * 4 + [7] * 6]]), 1, 9)
+    assert kind.tolist() == [["recent", "partial", "novel"]]
+
+
+def test_without_rays_everything_is_recent() -> None:
+    kind, gap = classify(torch.zeros(2, 5, 0).long(), context=3, reach=1)
+    assert kind.shape == gap.shape == (2, 2)
+    assert (kind == "recent").all() and (gap == 0).all()
