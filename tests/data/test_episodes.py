@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -44,9 +45,10 @@ def test_dead_reckoning_finds_the_pose_relative_to_the_first() -> None:
 
 def test_forward_and_left_are_positive() -> None:
     north = math.pi / 2
-    poses = torch.tensor([[0.0, 0.0, north], [0.0, 2.0, north], [-3.0, 2.0, north], [-3.0, 2.0, north + 0.5]]).double()
-    expected = torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.5]]).double()
-    torch.testing.assert_close(egomotion_from_poses(poses), expected, atol=1e-6, rtol=0)
+    poses = [[0, 0, north], [0, 2, north], [-3, 2, north], [-3, 2, north + 0.5]]
+    expected = torch.tensor([[0, 0, 0], [2, 0, 0], [0, 3, 0], [0, 0, 0.5]], dtype=torch.float64)
+    found = egomotion_from_poses(torch.tensor(poses, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
 def test_inverted_egomotion_leads_back_to_every_pose() -> None:
@@ -74,8 +76,8 @@ def test_how_the_first_frame_was_reached_does_not_matter() -> None:
 
 
 def test_turns_take_the_short_way_round() -> None:
-    poses = torch.tensor([[0.0, 0.0, 3.1], [0.0, 0.0, -3.1]]).double()
-    torch.testing.assert_close(egomotion_from_poses(poses)[1, 2], torch.tensor(2 * math.pi - 6.2).double())
+    poses = torch.tensor([[0.0, 0.0, 3.1], [0.0, 0.0, -3.1]], dtype=torch.float64)
+    assert float(egomotion_from_poses(poses)[1, 2]) == pytest.approx(2 * math.pi - 6.2, abs=1e-12)
 
 
 def test_select_and_pixels() -> None:

@@ -1,0 +1,180 @@
+"""The embedded world: what it promises to training and to evaluation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from rad_bench.config import EvaluationConfig, RoomsData
+from rad_bench.data import Episodes, open_dataset
+from rad_bench.data.episodes import egomotion_from_poses
+from rad_bench.data.rooms import FLOOR, FORWARD, LEFT, MARGIN, NONE, PILLAR_RADIUS, RIGHT, SKY, STEP, Rooms
+from rad_bench.evaluation.revisits import classify
+
+Preset = Literal["rotation", "walking"]
+both = pytest.mark.parametrize("preset", ["rotation", "walking"])
+
+
+def equal(a: Episodes, b: Episodes) -> bool:
+    return all(
+        torch.equal(getattr(a, f.name), getattr(b, f.name)) if f.name != "names" else a.names == b.names
+        for f in fields(Episodes)
+    )
+
+
+@both
+def test_shapes_and_types(preset: Preset) -> None:
+    data = open_dataset(RoomsData(preset=preset, size=16))
+    clips = data.training_batch(seed=0, step=0, batch=3, frames=7)
+    assert data.frame_shape == (3, 16, 16) and data.action_size == 4 and len(clips) == 3
+    assert clips.frames.shape == (3, 7, 3, 16, 16) and clips.frames.dtype == torch.uint8
+    assert clips.actions.shape == (3, 7, 4) and clips.actions.dtype == torch.float32
+    assert clips.egomotion.shape == (3, 7, 3) and clips.egomotion.dtype == torch.float32
+    assert clips.poses.shape == (3, 7, 3) and clips.poses.dtype == torch.float64
+    assert clips.surfaces.shape == (3, 7, 0) and clips.surfaces.dtype == torch.int64
+    held_out = data.held_out(episodes=2, frames=9, context=5)
+    assert held_out.surfaces.shape == (2, 9, 16) and held_out.surfaces.dtype == torch.int64
+
+
+@both
+def test_a_training_batch_is_a_function_of_its_arguments(preset: Preset) -> None:
+    config = RoomsData(preset=preset, size=8)
+    one, other = Rooms(config), Rooms(config)
+    other.training_batch(5, 5, 2, 5)
+    first = one.training_batch(1, 2, 3, 12)
+    assert equal(first, other.training_batch(1, 2, 3, 12))
+    for arguments in ((2, 2, 3, 12), (1, 3, 3, 12), (2, 1, 3, 12)):
+        assert not torch.equal(first.frames, one.training_batch(*arguments).frames)
+
+
+@both
+def test_more_held_out_episodes_change_none(preset: Preset) -> None:
+    data = Rooms(RoomsData(preset=preset, size=8))
+    assert equal(data.held_out(3, 20, 10), data.held_out(6, 20, 10).select(slice(0, 3)))
+
+
+def test_no_held_out_room_is_ever_trained_on() -> None:
+    data = Rooms(RoomsData(size=8))
+    held_out = data.held_out(50, 2, 2)
+    places = {tuple(pose) for pose in held_out.poses[:, 0, :2].tolist()}
+    for step in range(50):
+        clips = data.training_batch(seed=step % 3, step=step, batch=8, frames=2)
+        assert places.isdisjoint(tuple(pose) for pose in clips.poses[:, 0, :2].tolist())
+
+
+@both
+def test_actions_say_how_the_agent_moved(preset: Preset) -> None:
+    clips = Rooms(RoomsData(preset=preset, size=8, headings=12)).training_batch(0, 0, 16, 30)
+    assert not clips.actions[:, 0].any() and not clips.egomotion[:, 0].any()
+    assert (clips.actions[:, 1:].sum(-1) == 1).all()
+    turn = 2 * math.pi / 12
+    motion = {LEFT: (0, 0, turn), RIGHT: (0, 0, -turn), FORWARD: (STEP, 0, 0), NONE: (0, 0, 0)}
+    expected = torch.tensor([motion[int(a)] for a in clips.actions[:, 1:].argmax(-1).flatten()])
+    torch.testing.assert_close(clips.egomotion[:, 1:].reshape(-1, 3), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(egomotion_from_poses(clips.poses).float(), clips.egomotion)
+    taken = set(clips.actions[:, 1:].argmax(-1).flatten().tolist())
+    assert taken == ({LEFT, RIGHT} if preset == "rotation" else {LEFT, RIGHT, FORWARD})
+
+
+def test_rotation_stays_on_the_spot_and_looks_around_first() -> None:
+    clips = Rooms(RoomsData(size=8)).training_batch(0, 0, 64, 24)
+    assert (clips.poses[..., :2] == clips.poses[:, :1, :2]).all()
+    assert (clips.poses[..., :2].abs() <= 0.3).all()
+    heading = clips.poses[..., 2] - clips.poses[:, :1, 2]
+    turned = (heading[:, 4].abs() / (math.pi / 4)).round()
+    assert (turned == 4).all()  # half a turn at least
+    full = ((heading[:, 8].abs() / (math.pi / 4)).round() == 8).float().mean()
+    assert 0.5 < full < 0.9
+
+
+def test_walking_keeps_off_walls_and_pillar() -> None:
+    data = Rooms(RoomsData(preset="walking", size=8))
+    layout = data._layouts(np.random.default_rng(0), 64)
+    turns = np.random.default_rng(1).integers(-1, 2, (64, 200))
+    actions, poses = data._move(np.random.default_rng(2), turns, layout)
+    stepped = actions == FORWARD
+    assert stepped.mean() > 0.2
+    assert (np.abs(poses[..., :2]) <= 1 - MARGIN).all()
+    to_pillar = np.linalg.norm(poses[..., :2] - layout.pillar[:, None], axis=-1)
+    assert (to_pillar[stepped] >= PILLAR_RADIUS + MARGIN - 1e-9).all()
+
+
+def test_a_view_is_drawn_the_same_whenever_it_returns() -> None:
+    clips = Rooms(RoomsData(size=16)).training_batch(0, 0, 8, 24)
+    returns = 0
+    for frames, poses in zip(clips.frames, clips.poses, strict=True):
+        heading = (poses[:, 2] / (math.pi / 4)).round() % 8
+        for h in heading.unique():
+            same = frames[heading == h].int()
+            returns += len(same) - 1
+            assert (same - same[:1]).abs().max() <= 1  # headings a full turn apart round differently
+    assert returns > 50
+
+
+@pytest.mark.parametrize("panels", [1, 3])
+def test_columns_of_one_surface_have_its_colour_and_the_pillar_is_seen(panels: int) -> None:
+    data = Rooms(RoomsData(size=32, panels=panels))
+    held_out = data.held_out(8, 20, 10)
+    pillar = held_out.surfaces.max()
+    assert pillar == 4 * 16 and (held_out.surfaces >= 0).all()
+    for frames, surfaces in zip(held_out.frames, held_out.surfaces, strict=True):
+        horizon = frames[:, :, 16].permute(0, 2, 1)  # [T, size, 3]
+        inside = (surfaces[:, 1:-1] == surfaces[:, :-2]) & (surfaces[:, 1:-1] == surfaces[:, 2:])
+        for surface in surfaces.unique():
+            columns = horizon[:, 1:-1][inside & (surfaces[:, 1:-1] == surface)].int()
+            if len(columns) and panels == 1:
+                assert (columns - columns[:1]).abs().max() <= 1
+    without = Rooms(RoomsData(size=32, panels=panels, pillar=False)).held_out(8, 20, 10)
+    assert without.surfaces.max() < 4 * 16
+
+
+def test_walls_look_taller_from_nearer_between_sky_and_floor() -> None:
+    data = Rooms(RoomsData(size=64, pillar=False))
+    layout = data._layouts(np.random.default_rng(0), 1)
+    poses = np.array([[[-0.8, 0, 0], [0, 0, 0], [0.6, 0, 0]]])
+    frames = data._draw(layout, poses)[0].astype(int)
+    middle = frames[:, :, :, 32]  # [T, 3, rows]
+    background = (middle == np.reshape(SKY, (1, 3, 1))).all(1) | (middle == np.reshape(FLOOR, (1, 3, 1))).all(1)
+    heights = (~background).sum(1)
+    assert heights[0] < heights[1] < heights[2] == 64
+    # At distance d a wall of height 1 spans 1 / (2 d tan(30 degrees)) of the image.
+    assert heights[0] == pytest.approx(64 / (2 * 1.8 * math.tan(math.pi / 6)), abs=2)
+
+
+def test_panels_divide_walls_into_colours() -> None:
+    for panels in (1, 4):
+        clips = Rooms(RoomsData(size=32, panels=panels, pillar=False)).training_batch(0, 0, 4, 9)
+        colours = [len(frames[:, :, 16].permute(0, 2, 1).reshape(-1, 3).unique(dim=0)) for frames in clips.frames]
+        assert min(colours) >= 4 * panels // 2
+        if panels == 1:
+            assert max(colours) < 60  # four walls, and mixtures where two meet
+
+
+@both
+def test_held_out_gaps_spread_over_the_horizon(preset: Preset) -> None:
+    defaults = EvaluationConfig()
+    frames = defaults.context + defaults.horizon
+    held_out = Rooms(RoomsData(preset=preset)).held_out(defaults.episodes, frames, defaults.context)
+    kind, gap = classify(held_out.surfaces, defaults.context, reach=6)
+    counts, _ = np.histogram(gap[kind == "revisit"], [7, 13, 21, 31, frames])
+    assert counts.min() >= 50, counts
+    assert (kind == "recent").sum() >= 100 and (kind == "novel").sum() >= 30
+
+
+@pytest.mark.parametrize("headings", [4, 5, 12, 72])
+@pytest.mark.parametrize("context", [2, 6, 40])
+def test_scripts_have_the_asked_length_for_any_headings(headings: int, context: int) -> None:
+    data = Rooms(RoomsData(size=8, headings=headings))
+    assert data.held_out(3, context + 3, context).poses.shape == (3, context + 3, 3)
+    assert data.training_batch(0, 0, 2, 90).poses.shape == (2, 90, 3)
+
+
+def test_identity_is_that_of_the_config() -> None:
+    assert Rooms(RoomsData()).identity == Rooms(RoomsData()).identity
+    others = {Rooms(config).identity for config in (RoomsData(), RoomsData(fov=61), RoomsData(preset="walking"))}
+    assert len(others) == 3
