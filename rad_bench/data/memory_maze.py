@@ -41,7 +41,7 @@ RAYS = 32  # across a view, for telling which surfaces it meets
 SEGMENTS = 4  # identities along one face of a cell
 CACHE_BYTES = 1 << 30  # of decoded episodes
 KEYS = ("image", "action", "agent_pos", "agent_dir", "maze_layout")
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)

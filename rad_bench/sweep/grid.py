@@ -62,7 +62,10 @@ def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Data
     for axis, value in axes.items():
         _put(tree, axis.split("."), value)
     config = absolute_paths(validate(RunConfig, tree, where, "run"))
-    check_options(config.memory)
+    try:
+        check_options(config.memory)
+    except UserError as error:
+        raise UserError(f"{where}: run.{error}") from None
     identity = config.data.model_dump_json()
     if identity not in datasets:
         datasets[identity] = open_dataset(config.data)

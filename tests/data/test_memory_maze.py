@@ -1,0 +1,264 @@
+"""Reading npz episodes, the good and the bad, on small files made here."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from rad_bench.config import MemoryMazeData
+from rad_bench.data import memory_maze, open_dataset
+from rad_bench.data.episodes import egomotion_from_poses
+from rad_bench.data.memory_maze import RAYS, MemoryMaze
+from rad_bench.errors import UserError
+
+LAYOUT = np.array([[1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 1, 1], [1, 1, 1, 0]], np.uint8)
+
+
+def episode(number: int, frames: int = 40, side: int = 16) -> dict[str, NDArray[Any]]:
+    """An agent that turns on the spot in one corner. Every pixel tells its episode and frame."""
+    heading = 0.3 * np.arange(frames)
+    image = np.zeros((frames, side, side, 3), np.uint8)
+    image[..., 0], image[..., 1] = number, np.arange(frames)[:, None, None]
+    return {
+        "image": image,
+        "action": np.eye(6, dtype=bool)[np.full(frames, 2)],
+        "agent_pos": np.full((frames, 2), 0.5, np.float32),
+        "agent_dir": np.column_stack([np.cos(heading), np.sin(heading)]).astype(np.float32),
+        "maze_layout": np.repeat(LAYOUT[None], frames, 0),
+        "reward": np.zeros(frames),
+    }
+
+
+def save(folder: Path, name: str, **arrays: NDArray[Any]) -> Path:
+    np.savez_compressed(folder / name, **arrays)  # type: ignore[arg-type]
+    return folder / name
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(5):
+        save(tmp_path, f"episode{number}.npz", **episode(number))
+    return tmp_path
+
+
+def opened(folder: Path, **options: Any) -> MemoryMaze:
+    return MemoryMaze(MemoryMazeData(name="memory_maze", path=str(folder), **options))
+
+
+def test_shapes_and_types(folder: Path) -> None:
+    data = open_dataset(MemoryMazeData(name="memory_maze", path=str(folder)))
+    clips = data.training_batch(0, 0, 3, 7)
+    assert data.frame_shape == (3, 16, 16) and data.action_size == 6
+    assert clips.frames.shape == (3, 7, 3, 16, 16) and clips.frames.dtype == torch.uint8
+    assert clips.actions.shape == (3, 7, 6) and clips.actions.dtype == torch.float32
+    assert clips.egomotion.shape == (3, 7, 3) and clips.egomotion.dtype == torch.float32
+    assert clips.poses.shape == (3, 7, 3) and clips.poses.dtype == torch.float64
+    assert clips.surfaces.shape == (3, 7, 0)
+    assert data.held_out(1, 9, 5).surfaces.shape == (1, 9, RAYS)
+
+
+def test_rows_of_a_clip_belong_together(folder: Path) -> None:
+    clips = opened(folder).training_batch(0, 0, 16, 10)
+    start = clips.frames[:, 0, 1, 0, 0].long()
+    assert len(start.unique()) > 5
+    for b in range(16):
+        assert clips.names[b] == f"episode{clips.frames[b, 0, 0, 0, 0]}.npz:{start[b]}"
+        assert (clips.frames[b, :, 1, 0, 0].long() == start[b] + torch.arange(10)).all()
+    turned = 0.3 * (start[:, None] + torch.arange(10))
+    torch.testing.assert_close(clips.poses[..., 2].cos(), turned.double().cos(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(egomotion_from_poses(clips.poses).float(), clips.egomotion)
+    torch.testing.assert_close(clips.egomotion[:, 1:, 2], torch.full((16, 9), 0.3), atol=1e-5, rtol=0)
+    assert not clips.actions[:, 0].any() and (clips.actions[:, 1:, 2] == 1).all()
+
+
+def test_a_training_batch_is_a_function_of_its_arguments(folder: Path) -> None:
+    one, other = opened(folder), opened(folder)
+    other.training_batch(3, 3, 2, 5)
+    assert one.training_batch(1, 2, 6, 8).names == other.training_batch(1, 2, 6, 8).names
+    assert one.training_batch(1, 2, 6, 8).names != one.training_batch(1, 3, 6, 8).names
+    assert one.training_batch(1, 2, 6, 8).names != one.training_batch(2, 2, 6, 8).names
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.01, 1), (0.2, 1), (0.21, 2), (0.6, 3), (0.99, 4)])
+def test_no_episode_is_on_both_sides_and_none_is_lost(folder: Path, share: float, count: int) -> None:
+    data = opened(folder, held_out=share)
+    training = {name.split(":")[0] for name in data.training_batch(0, 0, 100, 5).names}
+    held_out = {name.split(":")[0] for name in data.held_out(count * 4, 10, 5).names}
+    assert len(held_out) == count and training.isdisjoint(held_out) and len(training | held_out) == 5
+
+
+def test_the_split_depends_on_names_alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for number in range(5):
+        save(elsewhere, f"episode{number}.npz", **episode(number + 10))
+    first, second = opened(folder), opened(elsewhere)
+    assert first.held_out(2, 10, 5).names == second.held_out(2, 10, 5).names
+    assert first.identity != second.identity
+
+
+def test_held_out_clips_never_overlap_and_use_the_whole_episode(folder: Path) -> None:
+    data = opened(folder, held_out=0.4)
+    for count in range(1, 9):
+        names = data.held_out(count, 10, 5).names
+        assert len(names) == count
+        for file in {name.split(":")[0] for name in names}:
+            starts = sorted(int(name.split(":")[1]) for name in names if name.startswith(file))
+            assert all(b - a >= 10 for a, b in zip(starts, starts[1:], strict=False))
+            if len(starts) > 1:
+                assert starts[0] == 0 and starts[-1] == 30
+
+
+def test_asking_for_more_than_there_is_says_how_much_there_is(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"there is room for 4.*data.held_out"):
+        opened(folder).held_out(5, 10, 5)
+    with pytest.raises(UserError, match=r"training.frames 41.*at most 40"):
+        opened(folder).training_batch(0, 0, 1, 41)
+
+
+def test_resizing_averages_areas(folder: Path) -> None:
+    for number in range(2):
+        arrays = episode(number)
+        arrays["image"] = np.random.default_rng(number).integers(0, 256, (40, 16, 16, 3), np.uint8)
+        save(folder, f"episode{number}.npz", **arrays)
+    full, small = opened(folder), opened(folder, size=8)
+    assert small.frame_shape == (3, 8, 8) and small.identity != full.identity
+    large = full.training_batch(0, 0, 8, 5).frames.double()
+    mean = large.unflatten(3, (8, 2)).unflatten(5, (8, 2)).mean((4, 6))
+    assert (small.training_batch(0, 0, 8, 5).frames - mean).abs().max() <= 0.5
+
+
+def test_surfaces_tell_walls_apart_and_return_with_the_view(folder: Path) -> None:
+    held_out = opened(folder).held_out(1, 40, 5)
+    surfaces, heading = held_out.surfaces[0], held_out.poses[0, :, 2]
+    assert (surfaces >= 0).all()
+    again = int(torch.argmin((heading[10:] - heading[0]).abs())) + 10  # 21 * 0.3 is almost a full turn
+    assert torch.isin(surfaces[again], surfaces[0]).float().mean() > 0.9
+    opposite = int(torch.argmin(((heading - heading[0]).abs() - math.pi).abs()))
+    assert not set(surfaces[opposite].tolist()) & set(surfaces[0].tolist())
+    # Looking along +x down the first row, the middle rays end on the wall beyond column 3, 3.5 cells away.
+    free_columns = 4 + 2
+    cell = surfaces[0, RAYS // 2 - 1 : RAYS // 2 + 1] // 16
+    assert cell.tolist() == [1 * free_columns + 5] * 2
+
+
+def test_a_layout_may_be_given_once_an_episode(folder: Path) -> None:
+    before = opened(folder).held_out(4, 10, 5).surfaces
+    for number in range(5):
+        save(folder, f"episode{number}.npz", **{**episode(number), "maze_layout": LAYOUT.astype(bool)})
+    assert torch.equal(opened(folder).held_out(4, 10, 5).surfaces, before)
+
+
+def broken(key: str, value: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    return {**episode(9), key: value}
+
+
+BROKEN = {
+    "float images": (broken("image", np.zeros((40, 16, 16, 3), np.float32)), "image is float32"),
+    "grey images": (broken("image", np.zeros((40, 16, 16), np.uint8)), "image is uint8 \\(40, 16, 16\\)"),
+    "oblong images": (broken("image", np.zeros((40, 16, 12, 3), np.uint8)), "side, side"),
+    "other size": (broken("image", np.zeros((40, 32, 32, 3), np.uint8)), "images are 32 pixels wide.*data.size"),
+    "few actions": (broken("action", np.zeros((39, 6))), "action is float64 \\(39, 6\\), should be \\(40, 6\\)"),
+    "action numbers": (broken("action", np.zeros(40, np.int64)), "action is int64 \\(40,\\)"),
+    "NaN pose": (broken("agent_pos", np.full((40, 2), np.nan)), "not finite"),
+    "no direction": (broken("agent_dir", np.zeros((40, 2))), "not of length 1"),
+    "flat layout": (broken("maze_layout", np.zeros(16)), "maze_layout is float64"),
+    "objects": (broken("agent_pos", np.full((40, 2), None)), "agent_pos is object"),
+    "missing key": ({k: v for k, v in episode(9).items() if k != "agent_dir"}, "has no agent_dir"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_file_is_named_and_left_out(folder: Path, fault: str) -> None:
+    intact = opened(folder).identity
+    arrays, reason = BROKEN[fault]
+    save(folder, "spoilt.npz", **arrays)
+    with pytest.warns(UserWarning, match=f"left out 1 of 6 files .*spoilt.npz: .*{reason}"):
+        assert opened(folder).identity == intact
+
+
+def test_files_that_are_no_archives_are_named_together(folder: Path) -> None:
+    whole = (folder / "episode0.npz").read_bytes()
+    (folder / "truncated.npz").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.npz").write_text("not an archive")
+    (folder / "empty.npz").write_bytes(b"")
+    (folder / "notes.txt").write_text("not looked at")
+    with pytest.warns(UserWarning, match="left out 3 of 8 files.*empty.npz.*text.npz.*truncated.npz") as warned:
+        opened(folder)
+    assert len(warned) == 1
+
+
+def test_a_folder_without_two_good_files_is_refused(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        opened(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is not a folder"):
+        opened(folder / "episode0.npz")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(UserError, match=r"holds 0 good .npz episodes"):
+        opened(tmp_path / "sub")
+    shutil.copy(folder / "episode0.npz", tmp_path / "sub")
+    (tmp_path / "sub" / "bad.npz").write_text("")
+    with pytest.raises(UserError, match=r"holds 1 good .npz episode, and two.*Left out: bad.npz: File is not a zip"):
+        opened(tmp_path / "sub")
+
+
+def spoil(path: Path, key: str, keep: float) -> None:
+    """Cut the data of one array short, behind a header that still promises all of it."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members[f"{key}.npy"] = members[f"{key}.npy"][: int(keep * len(members[f"{key}.npy"]))]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("key", ["image", "action"])
+def test_a_file_that_lies_about_its_length_is_named_when_read(folder: Path, key: str) -> None:
+    for number in range(5):
+        spoil(folder / f"episode{number}.npz", key, 0.7)
+    with pytest.raises(UserError, match=r"episode[0-4].npz looked like.*cannot be read"):
+        opened(folder).training_batch(0, 0, 1, 5)
+
+
+def test_a_file_replaced_after_opening_is_named_when_read(folder: Path) -> None:
+    data = opened(folder)
+    for number in range(5):
+        save(folder, f"episode{number}.npz", **broken("image", np.zeros((40, 16, 16, 3), np.float32)))
+    with pytest.raises(UserError, match=r"episode[0-4].npz looked like.*image is float32"):
+        data.held_out(1, 5, 3)
+
+
+def test_a_maze_that_changes_within_an_episode_is_named_when_read(folder: Path) -> None:
+    for number in range(5):
+        arrays = episode(number)
+        arrays["maze_layout"][20:] = 1
+        save(folder, f"episode{number}.npz", **arrays)
+    with pytest.raises(UserError, match=r"episode[0-4].npz.*maze_layout changes"):
+        opened(folder).held_out(1, 5, 3)
+
+
+def test_decoded_episodes_are_kept_up_to_a_bound(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 40 * 3 * 16 * 16
+    monkeypatch.setattr(memory_maze, "CACHE_BYTES", 2 * size)
+    data = opened(folder)
+    for step in range(20):
+        data.training_batch(0, step, 2, 5)
+        assert len(data._cache) <= 2
+    plenty = opened(folder)
+    monkeypatch.setattr(memory_maze, "CACHE_BYTES", 100 * size)
+    assert plenty.training_batch(0, 19, 6, 5).names == data.training_batch(0, 19, 6, 5).names
+
+
+def test_identity_follows_content_not_place(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    copy = tmp_path_factory.mktemp("copy") / "other"
+    shutil.copytree(folder, copy)
+    assert opened(copy).identity == opened(folder).identity
+    save(copy, "episode3.npz", **episode(33))
+    assert opened(copy).identity != opened(folder).identity
