@@ -57,12 +57,19 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
 
         options = {**options, option: _solve(parameters, budget)}
     trunk = make(options)
+    try:
+        state_bytes = _state_bytes(trunk, run)
+    except Exception as error:  # the user's code, on its first frames
+        raise UserError(
+            f"memory: block '{run.memory.name}' fails on its first frames: {type(error).__name__}: {error}. "
+            f"`rad-bench check {run.memory.name}` says more."
+        ) from None
     memory = sum(p.numel() for _, p in trunk.memory_parameters())
     plan = ModelPlan(
         options=options,
         memory_parameters=memory,
         trunk_parameters=sum(p.numel() for _, p in trunk.trunk_parameters()),
-        state_bytes=_state_bytes(trunk, run),
+        state_bytes=state_bytes,
         budget=budget if solvable else None,
         residual=(memory - budget) / budget if solvable and budget else None,
     )

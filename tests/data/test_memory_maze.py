@@ -124,7 +124,7 @@ def test_asking_for_more_than_there_is_says_how_much_there_is(folder: Path) -> N
 
 
 def test_resizing_averages_areas(folder: Path) -> None:
-    for number in range(2):
+    for number in range(5):
         arrays = episode(number)
         arrays["image"] = np.random.default_rng(number).integers(0, 256, (40, 16, 16, 3), np.uint8)
         save(folder, f"episode{number}.npz", **arrays)

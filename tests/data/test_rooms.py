@@ -142,6 +142,8 @@ def test_walls_look_taller_from_nearer_between_sky_and_floor() -> None:
     assert heights[0] < heights[1] < heights[2] == 64
     # At distance d a wall of height 1 spans 1 / (2 d tan(30 degrees)) of the image.
     assert heights[0] == pytest.approx(64 / (2 * 1.8 * math.tan(math.pi / 6)), abs=2)
+    # From the centre, only the wall ahead is in view: its edges are straight.
+    assert (np.abs(frames[1] - frames[1][:, :, :1]) <= 1).all()
 
 
 def test_panels_divide_walls_into_colours() -> None:

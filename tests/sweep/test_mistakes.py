@@ -1,0 +1,99 @@
+"""A user's mistake gets one clear paragraph and a non-zero exit; nothing is launched."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GOOD = """
+name: tiny
+run:
+  data: {name: rooms, size: 16}
+  trunk: {width: 16, depth: 1, patch: 8, window: 2}
+grid:
+  memory: [none, lstm]
+  seed: [0, 1]
+"""
+
+MISTAKES = {
+    "typo in a key": (GOOD.replace("window", "windw"), "run.trunk.windw", "did you mean 'window'"),
+    "typo in a data key": (GOOD.replace("size", "siez"), "run.data.siez", "did you mean 'size'"),
+    "typo in an axis": (GOOD.replace("seed:", "sead:"), "grid.sead", "did you mean 'seed'"),
+    "unknown block": (GOOD.replace("lstm", "lstn"), "no block 'lstn'", "did you mean 'lstm'"),
+    "unknown option": (GOOD.replace("lstm", "{name: lstm, hiden: 3}"), "no option 'hiden'", "did you mean 'hidden'"),
+    "option of a wrong type": (GOOD.replace("lstm", "{name: lstm, hidden: many}"), "'hidden' is 'many'", "integer"),
+    "impossible option": (GOOD.replace("lstm", "{name: lstm, hidden: 0}"), "lstm", "hidden >= 1"),
+    "value of a wrong type": (GOOD.replace("width: 16", "width: wide"), "run.trunk.width", "integer"),
+    "impossible value": (GOOD.replace("width: 16", "width: 18"), "run.trunk", "multiple of 4"),
+    "impossible patch": (GOOD.replace("patch: 8", "patch: 7"), "trunk.patch 7", "16 x 16"),
+    "unknown data": (GOOD.replace("rooms", "room"), "run.data", "'rooms', 'memory_maze'"),
+    "missing data": (GOOD.replace("rooms, size: 16", "memory_maze, path: nowhere"), "nowhere", "does not exist"),
+    "broken YAML": (GOOD + "launch: {a: [}\n", "line 9", "not valid YAML"),
+    "key given twice": (GOOD + "name: other\n", "line 9", "given twice"),
+    "alias": ("name: &a x\nrun: *a\n", "line 2", "aliases"),
+    "binary file": (b"\x00\x9f\xff\xfe" * 50, "bad.yaml", "not a text file"),
+    "empty file": ("", "bad.yaml", "empty"),
+    "a list": ("- none\n- lstm\n", "bad.yaml", "mapping"),
+    "name that leaves the folder": (GOOD.replace("name: tiny", "name: ../tiny"), "name", "'../tiny'"),
+    "the same run twice": (GOOD.replace("[0, 1]", "[0, 0]"), "twice", "seed 0"),
+    "extends itself": (GOOD + "extends: bad.yaml\n", "extends", "circle"),
+    "missing file of a block": (GOOD.replace("lstm", "mine.py:GRU"), "mine.py", "no file"),
+}
+
+
+def rad_bench(*arguments, cwd):
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "rad_bench.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def assert_refused(result, *words):
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr + result.stdout
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_and_nothing_is_launched(tmp_path, monkeypatch, capsys, mistake):
+    from rad_bench import cli
+
+    content, *words = MISTAKES[mistake]
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["rad-bench", "sweep", "bad.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1, error
+    for word in words:
+        assert word in error
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def test_mistakes_on_the_command_line_are_named(tmp_path):
+    good = tmp_path / "good.yaml"
+    good.write_text(GOOD)
+    assert_refused(rad_bench("sweep", "nothere.yaml", cwd=tmp_path), "nothere.yaml", "No such file")
+    assert_refused(rad_bench("sweep", good, "--set", "run.trunk.windw=3", cwd=tmp_path), "did you mean 'window'")
+    assert_refused(rad_bench("sweep", good, "--only", "memory=gru", cwd=tmp_path), "no value 'gru'", "lstm")
+    assert_refused(rad_bench("swep", good, cwd=tmp_path), "did you mean 'sweep'")
+    assert_refused(rad_bench("status", tmp_path, cwd=tmp_path), "not the folder of a sweep")
+    assert [p.name for p in tmp_path.iterdir()] == ["good.yaml"]
+
+
+def test_help_answers_without_loading_torch(tmp_path):
+    probe = (
+        "import sys; from rad_bench import cli; sys.argv = ['rad-bench', '--help']\n"
+        "try: cli.main()\nfinally: print('loaded', {'torch', 'pandas', 'pydantic', 'numpy'} & set(sys.modules))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    answer = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True)
+    assert "sweep" in answer.stdout
+    assert "loaded set()" in answer.stdout

@@ -1,0 +1,221 @@
+"""A sweep: the grid in order, a true cap on parallel runs, kills that cost nothing, failures that stay alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rad_bench.errors import UserError
+from rad_bench.sweep.grid import plan_runs
+from rad_bench.sweep.load import load_sweep
+
+ROOT = Path(__file__).parents[2]
+TINY = """
+name: tiny
+run:
+  data: {name: rooms, size: 16}
+  trunk: {width: 16, depth: 1, patch: 8, window: 2}
+  training: {steps: 30, batch: 2, frames: 12, loss_from: 4, checkpoint_every: 5}
+  evaluation: {episodes: 4, context: 9, horizon: 8, strips: 1}
+grid:
+  memory: [none, {name: lstm, hidden: 8}]
+  seed: [0, 1]
+launch: {parallel: 2}
+"""
+GRU = """
+import torch
+from torch import nn
+from blocks.memory import MemoryBlock
+
+class GRU(MemoryBlock):
+    def __init__(self, dim: int, hidden: int = 8) -> None:
+        super().__init__(dim)
+        self.cell, self.output = nn.GRUCell(dim, hidden), nn.Linear(hidden, dim)
+
+    def initial_state(self, sequences):
+        return (self.zeros(sequences, self.cell.hidden_size),)
+
+    def step(self, x_SKD, state):
+        (h,), outputs = state, []
+        for x in x_SKD.unbind(1):
+            h = self.cell(x, h)
+            outputs.append(self.output(h))
+        return torch.stack(outputs, 1), (h,)
+
+class LooksAhead(GRU):
+    def prefetch(self, x_STKD, state):
+        return super().prefetch(x_STKD + x_STKD.mean(1, keepdim=True), state)
+
+class Raises(GRU):
+    def step(self, x_SKD, state):
+        if torch.is_grad_enabled():  # in training, not when its state is measured
+            raise RuntimeError("no such luck")
+        return super().step(x_SKD, state)
+
+class NeverWorks(GRU):
+    def step(self, x_SKD, state):
+        raise RuntimeError("no such luck")
+"""
+
+
+def command(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return [sys.executable, "-m", "rad_bench.cli", *map(str, arguments)], environment
+
+
+def rad_bench(*arguments, cwd, expect=0):
+    argv, environment = command(*arguments)
+    result = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == expect, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tiny.yaml").write_text(TINY)
+    rad_bench("sweep", "tiny.yaml", cwd=folder)
+    return folder
+
+
+def test_the_grid_is_a_product_with_the_last_axis_fastest(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    runs = plan_runs(load_sweep(tmp_path / "tiny.yaml"))
+    assert [(run.label, run.config.seed) for run in runs] == [
+        ("none", 0), ("none", 1), ("lstm(hidden=8)", 0), ("lstm(hidden=8)", 1),
+    ]  # fmt: skip
+    assert len({run.key for run in runs}) == 4
+
+
+def test_set_only_and_extends_change_the_plan_as_they_say(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    child = tmp_path / "child.yaml"
+    child.write_text("name: child\nextends: tiny.yaml\nrun: {trunk: {window: 3}}\ngrid: {trunk.depth: [1, 2]}\n")
+    runs = plan_runs(load_sweep(child, ["run.seed=7", "run.training.steps=40"]), ["memory=lstm"])
+    assert [run.label for run in runs] == ["lstm(hidden=8), depth=1", "lstm(hidden=8), depth=2"]
+    for run in runs:
+        assert (run.config.seed, run.config.training.steps, run.config.trunk.window) == (7, 40, 3)
+        assert run.config.trunk.width == 16
+
+
+def test_identity_is_made_of_science_and_not_of_resources(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+
+    def keys(*overrides):
+        return [run.key for run in plan_runs(load_sweep(tmp_path / "tiny.yaml", overrides))]
+
+    assert keys() == keys(
+        "run.evaluation.batch=1", "launch.parallel=1", "run.training.checkpoint_every=9", "name=other"
+    )
+    assert not set(keys()) & set(keys("run.training.steps=31"))
+    assert not set(keys()) & set(keys("run.data.panels=2"))
+
+
+def test_a_duplicate_run_is_refused(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("[0, 1]", "[0, 0]"))
+    with pytest.raises(UserError, match="twice"):
+        plan_runs(load_sweep(tmp_path / "tiny.yaml"))
+
+
+def test_a_sweep_ends_with_frames_summary_and_report(undisturbed):
+    sweep = undisturbed / "results" / "tiny"
+    frames = pd.read_parquet(sweep / "frames.parquet")
+    assert set(frames["block"]) == {"none", "lstm(hidden=8)", "copy-last"}
+    assert not frames.duplicated(["block", "seed", "task", "intervention", "episode", "frame"]).any()
+    assert set(pd.read_csv(sweep / "summary.csv")["block"]) == set(frames["block"])
+    assert (sweep / "report" / "index.html").stat().st_size > 1000
+    hashes = {}
+    for path in sweep.glob("runs/*/result.json"):
+        result = json.loads(path.read_text())
+        hashes.setdefault(result["seed"], set()).add(result["trunk_hash"])
+    assert sorted(map(len, hashes.values())) == [1, 1]  # the same trunk for every block of a seed
+
+
+def test_the_same_command_again_redoes_nothing(undisturbed):
+    runs = undisturbed / "results" / "tiny" / "runs"
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    assert "4 of 4 runs are done" in rad_bench("sweep", "tiny.yaml", cwd=undisturbed).stdout
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
+
+
+def kill_everything(launcher, runs):
+    """SIGKILL the launcher and every process of its session: nothing gets to clean up."""
+    os.killpg(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+
+
+def test_three_kills_and_the_same_command_give_the_frames_of_an_undisturbed_sweep(tmp_path, undisturbed):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    argv, environment = command("sweep", "tiny.yaml")
+    runs = tmp_path / "results" / "tiny" / "runs"
+    kills = 0
+    for wanted in (5, 20, 30):  # logged steps over all runs, by which the sweep is under way
+        launcher = subprocess.Popen(
+            argv,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while launcher.poll() is None:
+            lines = [line for log in runs.glob("*/log.jsonl") for line in log.read_text().splitlines()]
+            if 10 * len(lines) >= wanted * (kills + 1):
+                kill_everything(launcher, runs)
+                kills += 1
+                break
+            time.sleep(0.01)
+    assert kills >= 2
+    rad_bench("sweep", "tiny.yaml", cwd=tmp_path)
+    ours, theirs = (pd.read_parquet(f / "results" / "tiny" / "frames.parquet") for f in (tmp_path, undisturbed))
+    pd.testing.assert_frame_equal(ours, theirs)
+
+
+def test_a_strangers_block_in_one_file_is_checked_and_swept(tmp_path):
+    (tmp_path / "my_block.py").write_text(GRU)
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", "my_block.py:GRU"))
+    assert "all 11 checks passed" in rad_bench("check", "my_block.py:GRU", cwd=tmp_path).stdout
+    refused = rad_bench("check", "my_block.py:LooksAhead", cwd=tmp_path, expect=1)
+    assert "FAIL" in refused.stdout
+    assert "must not be compared" in refused.stderr
+    rad_bench("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path)
+    assert "GRU" in set(pd.read_parquet(tmp_path / "results" / "tiny" / "frames.parquet")["block"])
+
+
+@pytest.mark.parametrize("cluster", ["local", "debug"])
+def test_a_failing_run_leaves_the_others_alone_and_is_named(tmp_path, cluster):
+    (tmp_path / "my_block.py").write_text(GRU)
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", "my_block.py:Raises"))
+    result = rad_bench("sweep", "tiny.yaml", "--only", "seed=0", "--cluster", cluster, cwd=tmp_path, expect=1)
+    assert "1 of 2 runs are not done" in result.stderr
+    assert "no such luck" in result.stderr
+    sweep = tmp_path / "results" / "tiny"
+    assert set(pd.read_parquet(sweep / "frames.parquet")["block"]) == {"none", "copy-last"}
+    assert (sweep / "report" / "index.html").exists()
+
+
+def test_a_block_that_cannot_step_is_refused_before_anything_is_launched(tmp_path):
+    (tmp_path / "my_block.py").write_text(GRU)
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", "my_block.py:NeverWorks"))
+    refused = rad_bench("sweep", "tiny.yaml", cwd=tmp_path, expect=2)
+    assert "no such luck" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_no_more_runs_at_a_time_than_asked_for(undisturbed):
+    """A run begins with its lock file and ends with its result: at no moment are there more than two between."""
+    spans = []
+    for folder in (undisturbed / "results" / "tiny" / "runs").iterdir():
+        spans += [((folder / "lock").stat().st_ctime, 1), ((folder / "result.json").stat().st_mtime, -1)]
+    running, most = 0, 0
+    for _, change in sorted(spans):
+        running += change
+        most = max(most, running)
+    assert most <= 2
