@@ -14,11 +14,11 @@ from rad_bench.evaluation.perceptual import lpips_definition
 
 SIGMA, RADIUS = 1.5, 5  # of SSIM's Gaussian window; scikit-image truncates at 3.5 sigma
 K1, K2 = 0.01, 0.03
-PSNR_CAP = 100.0  # identical frames have no finite PSNR
+SMALLEST_MSE = 1 / 255**2  # one grey level: frames are 8-bit, and identical ones would have no finite PSNR
 
 DEFINITIONS = {
-    "psnr": "10 log10(1 / MSE) of a frame, RGB in [0, 1] clamped, data range 1.0, capped at 100 dB; mean over frames, "
-    "then over episodes",
+    "psnr": "10 log10(1 / MSE) of a frame, RGB in [0, 1] clamped, data range 1.0, MSE at least one 8-bit grey level "
+    "squared (48.13 dB); mean over frames, then over episodes",
     "ssim": "scikit-image structural_similarity of a frame: Gaussian weights, sigma 1.5, no sample covariance, data "
     "range 1.0, mean over channels; frames smaller than 11 pixels have none",
     "mse": "mean squared error of a frame; the pooled PSNR is 10 log10(1 / mean MSE)",
@@ -40,7 +40,7 @@ def mse(frames: Tensor, truth: Tensor) -> Tensor:
 
 def psnr(frames: Tensor, truth: Tensor) -> Tensor:
     """PSNR of each frame in dB: [..., C, H, W] in [0, 1] -> [...], float64."""
-    return (-10 * torch.log10(mse(frames, truth))).clamp(max=PSNR_CAP)
+    return -10 * torch.log10(mse(frames, truth).clamp(min=SMALLEST_MSE))
 
 
 def ssim(frames: Tensor, truth: Tensor) -> Tensor:

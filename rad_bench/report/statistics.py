@@ -1,0 +1,139 @@
+"""The statistics of the report: pure functions from frames to numbers with intervals.
+
+A block's value is a mean over frames, then over episodes, for each seed; intervals are over seeds, because seeds are
+what is independent. Differences are taken within a seed first (same trunk, same episodes, same sampling noise).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+LEVEL = 0.95
+RESAMPLES = 2000  # of the bootstrap over episodes, where there is one seed only
+SEEDS_FOR_PERMUTATION = 6  # 2 / 2^n, the smallest p of a paired sign-flip test, is below 0.05 from here on
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval; bounds are NaN where nothing supports one."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def evaluation_noise_only(self) -> bool:
+        """True for a single seed, whose interval says nothing about training."""
+        return self.seeds == 1
+
+
+def episode_means(frames: pd.DataFrame, column: str = "psnr") -> pd.Series:
+    """Mean of `column` over frames, indexed by (seed, episode)."""
+    return frames.groupby(["seed", "episode"])[column].mean()
+
+
+def estimate(by_episode: pd.Series) -> Estimate:
+    """Return the mean over episodes, then seeds, with a Student t interval over seeds.
+
+    `by_episode` is indexed by (seed, episode). With one seed the interval is a bootstrap over its episodes.
+    """
+    values = by_episode.dropna().groupby("seed").mean().to_numpy()
+    if len(values) == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    if len(values) == 1:
+        return Estimate(float(values[0]), *_bootstrap(by_episode.dropna().to_numpy()), 1)
+    half = stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1) * stats.sem(values)
+    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values))
+
+
+def difference(a: pd.Series, b: pd.Series) -> Estimate:
+    """Estimate a - b, paired by seed and episode."""
+    return estimate((a - b).dropna())
+
+
+def _bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:
+    generator = np.random.default_rng(0)
+    means = generator.choice(values, (RESAMPLES, len(values))).mean(1)
+    low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One block against another."""
+
+    first: str
+    second: str
+    difference: Estimate  # first - second
+    p: float  # of the paired t test over seeds, before correction; NaN with fewer than two seeds
+    p_holm: float
+
+
+def compare_pairs(by_block: dict[str, pd.Series]) -> list[Pair]:
+    """Compare every block with every other: paired t over seeds, Holm-corrected over all pairs."""
+    found = []
+    for first, second in itertools.combinations(by_block, 2):
+        gap = (by_block[first] - by_block[second]).dropna()
+        values = gap.groupby("seed").mean().to_numpy()
+        p = np.nan
+        if len(values) >= 2:
+            p = float(stats.ttest_1samp(values, 0.0).pvalue) if np.ptp(values) else float(values[0] == 0)
+        found.append((first, second, estimate(gap), p))
+    corrected = holm([p for *_, p in found])
+    return [Pair(*pair, q) for pair, q in zip(found, corrected, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction; NaN stays NaN and does not count."""
+    p = np.asarray(p_values, float)
+    corrected = np.full(len(p), np.nan)
+    order = [i for i in np.argsort(p) if np.isfinite(p[i])]
+    running = 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(order) - rank) * p[i]))
+        corrected[i] = running
+    return corrected.tolist()
+
+
+def best_group(by_block: dict[str, pd.Series], pairs: Sequence[Pair]) -> set[str]:
+    """Return the best block and all that cannot be told from it at 5 % after correction."""
+    if not by_block:
+        return set()
+    best = max(by_block, key=lambda block: estimate(by_block[block]).mean)
+    told_apart = {
+        pair.second if pair.first == best else pair.first
+        for pair in pairs
+        if best in (pair.first, pair.second) and pair.p_holm < 1 - LEVEL
+    }
+    return set(by_block) - told_apart
+
+
+def memory_verdict(swap_drop: Estimate, memoryless: bool) -> str:
+    """Say whether a block uses its memory, from what it loses when another episode's is put in."""
+    if memoryless:
+        return "carries none"
+    if swap_drop.low > 0:
+        return "uses its memory" + (" (one seed)" if swap_drop.evaluation_noise_only else "")
+    return "not shown to use its memory"
+
+
+def seeds_note(seeds: int) -> str:
+    """Say what the number of seeds allows."""
+    if seeds == 1:
+        return "One seed: intervals are a bootstrap over episodes and show evaluation noise only, not training noise."
+    note = f"{seeds} seeds: intervals are Student t over seed means, differences are paired by seed."
+    if seeds < SEEDS_FOR_PERMUTATION:
+        smallest = 2 / 2**seeds
+        note += (
+            f" With fewer than {SEEDS_FOR_PERMUTATION} seeds no distribution-free paired test can reach p < 0.05"
+            f" (its smallest p is {smallest:.2g}), so these p-values lean on the t assumption."
+        )
+    return note

@@ -1,0 +1,186 @@
+"""From a sweep's folder to one table: everything that the page, the tables and the plots show."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from rad_bench.report.statistics import (
+    Estimate,
+    Pair,
+    best_group,
+    compare_pairs,
+    difference,
+    episode_means,
+    estimate,
+    memory_verdict,
+)
+
+CONTROL = "copy-last"
+ORDER = ("none", "lstm", "mamba2", "ttt", "attention")  # others follow in alphabetical order, controls last
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep's folder holds, read once."""
+
+    folder: Path
+    frames: pd.DataFrame
+    results: list[dict[str, Any]]  # of the runs in `frames`
+    plan: dict[str, Any]  # sweep.yaml
+    failures: dict[str, str]  # planned runs without a result -> last line of their failure
+
+    @property
+    def tasks(self) -> list[str]:
+        """Return the tasks, the headline's first."""
+        return list(dict.fromkeys(self.frames["task"]))
+
+    @property
+    def blocks(self) -> list[str]:
+        """Return the blocks in the report's order."""
+        rank = {name: place for place, name in enumerate(ORDER)}
+        names = self.frames["block"].unique()
+        return sorted(names, key=lambda b: (b == CONTROL, rank.get(base_name(b), len(ORDER)), b))
+
+    def results_of(self, block: str) -> list[dict[str, Any]]:
+        """Return the results of a block's runs, one a seed."""
+        return [result for result in self.results if result["block"] == block]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A block on a task."""
+
+    block: str
+    task: str
+    seeds: int
+    revisit: dict[str, Estimate]  # metric -> estimate over revisit frames under `keep`
+    kinds: dict[str, float]  # recent, partial, novel -> mean PSNR
+    pooled_psnr: float  # 10 log10(1 / mean MSE) over revisit frames
+    drops: dict[str, Estimate]  # swap, reset -> loss of revisit PSNR
+    over_none: Estimate | None
+    verdict: str
+    best: bool  # not distinguishable from the best
+    cost: dict[str, float]
+
+
+def base_name(block: str) -> str:
+    """Return a block's name without options and other axes: `ttt(inner=mlp), window=2` -> `ttt`."""
+    return block.split(",")[0].split("(")[0]
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Read a sweep's folder."""
+    frames = pd.read_parquet(folder / "frames.parquet")
+    path = folder / "sweep.yaml"
+    plan = yaml.safe_load(path.read_text()) if path.exists() else {}
+    runs = sorted(set(frames["run"]))
+    results = [json.loads((folder / "runs" / run / "result.json").read_text()) for run in runs]
+    failures = {}
+    for name in plan.get("planned", []):
+        run = folder / "runs" / name
+        if not (run / "result.json").exists():
+            text = (run / "failure.txt").read_text() if (run / "failure.txt").exists() else "not finished"
+            failures[name] = text.strip().splitlines()[-1] if text.strip() else "not finished"
+    return Sweep(folder, frames, results, plan, failures)
+
+
+def summarise(sweep: Sweep) -> tuple[list[Row], dict[str, list[Pair]]]:
+    """Return a row per block and task, and per task the comparison of every pair of trained blocks."""
+    rows, pairs = [], {}
+    for task in sweep.tasks:
+        frames = sweep.frames[sweep.frames["task"] == task]
+        revisits = frames[frames["kind"] == "revisit"]
+        kept = {b: episode_means(_of(revisits, b, "keep")) for b in sweep.blocks}
+        trained = {b: values for b, values in kept.items() if b != CONTROL and len(values)}
+        pairs[task] = compare_pairs(trained)
+        best = best_group(trained, pairs[task])
+        for block in sweep.blocks:
+            rows.append(_row(sweep, frames, block, task, kept, block in best))
+    return rows, pairs
+
+
+def _of(frames: pd.DataFrame, block: str, intervention: str) -> pd.DataFrame:
+    return frames[(frames["block"] == block) & (frames["intervention"] == intervention)]
+
+
+def _row(sweep: Sweep, frames: pd.DataFrame, block: str, task: str, kept: dict[str, pd.Series], best: bool) -> Row:
+    own = _of(frames, block, "keep")
+    revisits = own[own["kind"] == "revisit"]
+    drops = {}
+    for intervention in ("swap", "reset"):
+        other = _of(frames[frames["kind"] == "revisit"], block, intervention)
+        if len(other):
+            drops[intervention] = difference(kept[block], episode_means(other))
+    results = sweep.results_of(block)
+    memoryless = not results or all(not any(r["state_bytes"].values()) for r in results)
+    swap = drops.get("swap", Estimate(np.nan, np.nan, np.nan, 0))
+    metrics = [metric for metric in ("psnr", "ssim", "lpips") if metric in revisits]
+    return Row(
+        block=block,
+        task=task,
+        seeds=own["seed"].nunique(),
+        revisit={metric: estimate(episode_means(revisits, metric)) for metric in metrics},
+        kinds={k: _mean(own[own["kind"] == k]) for k in ("recent", "partial", "novel")},
+        pooled_psnr=float(-10 * np.log10(revisits["mse"].mean())) if len(revisits) else np.nan,
+        drops=drops,
+        over_none=difference(kept[block], kept["none"]) if "none" in kept and block != "none" else None,
+        verdict=memory_verdict(swap, memoryless),
+        best=best,
+        cost=_cost(results),
+    )
+
+
+def _mean(frames: pd.DataFrame) -> float:
+    return estimate(episode_means(frames)).mean if len(frames) else np.nan
+
+
+def _cost(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Return what a block costs; times and memory are means over its runs."""
+    if not results:
+        return {}
+    bytes_ = list(results[0]["state_bytes"].values())
+
+    def mean(*keys: str) -> float:
+        values: list[Any] = list(results)
+        for key in keys:
+            values = [value[key] for value in values]
+        return float(np.mean(values))
+
+    return {
+        "memory_parameters": results[0]["parameters"]["memory"],
+        "trunk_parameters": results[0]["parameters"]["trunk"],
+        "state_bytes_start": bytes_[0],
+        "state_bytes_end": bytes_[-1],
+        "seconds_per_step": mean("training", "seconds_per_step"),
+        "seconds_per_frame_start": mean("rollout", "seconds_per_frame_start"),
+        "seconds_per_frame_end": mean("rollout", "seconds_per_frame_end"),
+        "peak_memory_bytes": mean("peak_memory_bytes"),
+    }
+
+
+def summary_table(rows: list[Row]) -> pd.DataFrame:
+    """Return the rows as the flat table that summary.csv holds."""
+    flat = []
+    for row in rows:
+        line: dict[str, Any] = {"block": row.block, "task": row.task, "seeds": row.seeds}
+        for metric, value in row.revisit.items():
+            line |= _columns(f"revisit_{metric}", value)
+        line |= {f"{kind}_psnr": value for kind, value in row.kinds.items()}
+        line["revisit_pooled_psnr"] = row.pooled_psnr
+        for intervention, value in row.drops.items():
+            line |= _columns(f"{intervention}_drop", value)
+        if row.over_none is not None:
+            line |= _columns("over_none", row.over_none)
+        flat.append(line | {"verdict": row.verdict, "not_distinguishable_from_best": row.best} | row.cost)
+    return pd.DataFrame(flat)
+
+
+def _columns(name: str, value: Estimate) -> dict[str, float]:
+    return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}

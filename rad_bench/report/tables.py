@@ -1,0 +1,146 @@
+"""The report's tables, once, in a form that becomes Markdown, LaTeX and HTML."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from rad_bench.report.statistics import Estimate, Pair
+from rad_bench.report.summary import CONTROL, Row
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text; `bold` names the rows and columns to emphasise."""
+
+    name: str
+    caption: str
+    header: list[str]
+    cells: list[list[str]]
+    bold: set[tuple[int, int]]
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        rows = [[self._emphasised(r, c, "**{}**") for c in range(len(line))] for r, line in enumerate(self.cells)]
+        lines = [self.header, ["---"] + ["--:"] * (len(self.header) - 1), *rows]
+        return f"{self.caption}\n\n" + "".join("| " + " | ".join(_cell(c) for c in line) + " |\n" for line in lines)
+
+    def latex(self) -> str:
+        """Return the table in LaTeX, with booktabs."""
+        escaped = Table(self.name, self.caption, *_escape(self.header, self.cells), self.bold)
+        rows = [
+            [escaped._emphasised(r, c, r"\textbf{{{}}}") for c in range(len(line))] for r, line in enumerate(self.cells)
+        ]
+        body = "".join(" & ".join(line) + r" \\" + "\n" for line in rows)
+        columns = "l" + "r" * (len(self.header) - 1)
+        return (
+            f"% {self.caption}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n"
+            + " & ".join(escaped.header)
+            + f" \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+        )
+
+    def _emphasised(self, row: int, column: int, form: str) -> str:
+        text = self.cells[row][column]
+        return form.format(text) if (row, column) in self.bold and text else text
+
+
+def headline(rows: list[Row]) -> Table:
+    """Quality on revisit frames: one line a block, PSNR, SSIM, LPIPS where there is one, and the other classes."""
+    metrics = [metric for metric in ("ssim", "lpips") if any(metric in row.revisit for row in rows)]
+    header = ["block", "task", "seeds", "revisit PSNR, dB", "over none, dB"]
+    header += [f"revisit {metric.upper()}" for metric in metrics]
+    header += ["pooled PSNR", "recent", "partial", "novel"]
+    cells, bold = [], set()
+    for number, row in enumerate(rows):
+        line = [row.block, row.task, str(row.seeds), show(row.revisit["psnr"])]
+        line.append(show(row.over_none, signed=True) if row.over_none and row.block != CONTROL else "")
+        line += [show(row.revisit[metric], 3) if metric in row.revisit else "" for metric in metrics]
+        line += [number_text(row.pooled_psnr), *(number_text(value) for value in row.kinds.values())]
+        cells.append(line)
+        if row.best:
+            bold |= {(number, 0), (number, 3)}
+    caption = "PSNR by frame class; bold: not distinguishable from the best on its task (paired t, Holm, 5 %)"
+    return Table("headline", caption, header, cells, bold)
+
+
+def interventions(rows: list[Row]) -> Table:
+    """What is lost when memory is swapped or reset."""
+    cells = [
+        [
+            row.block,
+            row.task,
+            show(row.revisit["psnr"]),
+            show(row.drops.get("swap")),
+            show(row.drops.get("reset")),
+            row.verdict,
+        ]
+        for row in rows
+        if row.block != CONTROL
+    ]
+    header = ["block", "task", "revisit PSNR, dB", "lost by swap, dB", "lost by reset, dB", "verdict"]
+    caption = (
+        "Revisit PSNR lost with another episode's memory (swap: the verdict) and with an empty one (reset: may lie "
+        "outside what training saw)"
+    )
+    return Table("interventions", caption, header, cells, set())
+
+
+def cost(rows: list[Row]) -> Table:
+    """What each block costs, measured in its own runs."""
+    header = [
+        "block", "memory parameters", "trunk parameters", "state bytes, 1 step", "state bytes, end",
+        "ms per training step", "ms per frame, start", "ms per frame, end", "peak memory, MB",
+    ]  # fmt: skip
+    cells = []
+    for row in {row.block: row for row in rows if row.cost}.values():
+        c = row.cost
+        counts = [c["memory_parameters"], c["trunk_parameters"], c["state_bytes_start"], c["state_bytes_end"]]
+        times = [c["seconds_per_step"], c["seconds_per_frame_start"], c["seconds_per_frame_end"]]
+        line = [row.block, *(f"{int(n):,}" for n in counts), *(f"{1000 * s:.2f}" for s in times)]
+        cells.append([*line, f"{c['peak_memory_bytes'] / 1e6:.0f}"])
+    return Table("cost", "Cost, measured in the runs; times are per video in a batch", header, cells, set())
+
+
+def pairs_table(pairs: dict[str, list[Pair]]) -> Table:
+    """Every block against every other."""
+    cells: list[list[str]] = []
+    bold: set[tuple[int, int]] = set()
+    for task, found in pairs.items():
+        for pair in found:
+            if pair.p_holm < 0.05:
+                bold |= {(len(cells), 2), (len(cells), 4)}
+            p = [f"{value:.2g}" if np.isfinite(value) else "one seed" for value in (pair.p, pair.p_holm)]
+            cells.append([task, f"{pair.first} - {pair.second}", show(pair.difference, signed=True), *p])
+    caption = (
+        "Differences of revisit PSNR, paired by seed; bold: p below 0.05 after Holm's correction over the task's pairs"
+    )
+    return Table("pairs", caption, ["task", "pair", "difference, dB", "p", "p (Holm)"], cells, bold)
+
+
+def show(value: Estimate | None, digits: int = 2, signed: bool = False) -> str:
+    """Write an estimate as `mean [low, high]`."""
+    if value is None or not np.isfinite(value.mean):
+        return ""
+    mean = f"{value.mean:+.{digits}f}" if signed else f"{value.mean:.{digits}f}"
+    if not np.isfinite(value.low):
+        return mean
+    return f"{mean} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def number_text(value: float, digits: int = 2) -> str:
+    """Write a number, nothing for NaN."""
+    return f"{value:.{digits}f}" if np.isfinite(value) else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _escape(header: list[str], cells: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    def escape(text: str) -> str:
+        text = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", "/"))
+        return text.replace("~", r"\textasciitilde{}").replace("^", r"\textasciicircum{}")
+
+    return [escape(text) for text in header], [[escape(text) for text in line] for line in cells]
