@@ -69,7 +69,13 @@ def sweep(
     if dry_run:
         return
     outcome = run_sweep(config, runs, out / config.name, cluster, detach, Console())
-    _print_outcome(outcome)
+    if outcome.detached:
+        click.echo(
+            f"{len(outcome.unfinished)} runs submitted; `rad-bench status {out / config.name}` shows how far they are, "
+            "and the same command, once they have ended, writes the report."
+        )
+    else:
+        _print_outcome(outcome)
 
 
 @cli.command()

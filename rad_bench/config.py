@@ -109,7 +109,7 @@ class EvaluationConfig(Config):
     horizon: int = Field(40, ge=1, description="generated frames in continuation")
     batch: int = Field(32, ge=1, description="episodes rolled out together; does not change any result")
     seed: int = Field(0, ge=0, description="seed of the sampling noise")
-    strips: int = Field(3, ge=0, description="episodes whose frames are kept for the report")
+    strips: int = Field(3, ge=0, description="episodes, those with most revisits, whose frames are kept for the report")
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluationConfig:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from rad_bench import __version__
 from rad_bench.config import SCIENCE_VERSION, LaunchConfig
@@ -57,6 +58,10 @@ def execute(folder: Path, launch: LaunchConfig) -> None:
         _write_strip(paths.strips / f"{name}.png", frames)
     result = _result(run, plan, progress, evaluation, device, launch.threads)
     result["trunk_hash"] = trunk_hash
+    result["strips"] = {
+        task: {"episodes": episodes, "frames": _shown(evaluation.horizons[task])}
+        for task, episodes in evaluation.shown.items()
+    }
     result["data"] = {"identity": dataset.identity, "name": run.config.data.name}
     write_atomically(paths.result, _json(result))
     paths.failure.unlink(missing_ok=True)
@@ -138,13 +143,16 @@ def _write_frames(run: Run, evaluation: Evaluation, paths: RunFolder) -> None:
     os.replace(temporary, paths.frames)
 
 
+def _shown(horizon: int) -> list[int]:
+    """Return which generated frames a strip shows: at most STRIP_FRAMES, evenly spread."""
+    return torch.linspace(0, horizon - 1, min(STRIP_FRAMES, horizon)).round().int().tolist()
+
+
 def _write_strip(path: Path, frames: Tensor) -> None:
-    """Write frames [H, C, h, w] side by side, at most STRIP_FRAMES of them."""
+    """Write frames [H, C, h, w] side by side, a white pixel between them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    count = min(STRIP_FRAMES, len(frames))
-    index = torch.linspace(0, len(frames) - 1, count).round().long()
-    row = torch.cat(list(frames[index]), -1).permute(1, 2, 0).numpy()
-    Image.fromarray(row).save(path)
+    framed = F.pad(frames[_shown(len(frames))], (0, 1), value=255)
+    Image.fromarray(torch.cat(list(framed), -1)[..., :-1].permute(1, 2, 0).numpy()).save(path)
 
 
 def _result(

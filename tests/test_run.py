@@ -110,7 +110,11 @@ def test_frames_have_the_contract_columns_and_every_task_and_intervention(finish
         ("copy-last", "continuation", "keep"): 4 * 8,
         ("copy-last", "retrieval", "keep"): 4 * 8,
     }
-    assert (finished / "strips" / "retrieval-truth-0.png").exists()
+    for task, shown in json.loads((finished / "result.json").read_text())["strips"].items():
+        for name in ("truth", "keep", "reset", "swap"):
+            assert [
+                (finished / "strips" / f"{task}-{name}-{episode}.png").exists() for episode in shown["episodes"]
+            ] == [True]
 
 
 def trained_like(config):

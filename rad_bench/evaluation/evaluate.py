@@ -35,6 +35,8 @@ class Evaluation:
 
     frames: pd.DataFrame  # one row per task, intervention, episode and generated frame, without the run's own columns
     strips: dict[str, Tensor] = field(default_factory=dict)  # "<task>-<intervention or truth>-<episode>": [H, C, h, w]
+    shown: dict[str, list[int]] = field(default_factory=dict)  # task -> episodes that `strips` shows
+    horizons: dict[str, int] = field(default_factory=dict)  # task -> H
     seconds: dict[str, list[float]] = field(default_factory=dict)  # task -> wall seconds of each step under `keep`
     videos: int = 0  # rolled out together in those timings
 
@@ -59,11 +61,14 @@ def evaluate(
         truth = task.truth[:, task.context :]
         copied = task.truth[:, task.context - 1 : task.context].expand_as(truth)
         tables.append(_score(task, "keep", copied, kinds, gaps, device).assign(block=COPY_LAST))
-        _keep_strips(result, task, "truth", truth, config.strips)
+        # The episodes with most revisits are worth looking at. The choice knows the truth alone, no model.
+        result.shown[task.name] = np.argsort(-(kinds == "revisit").sum(1), kind="stable")[: config.strips].tolist()
+        result.horizons[task.name] = task.horizon
+        _keep_strips(result, task, "truth", truth)
         for intervention in config.interventions:
             frames, seconds = _roll_out(run, trunk, task, intervention, device)
             tables.append(_score(task, intervention, frames, kinds, gaps, device))
-            _keep_strips(result, task, intervention, frames, config.strips)
+            _keep_strips(result, task, intervention, frames)
             if intervention == "keep":
                 result.seconds[task.name] = seconds
             done += 1
@@ -132,6 +137,6 @@ def _score(
     return pd.DataFrame({**columns, "card": metric_card()["card"]})
 
 
-def _keep_strips(result: Evaluation, task: Task, name: str, frames: Tensor, count: int) -> None:
-    for episode in range(min(count, len(frames))):
+def _keep_strips(result: Evaluation, task: Task, name: str, frames: Tensor) -> None:
+    for episode in result.shown[task.name]:
         result.strips[f"{task.name}-{name}-{episode}"] = frames[episode]

@@ -23,5 +23,5 @@ def write_report(sweep_folder: Path) -> Path:
         (report / "tables" / f"{table.name}.tex").write_text(table.latex())
     plots = draw_plots(sweep, rows, report / "plots")
     page = report / "index.html"
-    write_page(page, sweep, rows, tables, plots)
+    write_page(page, sweep, rows, pairs, tables, plots)
     return page

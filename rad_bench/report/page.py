@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import yaml
 from markupsafe import Markup
 
 from rad_bench.report.plots import Plot
-from rad_bench.report.statistics import seeds_note
+from rad_bench.report.statistics import Pair, best_group, seeds_note
 from rad_bench.report.summary import CONTROL, Row, Sweep
-from rad_bench.report.tables import Table, show
+from rad_bench.report.tables import Table, byte_text
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,21 @@ class StripGroup:
     """The same episode as truth and as every block generated it."""
 
     title: str
+    kinds: list[tuple[int, str]]  # generated frame and its class, of the frames shown
     strips: list[Strip]
     swapped: list[Strip]
 
 
-def write_page(path: Path, sweep: Sweep, rows: list[Row], tables: list[Table], plots: list[Plot]) -> None:
+def write_page(
+    path: Path, sweep: Sweep, rows: list[Row], pairs: dict[str, list[Pair]], tables: list[Table], plots: list[Plot]
+) -> None:
     """Write the report's page."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rad_bench.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     html = environment.get_template("page.html.j2").render(
         name=sweep.plan.get("name", sweep.folder.name),
-        answer=answer(sweep, rows),
+        answer=answer(sweep, rows, pairs),
         seeds=seeds_note(max((row.seeds for row in rows), default=0)),
         tables=tables,
         plots=[(plot, Markup(plot.svg[plot.svg.index("<svg") :])) for plot in plots],
@@ -55,29 +59,67 @@ def write_page(path: Path, sweep: Sweep, rows: list[Row], tables: list[Table], p
     path.write_text(html)
 
 
-def answer(sweep: Sweep, rows: list[Row]) -> list[str]:
-    """Return the answer in sentences, one a task."""
-    sentences = []
+def answer(sweep: Sweep, rows: list[Row], pairs: dict[str, list[Pair]]) -> list[str]:
+    """Return the answer in a few sentences a task: which is best, which of constant size, which are used at all."""
+    paragraphs = []
     for task in sweep.tasks:
-        of_task = [row for row in rows if row.task == task and row.block != CONTROL]
-        best = [row for row in of_task if row.best]
-        if not best:
+        found = [row for row in rows if row.task == task and row.block != CONTROL and row.seeds]
+        found.sort(key=lambda row: -row.revisit["psnr"].mean)
+        found = [row for row in found if np.isfinite(row.revisit["psnr"].mean)]
+        if not found:
+            paragraphs.append(f"On {task}, no generated frame is a revisit: nothing can be said about memory.")
             continue
-        top = max(best, key=lambda row: row.revisit["psnr"].mean)
-        names = " and ".join(row.block for row in sorted(best, key=lambda r: -r.revisit["psnr"].mean))
-        text = f"On {task}, {names} {'cannot be told apart at the top' if len(best) > 1 else 'is best'}: "
-        text += f"{top.block} reaches {show(top.revisit['psnr'])} dB on revisits"
-        if top.over_none is not None:
-            text += f", {show(top.over_none, signed=True)} dB over no memory"
-        if "swap" in top.drops:
-            text += f", and loses {show(top.drops['swap'])} dB with another episode's memory"
-        text += f", with {int(top.cost['state_bytes_end']):,} bytes of state a video at the end."
-        using = [row.block for row in of_task if row.verdict.startswith("uses")]
-        idle = [row.block for row in of_task if row.verdict.startswith("not shown")]
-        text += f" Shown to use their memory: {', '.join(using) or 'none'}."
-        text += f" Not shown to: {', '.join(idle)}." if idle else ""
-        sentences.append(text)
-    return sentences
+        text = _leader(f"On {task}", [row for row in found if row.best], found)
+        none = next((row for row in found if row.block == "none"), None)
+        if none is not None and none is not found[0]:
+            text += f" Without memory it is {_decibels(none)}."
+        constant = [row for row in found if 0 < row.cost["state_bytes_start"] == row.cost["state_bytes_end"]]
+        if constant and constant != found:
+            by_block = {row.block: sweep.revisits(task, row.block) for row in constant}
+            best = best_group(by_block, pairs[task])
+            top = _listing([row.block for row in constant if row.block in best])
+            told = "is alone at" if len(best) == 1 else "cannot be told apart at"
+            text += f" Of the memories of constant size, {top} {told} the top."
+        paragraphs.append(f"{text} {_usage(found)}")
+    return paragraphs
+
+
+def _leader(where: str, best: list[Row], found: list[Row]) -> str:
+    """Say who leads, with quality and state, and how far the others get."""
+    if len(found) == 1:
+        text = f"{where}, {found[0].block} reaches {_decibels(found[0])} on revisits"
+    elif found[0].seeds == 1:
+        text = f"{where}, {found[0].block} is highest with {_decibels(found[0])} on revisits, on one seed"
+    elif len(best) == 1:
+        text = f"{where}, {best[0].block} is best with {_decibels(best[0])} on revisits"
+    else:
+        text = f"{where}, {_listing([row.block for row in best])} cannot be told apart at the top: "
+        text += _listing([_decibels(row) for row in best]) + " on revisits"
+    rest = [row for row in found if row not in best and row.block != "none"]
+    return text + (f"; {_listing([f'{row.block} reaches {_decibels(row)}' for row in rest])}." if rest else ".")
+
+
+def _usage(found: list[Row]) -> str:
+    using = [row for row in found if row.verdict.startswith("uses")]
+    idle = [row.block for row in found if row.verdict.startswith("not shown")]
+    text = ""
+    if using:
+        losses = [f"{row.block} {row.drops['swap'].mean:.1f}" for row in using]
+        text = f"With another episode's memory, dB lost: {', '.join(losses)}; so these use theirs."
+    return text + (f" Not shown to use their memory: {', '.join(idle)}." if idle else "")
+
+
+def _decibels(row: Row) -> str:
+    text = f"{row.revisit['psnr'].mean:.1f} dB"
+    size = row.cost["state_bytes_end"]
+    if not size:
+        return text
+    grows = "growing to " if row.cost["state_bytes_start"] != size else ""
+    return f"{text} ({grows}{byte_text(size)} of state)"
+
+
+def _listing(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def evidence(sweep: Sweep) -> list[tuple[str, str]]:
@@ -121,23 +163,30 @@ def _budget(result: dict[str, Any]) -> str:
 
 def _strips(sweep: Sweep) -> list[StripGroup]:
     """Gather the strips of each block's first seed, episode by episode."""
-    runs = {block: sweep.results_of(block)[0]["run"] for block in sweep.blocks if sweep.results_of(block)}
+    folders = {
+        block: sweep.folder / "runs" / sweep.results_of(block)[0]["run"] / "strips"
+        for block in sweep.blocks
+        if sweep.results_of(block)
+    }
     groups = []
-    for task in sweep.tasks:
-        for episode in range(100):
-            name = f"{task}-{{}}-{episode}.png"
-            files = {block: sweep.folder / "runs" / run / "strips" for block, run in runs.items()}
-            truth = next(
-                (f / name.format("truth") for f in files.values() if (f / name.format("truth")).exists()), None
-            )
-            if truth is None:
-                break
-            kept, swapped = (
-                [Strip(b, _uri(f / name.format(i))) for b, f in files.items() if (f / name.format(i)).exists()]
-                for i in ("keep", "swap")
-            )
-            groups.append(StripGroup(f"{task}, episode {episode}", [Strip("truth", _uri(truth)), *kept], swapped))
+    for task, shown in sweep.results[0]["strips"].items() if sweep.results else ():
+        for episode in shown["episodes"]:
+
+            def gather(what: str, name: str = f"{task}-{{}}-{episode}.png") -> list[Strip]:
+                paths = {block: folder / name.format(what) for block, folder in folders.items()}
+                return [Strip(block, _uri(path)) for block, path in paths.items() if path.exists()]
+
+            truth = [Strip("truth", strip.image) for strip in gather("truth")[:1]]
+            kinds = _kinds(sweep, task, episode, shown["frames"])
+            title = f"{task}, episode {episode}"
+            groups.append(StripGroup(title, kinds, truth + gather("keep"), gather("swap")))
     return groups
+
+
+def _kinds(sweep: Sweep, task: str, episode: int, shown: list[int]) -> list[tuple[int, str]]:
+    frames = sweep.frames[(sweep.frames["task"] == task) & (sweep.frames["episode"] == episode)]
+    kinds = frames.drop_duplicates("frame").set_index("frame")["kind"]
+    return [(frame, str(kinds[frame])) for frame in shown]
 
 
 def _uri(path: Path) -> str:

@@ -26,6 +26,10 @@ from rad_bench.report.summary import CONTROL, ORDER, Row, Sweep, base_name
 FIXED = dict(zip(ORDER, ("#555555", "#E69F00", "#0072B2", "#009E73", "#D55E00"), strict=True)) | {CONTROL: "#AAAAAA"}
 FURTHER = ("#CC79A7", "#56B4E9", "#B8A900", "#7F3C8D", "#3969AC", "#80BA5A")
 GAP_EDGES = (0, 6, 9, 12, 16, 20, 25, 30, 40, 60, 100, 200, 400, 1000)
+COSTS = {  # row.cost key -> name of the plot, label, scale
+    "state_bytes_end": ("state", "bytes of memory state a video at the horizon's end", 1.0),
+    "seconds_per_frame_end": ("time", "ms per generated frame of a video at the horizon's end", 1e3),
+}
 FRAMES_PER_POINT = 4  # of the horizon curve; single frames are noisy
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -63,19 +67,21 @@ def draw_plots(sweep: Sweep, rows: list[Row], folder: Path) -> list[Plot]:
         (folder / f"{name}.svg").write_text(buffer.getvalue())
         plots.append(Plot(name, caption, buffer.getvalue()))
 
+    kept = sweep.frames[sweep.frames["intervention"] == "keep"]
+    frames = {task: kept[kept["task"] == task] for task in sweep.tasks}
+    own = {task: [row for row in rows if row.task == task] for task in sweep.tasks}
     for task in sweep.tasks:
-        frames = sweep.frames[(sweep.frames["task"] == task) & (sweep.frames["intervention"] == "keep")]
-        own = [row for row in rows if row.task == task]
         caption = f"{task}: revisit PSNR against the frames a view was out of sight; bands are 95 % intervals"
-        add(f"gap-{task}", caption, _draw_gap, frames, sweep.blocks, colours)
-        caption = f"{task}: PSNR of all frames against the generated frame"
-        add(f"horizon-{task}", caption, _draw_horizon, frames, sweep.blocks, colours)
+        add(f"gap-{task}", caption, _draw_gap, frames[task], sweep.blocks, colours)
+    for task in sweep.tasks:
+        caption = f"{task}: PSNR of all frames against the generated frame; bands are 95 % intervals"
+        add(f"horizon-{task}", caption, _draw_horizon, frames[task], sweep.blocks, colours)
+    for task in sweep.tasks:
         caption = f"{task}: revisit PSNR lost when the memory is swapped or reset"
-        add(f"interventions-{task}", caption, _draw_drops, own, colours)
-        caption = f"{task}: revisit PSNR against bytes of memory state a video at the horizon's end"
-        add(f"state-{task}", caption, _draw_cost, own, colours, "state_bytes_end", "state bytes")
-        caption = f"{task}: revisit PSNR against time per generated frame at the horizon's end"
-        add(f"time-{task}", caption, _draw_cost, own, colours, "seconds_per_frame_end", "ms a frame", 1e3)
+        add(f"interventions-{task}", caption, _draw_drops, own[task], colours)
+    for key, (name, label, _) in COSTS.items():
+        for task in sweep.tasks:
+            add(f"{name}-{task}", f"{task}: revisit PSNR against {label}", _draw_cost, own[task], colours, key)
     add("loss", "training loss, mean over seeds", _draw_loss, sweep, colours)
     return plots
 
@@ -140,15 +146,18 @@ def _draw_drops(axes: Axes, rows: list[Row], colours: dict[str, str]) -> None:
     _finish(axes, "", "revisit PSNR lost, dB")
 
 
-def _draw_cost(axes: Axes, rows: list[Row], colours: dict[str, str], key: str, label: str, scale: float = 1.0) -> None:
-    for row in rows:
-        if not row.cost:
-            continue
+def _draw_cost(axes: Axes, rows: list[Row], colours: dict[str, str], key: str) -> None:
+    _, label, scale = COSTS[key]
+    costly = [row for row in rows if row.cost]
+    for row in costly:
         value = row.revisit["psnr"]
         error = [[value.mean - value.low], [value.high - value.mean]]
         axes.errorbar(row.cost[key] * scale, value.mean, yerr=error, fmt="o", color=colours[row.block], label=row.block)
-    if key.startswith("state"):
-        axes.set_xscale("symlog", linthresh=1000)
+    if key == "state_bytes_end":  # from nothing to megabytes
+        smallest = min([row.cost[key] for row in costly if row.cost[key]], default=1.0)
+        lowest, highest = np.floor(np.log10(smallest)), np.log10(max([row.cost[key] for row in costly] + [10.0]))
+        axes.set_xscale("symlog", linthresh=10**lowest, linscale=0.4)
+        axes.set_xticks([0.0, *(10 ** np.arange(lowest, highest + 0.3))])
     _finish(axes, label, "revisit PSNR, dB")
 
 

@@ -26,6 +26,9 @@ CONTROL = "copy-last"
 ORDER = ("none", "lstm", "mamba2", "ttt", "attention")  # others follow in alphabetical order, controls last
 
 
+METRICS = ("psnr", "ssim", "lpips")
+
+
 @dataclass(frozen=True)
 class Sweep:
     """What a sweep's folder holds, read once."""
@@ -47,6 +50,12 @@ class Sweep:
         rank = {name: place for place, name in enumerate(ORDER)}
         names = self.frames["block"].unique()
         return sorted(names, key=lambda b: (b == CONTROL, rank.get(base_name(b), len(ORDER)), b))
+
+    def revisits(self, task: str, block: str, intervention: str = "keep", column: str = "psnr") -> pd.Series:
+        """Return a block's mean over revisit frames, indexed by (seed, episode)."""
+        frames = self.frames
+        own = (frames["task"] == task) & (frames["block"] == block) & (frames["intervention"] == intervention)
+        return episode_means(frames[own & (frames["kind"] == "revisit")], column)
 
     def results_of(self, block: str) -> list[dict[str, Any]]:
         """Return the results of a block's runs, one a seed."""
@@ -95,38 +104,32 @@ def summarise(sweep: Sweep) -> tuple[list[Row], dict[str, list[Pair]]]:
     """Return a row per block and task, and per task the comparison of every pair of trained blocks."""
     rows, pairs = [], {}
     for task in sweep.tasks:
-        frames = sweep.frames[sweep.frames["task"] == task]
-        revisits = frames[frames["kind"] == "revisit"]
-        kept = {b: episode_means(_of(revisits, b, "keep")) for b in sweep.blocks}
-        trained = {b: values for b, values in kept.items() if b != CONTROL and len(values)}
+        kept = {block: sweep.revisits(task, block) for block in sweep.blocks}
+        trained = {block: values for block, values in kept.items() if block != CONTROL and len(values)}
         pairs[task] = compare_pairs(trained)
         best = best_group(trained, pairs[task])
         for block in sweep.blocks:
-            rows.append(_row(sweep, frames, block, task, kept, block in best))
+            rows.append(_row(sweep, task, block, kept, block in best))
     return rows, pairs
 
 
-def _of(frames: pd.DataFrame, block: str, intervention: str) -> pd.DataFrame:
-    return frames[(frames["block"] == block) & (frames["intervention"] == intervention)]
-
-
-def _row(sweep: Sweep, frames: pd.DataFrame, block: str, task: str, kept: dict[str, pd.Series], best: bool) -> Row:
-    own = _of(frames, block, "keep")
-    revisits = own[own["kind"] == "revisit"]
+def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: bool) -> Row:
+    frames = sweep.frames
+    own = frames[(frames["task"] == task) & (frames["block"] == block) & (frames["intervention"] == "keep")]
     drops = {}
     for intervention in ("swap", "reset"):
-        other = _of(frames[frames["kind"] == "revisit"], block, intervention)
+        other = sweep.revisits(task, block, intervention)
         if len(other):
-            drops[intervention] = difference(kept[block], episode_means(other))
+            drops[intervention] = difference(kept[block], other)
     results = sweep.results_of(block)
     memoryless = not results or all(not any(r["state_bytes"].values()) for r in results)
     swap = drops.get("swap", Estimate(np.nan, np.nan, np.nan, 0))
-    metrics = [metric for metric in ("psnr", "ssim", "lpips") if metric in revisits]
+    revisits = own[own["kind"] == "revisit"]
     return Row(
         block=block,
         task=task,
         seeds=own["seed"].nunique(),
-        revisit={metric: estimate(episode_means(revisits, metric)) for metric in metrics},
+        revisit={m: estimate(sweep.revisits(task, block, column=m)) for m in METRICS if m in frames},
         kinds={k: _mean(own[own["kind"] == k]) for k in ("recent", "partial", "novel")},
         pooled_psnr=float(-10 * np.log10(revisits["mse"].mean())) if len(revisits) else np.nan,
         drops=drops,

@@ -129,6 +129,15 @@ def show(value: Estimate | None, digits: int = 2, signed: bool = False) -> str:
     return f"{mean} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 
+def byte_text(count: float) -> str:
+    """Write a number of bytes with its nearest unit."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
 def number_text(value: float, digits: int = 2) -> str:
     """Write a number, nothing for NaN."""
     return f"{value:.{digits}f}" if np.isfinite(value) else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ import submitit
 
 from rad_bench.config import LaunchConfig
 from rad_bench.errors import UserError
-from rad_bench.run_folder import RunFolder, write_atomically
+from rad_bench.run_folder import RunFolder, locked, write_atomically
 
 POLL_SECONDS = 0.5
 QUEUE_SECONDS = 10.0  # between questions to SLURM, one for all jobs
@@ -34,9 +33,8 @@ class RunJob(submitit.helpers.Checkpointable):
         from rad_bench.run import execute
 
         paths = RunFolder(folder)
-        with paths.lock.open("w") as lock:
-            # A job whose launcher was killed goes on by itself. Whoever comes second waits here, and finds it done.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        # A job whose launcher was killed goes on by itself. Whoever comes second waits here, and finds it done.
+        with locked(paths.lock):
             try:
                 execute(folder, launch)
             except Exception:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rad_bench.run_folder import RunFolder
+from rad_bench.run_folder import RunFolder, is_locked
 
 TAIL_BYTES = 4096
 QUIET_SECONDS = 30.0  # between lines where there is no terminal
@@ -21,7 +21,7 @@ class RunStatus:
     """Where one run stands."""
 
     name: str
-    state: str  # done, failed, running (has a log but no result), missing
+    state: str  # done, failed, running, stopped (begun, but no process is at it), missing
     share: float  # of its steps and rollouts, 0..1
     detail: str
 
@@ -39,14 +39,11 @@ def run_status(folder: Path) -> RunStatus:
         return RunStatus(folder.name, "failed", 0.0, lines[-1][:200])
     if last is None:
         return RunStatus(folder.name, "missing", 0.0, "")
+    state = "running" if is_locked(paths.lock) else "stopped"
     if last.get("phase") == "training":
-        share = last["step"] / last["steps"]
-        return RunStatus(
-            folder.name, "running", 0.9 * share, f"step {last['step']}/{last['steps']} loss {last['loss']:.4f}"
-        )
-    return RunStatus(
-        folder.name, "running", 0.9 + 0.1 * last["done"] / last["of"], f"rollouts {last['done']}/{last['of']}"
-    )
+        detail = f"step {last['step']}/{last['steps']} loss {last['loss']:.4f}"
+        return RunStatus(folder.name, state, 0.9 * last["step"] / last["steps"], detail)
+    return RunStatus(folder.name, state, 0.9 + 0.1 * last["done"] / last["of"], f"rollouts {last['done']}/{last['of']}")
 
 
 def _last_record(path: Path) -> dict | None:  # type: ignore[type-arg]

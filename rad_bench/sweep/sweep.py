@@ -25,6 +25,7 @@ class Outcome:
     done: int
     unfinished: list[RunStatus]
     report: Path | None
+    detached: bool = False  # jobs were submitted and go on by themselves
 
 
 def run_folders(sweep_folder: Path, runs: list[Run]) -> list[Path]:
@@ -55,7 +56,7 @@ def run_sweep(
     with ProgressView([folder for _, folder in missing], console) as view:
         launch_runs([folder for _, folder in missing], sweep_folder, sweep.launch, cluster, view.update, detach)
     if detach:
-        return Outcome(len(runs) - len(missing), [run_status(folder) for _, folder in missing], None)
+        return Outcome(len(runs) - len(missing), [run_status(folder) for _, folder in missing], None, detached=True)
     return finish(sweep_folder, runs)
 
 

@@ -4,9 +4,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,66 +12,7 @@ import pytest
 from rad_bench.errors import UserError
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
-
-ROOT = Path(__file__).parents[2]
-TINY = """
-name: tiny
-run:
-  data: {name: rooms, size: 16}
-  trunk: {width: 16, depth: 1, patch: 8, window: 2}
-  training: {steps: 30, batch: 2, frames: 12, loss_from: 4, checkpoint_every: 5}
-  evaluation: {episodes: 4, context: 9, horizon: 8, strips: 1}
-grid:
-  memory: [none, {name: lstm, hidden: 8}]
-  seed: [0, 1]
-launch: {parallel: 2}
-"""
-GRU = """
-import torch
-from torch import nn
-from blocks.memory import MemoryBlock
-
-class GRU(MemoryBlock):
-    def __init__(self, dim: int, hidden: int = 8) -> None:
-        super().__init__(dim)
-        self.cell, self.output = nn.GRUCell(dim, hidden), nn.Linear(hidden, dim)
-
-    def initial_state(self, sequences):
-        return (self.zeros(sequences, self.cell.hidden_size),)
-
-    def step(self, x_SKD, state):
-        (h,), outputs = state, []
-        for x in x_SKD.unbind(1):
-            h = self.cell(x, h)
-            outputs.append(self.output(h))
-        return torch.stack(outputs, 1), (h,)
-
-class LooksAhead(GRU):
-    def prefetch(self, x_STKD, state):
-        return super().prefetch(x_STKD + x_STKD.mean(1, keepdim=True), state)
-
-class Raises(GRU):
-    def step(self, x_SKD, state):
-        if torch.is_grad_enabled():  # in training, not when its state is measured
-            raise RuntimeError("no such luck")
-        return super().step(x_SKD, state)
-
-class NeverWorks(GRU):
-    def step(self, x_SKD, state):
-        raise RuntimeError("no such luck")
-"""
-
-
-def command(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return [sys.executable, "-m", "rad_bench.cli", *map(str, arguments)], environment
-
-
-def rad_bench(*arguments, cwd, expect=0):
-    argv, environment = command(*arguments)
-    result = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == expect, result.stdout + result.stderr
-    return result
+from tests.sweep.tiny import GRU, TINY, command, rad_bench
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,124 @@
+"""The report says what the frames hold, names what is missing, and stands alone."""
+
+import hashlib
+import html.parser
+import os
+import re
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+
+from rad_bench.report import write_report
+from tests.report.synthetic import BASE, SWAP_LOSS, write_sweep
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = write_sweep(tmp_path_factory.mktemp("sweep"), failed=["ttt-seed0"])
+    write_report(folder)
+    return folder
+
+
+def page_of(folder):
+    return (folder / "report" / "index.html").read_text()
+
+
+def text_of(page):
+    """What a reader sees, without tags, styles and drawings."""
+    page = re.sub(r"<(style|svg|script).*?</\1>", " ", page, flags=re.S)
+    return " ".join(re.sub(r"<[^>]+>", " ", page).split())
+
+
+def test_the_summary_holds_what_the_frames_hold(sweep):
+    summary = pd.read_csv(sweep / "summary.csv").set_index(["block", "task"])
+    frames = pd.read_parquet(sweep / "frames.parquet")
+    for block in BASE:
+        own = frames[(frames.block == block) & (frames.task == "retrieval") & (frames.intervention == "keep")]
+        row = summary.loc[(block, "retrieval")]
+        assert row["revisit_psnr"] == pytest.approx(own[own.kind == "revisit"].psnr.mean())
+        assert row["novel_psnr"] == pytest.approx(own[own.kind == "novel"].psnr.mean())
+    assert summary.loc[("lstm", "retrieval"), "swap_drop"] == pytest.approx(6.0, abs=0.3)
+    assert summary.loc[("lstm", "retrieval"), "over_none"] == pytest.approx(6.0, abs=0.3)
+
+
+def test_a_block_that_loses_nothing_by_a_swap_is_not_shown_to_use_its_memory(sweep):
+    verdicts = pd.read_csv(sweep / "summary.csv").set_index(["block", "task"])["verdict"]
+    assert verdicts["mamba2", "retrieval"] == "not shown to use its memory"
+    assert verdicts["lstm", "retrieval"] == "uses its memory"
+    assert verdicts["none", "retrieval"] == "carries none"
+    assert "Not shown to use their memory: mamba2." in text_of(page_of(sweep))
+
+
+def test_a_metric_that_was_not_measured_has_no_column_and_the_page_says_why(sweep):
+    assert not [column for column in pd.read_csv(sweep / "summary.csv") if "lpips" in column]
+    assert "LPIPS" not in (sweep / "report" / "tables" / "headline.md").read_text()
+    assert "unavailable: weights missing" in text_of(page_of(sweep))
+
+
+def test_what_is_missing_is_named_with_its_reason_and_cannot_inject(sweep):
+    page = page_of(sweep)
+    assert "ttt-seed0: RuntimeError: &lt;b&gt;no such luck&lt;/b&gt;" in page
+    assert "<b>no such luck" not in page
+
+
+def test_names_from_configs_are_escaped_everywhere(tmp_path):
+    evil = "lstm(note=<script>alert(1)</script>&_%)"
+    folder = write_sweep(tmp_path, base={"none": 12.0, evil: 18.0}, swap_loss={"none": 0.0, evil: 6.0})
+    write_report(folder)
+    assert "<script" not in page_of(folder)
+    assert r"\&\_\%" in (folder / "report" / "tables" / "headline.tex").read_text()
+
+
+def test_the_page_needs_nothing_from_outside(sweep):
+    class Collector(html.parser.HTMLParser):
+        found: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag, attributes):
+            for name, value in attributes:
+                if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+                    self.found.append(value)
+
+    Collector().feed(page_of(sweep))
+    assert all(link.startswith(("data:", "#")) for link in Collector.found), Collector.found
+    assert "@import" not in page_of(sweep)
+
+
+def test_the_same_folder_gives_the_same_report_to_the_byte(sweep):
+    def hashes():
+        files = sorted(path for path in (sweep / "report").rglob("*") if path.is_file())
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    before = hashes()
+    write_report(sweep)
+    assert hashes() == before
+
+
+def test_one_seed_is_called_evaluation_noise(tmp_path):
+    folder = write_sweep(tmp_path, seeds=(0,))
+    write_report(folder)
+    assert "evaluation noise only" in text_of(page_of(folder))
+    assert "one seed" in (folder / "report" / "tables" / "pairs.md").read_text()
+
+
+def test_a_single_block_without_interventions_is_still_reported(tmp_path):
+    folder = write_sweep(tmp_path, base={"lstm": 18.0}, swap_loss=SWAP_LOSS)
+    frames = pd.read_parquet(folder / "frames.parquet")
+    frames[frames.intervention == "keep"].to_parquet(folder / "frames.parquet")
+    write_report(folder)
+    assert "not shown to use its memory" in (folder / "report" / "tables" / "interventions.md").read_text()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_a_browser_draws_the_page(sweep, tmp_path):
+    picture = tmp_path / "page.png"
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,3000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}"]
+    page = (sweep / "report" / "index.html").as_uri()
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    result = subprocess.run([*command, page], capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert picture.exists(), result.stderr
+    assert picture.stat().st_size > 50_000

@@ -1,0 +1,84 @@
+"""Intervals and corrections against numbers worked out by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rad_bench.report.statistics import (
+    best_group,
+    compare_pairs,
+    difference,
+    estimate,
+    holm,
+    memory_verdict,
+    seeds_note,
+)
+
+
+def by_seed(*values, episodes=2):
+    """Seed means as given, episodes symmetric around them."""
+    index = pd.MultiIndex.from_product([range(len(values)), range(episodes)], names=["seed", "episode"])
+    offsets = np.linspace(-1, 1, episodes)
+    return pd.Series([value + offset for value in values for offset in offsets], index)
+
+
+def test_the_interval_is_student_t_over_seed_means():
+    found = estimate(by_seed(10.0, 12.0, 14.0))
+    # s = 2, n = 3, t(0.975, 2) = 4.302653: half width 4.302653 * 2 / sqrt(3)
+    assert found.mean == pytest.approx(12.0)
+    assert found.high - found.mean == pytest.approx(4.968275, abs=1e-5)
+    assert found.mean - found.low == pytest.approx(4.968275, abs=1e-5)
+
+
+def test_more_episodes_do_not_make_an_interval_over_seeds_narrower():
+    few, many = (estimate(by_seed(10.0, 12.0, 14.0, episodes=n)) for n in (2, 200))
+    assert many.high - many.low == pytest.approx(few.high - few.low)
+
+
+def test_a_difference_is_paired_so_that_what_seeds_share_cancels():
+    a, b = by_seed(10.0, 20.0, 30.0), by_seed(9.0, 19.1, 28.9)
+    assert estimate(a).high - estimate(a).low > 20
+    paired = difference(a, b)
+    assert paired.mean == pytest.approx(1.0)
+    assert paired.high - paired.low < 0.6
+
+
+def test_seeds_that_only_one_side_has_are_left_out_of_a_difference():
+    assert difference(by_seed(10.0, 12.0, 99.0), by_seed(9.0, 11.0)).seeds == 2
+
+
+def test_one_seed_gets_an_interval_labelled_as_evaluation_noise():
+    found = estimate(by_seed(10.0, episodes=20))
+    assert found.evaluation_noise_only
+    assert found.low < 10.0 < found.high
+    assert "evaluation noise only" in seeds_note(1)
+    assert "p < 0.05" in seeds_note(3)
+    assert "p < 0.05" not in seeds_note(6)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    corrected = holm([0.01, float("nan"), 0.02])
+    assert corrected[0] == pytest.approx(0.02) and np.isnan(corrected[1]) and corrected[2] == pytest.approx(0.02)
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_every_pair_is_compared_once_and_the_best_group_is_what_cannot_be_told_from_the_best():
+    blocks = {"a": by_seed(20.0, 20.1, 19.9), "b": by_seed(19.9, 20.2, 19.8), "c": by_seed(12.0, 12.2, 11.9)}
+    pairs = compare_pairs(blocks)
+    assert [(pair.first, pair.second) for pair in pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert best_group(blocks, pairs) == {"a", "b"}
+
+
+def test_one_seed_tells_no_blocks_apart():
+    blocks = {"a": by_seed(20.0), "b": by_seed(10.0)}
+    pairs = compare_pairs(blocks)
+    assert np.isnan(pairs[0].p)
+    assert best_group(blocks, pairs) == {"a", "b"}
+
+
+def test_the_verdict_needs_a_swap_loss_whose_interval_excludes_zero():
+    assert memory_verdict(estimate(by_seed(5.0, 5.5, 6.0)), False) == "uses its memory"
+    assert memory_verdict(estimate(by_seed(-0.1, 0.2, 0.1)), False) == "not shown to use its memory"
+    assert memory_verdict(estimate(by_seed(5.0)[:0]), False) == "not shown to use its memory"
+    assert memory_verdict(estimate(by_seed(5.0, 5.5, 6.0)), True) == "carries none"

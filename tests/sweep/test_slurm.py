@@ -1,0 +1,75 @@
+"""The same sweep on a real SLURM: same frames, detached launches, jobs that are cancelled."""
+
+import json
+import subprocess
+import time
+
+import pandas as pd
+import pytest
+
+from tests.sweep import slurm as slurm_cluster
+from tests.sweep.tiny import TINY, command, rad_bench
+
+ON_SLURM = TINY.replace("launch: {parallel: 2}", "launch: {parallel: 2, slurm: {partition: debug, memory_gb: 2}}")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    if not slurm_cluster.installed():
+        pytest.skip("SLURM is not installed (Debian: slurm-wlm)")
+    cluster = slurm_cluster.Slurm(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def test_slurm_gives_the_frames_that_this_machine_gives(tmp_path, slurm):
+    (tmp_path / "tiny.yaml").write_text(ON_SLURM)
+    # `auto` takes SLURM, since there is an sbatch and the sweep names a partition.
+    there = rad_bench("sweep", "tiny.yaml", "--out", "there", cwd=tmp_path, environment=slurm.environment)
+    assert "to go on slurm" in there.stdout
+    rad_bench("sweep", "tiny.yaml", "--out", "here", "--cluster", "local", cwd=tmp_path)
+    frames = [pd.read_parquet(tmp_path / out / "tiny" / "frames.parquet") for out in ("there", "here")]
+    pd.testing.assert_frame_equal(*frames)
+    jobs = list((tmp_path / "there" / "tiny" / "submitit").glob("*/*_submitted.pkl"))
+    assert len(jobs) == 4
+
+
+def test_a_detached_sweep_goes_on_by_itself_and_is_reported_by_the_same_command(tmp_path, slurm):
+    (tmp_path / "tiny.yaml").write_text(ON_SLURM)
+    options = {"cwd": tmp_path, "environment": slurm.environment}
+    rad_bench("sweep", "tiny.yaml", "--detach", **options)
+    sweep = tmp_path / "results" / "tiny"
+    assert not (sweep / "frames.parquet").exists()
+    wait_for(lambda: len(list(sweep.glob("runs/*/result.json"))) == 4)
+    assert rad_bench("status", "results/tiny", **options).stdout.count("done") == 4
+    assert "4 of 4 runs are done" in rad_bench("sweep", "tiny.yaml", **options).stdout
+    assert (sweep / "report" / "index.html").exists()
+
+
+def test_a_cancelled_job_is_named_and_the_same_command_goes_on_where_it_stopped(tmp_path, slurm):
+    (tmp_path / "tiny.yaml").write_text(ON_SLURM.replace("steps: 30", "steps: 1000"))
+    sweep = ("sweep", "tiny.yaml", "--only", "memory=none", "--only", "seed=0")
+    argv, environment = command(*sweep, environment=slurm.environment)
+    launcher = subprocess.Popen(argv, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    runs = tmp_path / "results" / "tiny" / "runs"
+    wait_for(lambda: list(runs.glob("*/checkpoint.pt")))
+    slurm.run("scancel", "--name", "rad-bench-tiny")
+    _, errors = launcher.communicate(timeout=240)
+    assert launcher.returncode == 1
+    assert "stopped" in errors and "1 of 1 runs are not done" in errors
+    rad_bench(*sweep, cwd=tmp_path, environment=slurm.environment)
+    (log,) = runs.glob("*/log.jsonl")
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines() if '"training"' in line]
+    assert steps == list(range(10, 1001, 10))
+    (result,) = runs.glob("*/result.json")
+    assert json.loads(result.read_text())["training"]["steps"] == 1000
+
+
+def wait_for(condition, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
