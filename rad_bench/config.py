@@ -31,16 +31,31 @@ class RoomsData(Config):
     fov: float = Field(60.0, gt=10, lt=150, description="horizontal field of view, degrees")
 
 
-class MemoryMazeData(Config):
+class FilesData(Config):
+    """What all recorded data have. Where there are folders train and test (or eval, validation), they are the split."""
+
+    path: str = Field(description="folder of the recordings, or of what `rad-bench data pack` made of them")
+    size: int | None = Field(
+        None, ge=8, le=512, description="crop to a square of this side; null keeps frames as they are"
+    )
+    held_out: float = Field(0.2, gt=0, lt=1, description="share of the episodes kept for evaluation, by hash of names")
+
+
+class MemoryMazeData(FilesData):
     """Memory Maze episodes in the official npz layout, one file an episode."""
 
     name: Literal["memory_maze"]
-    path: str = Field(description="folder of .npz files")
-    size: int | None = Field(None, ge=8, le=512, description="resize frames to this side; null keeps them")
-    held_out: float = Field(0.2, gt=0, lt=1, description="share of the episodes kept for evaluation")
 
 
-DataConfig = Annotated[RoomsData | MemoryMazeData, Field(discriminator="name")]
+class MinecraftData(FilesData):
+    """Minecraft videos with their actions, in TECO's or VRAG's layout. Without a map, a view is known by its pose."""
+
+    name: Literal["minecraft"]
+    same_place: float = Field(1.0, gt=0, description="blocks within which two poses show the same view")
+    same_heading: float = Field(20.0, gt=0, le=180, description="degrees within which they do")
+
+
+DataConfig = Annotated[RoomsData | MemoryMazeData | MinecraftData, Field(discriminator="name")]
 
 
 class TrunkConfig(Config):

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
-from rad_bench.config import MemoryMazeData, RoomsData
+import math
+from pathlib import Path
+
+from rad_bench.config import DataConfig, MinecraftData, RoomsData
 from rad_bench.data.episodes import Dataset, Episodes
+from rad_bench.data.recordings import Source
+from rad_bench.errors import UserError
 
 
-def open_dataset(config: RoomsData | MemoryMazeData) -> Dataset:
+def open_dataset(config: DataConfig) -> Dataset:
     """Return the data set that the config names. Raises `UserError` if it cannot be read."""
     if isinstance(config, RoomsData):
         from rad_bench.data.rooms import Rooms
 
         return Rooms(config)
-    from rad_bench.data.memory_maze import MemoryMaze
+    from rad_bench.data.recordings import Recordings
 
-    return MemoryMaze(config)
+    same_view = None
+    if isinstance(config, MinecraftData):
+        same_view = (config.same_place, math.radians(config.same_heading))
+    return Recordings(open_source(config.name, Path(config.path).expanduser()), config, same_view)
 
 
-__all__ = ["Dataset", "Episodes", "open_dataset"]
+def open_source(kind: str, folder: Path) -> Source:
+    """Return the recordings of a kind below a folder, packed or not."""
+    from rad_bench.data.packed import Packed, is_packed
+
+    if is_packed(folder):
+        packed = Packed(folder)
+        if packed.kind != kind:
+            raise UserError(f"data.path {folder} holds packed {packed.kind}, and data.name is {kind}.")
+        return packed
+    if kind == "minecraft":
+        from rad_bench.data.minecraft import MinecraftFiles
+
+        return MinecraftFiles(folder)
+    from rad_bench.data.memory_maze import MemoryMazeFiles
+
+    return MemoryMazeFiles(folder)
+
+
+__all__ = ["Dataset", "Episodes", "open_dataset", "open_source"]

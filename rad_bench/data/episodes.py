@@ -23,7 +23,7 @@ class Episodes:
     actions: Tensor  # [B, T, A] float32; row t is what led to frame t
     egomotion: Tensor  # [B, T, 3] float32
     poses: Tensor  # [B, T, 3] float64
-    surfaces: Tensor  # [B, T, R] int64: identity of the surface each ray meets, -1 for none; R = 0 if not asked for
+    surfaces: Tensor  # [B, T, R] int64: identity of the surface each ray meets, -1 for none; R = 0 if unknown
     names: tuple[str, ...]  # [B] where each comes from
 
     def __len__(self) -> int:
@@ -44,6 +44,8 @@ class Dataset(Protocol):
 
     frame_shape: tuple[int, int, int]  # C, H, W
     action_size: int
+    has_poses: bool  # without: no egomotion, so no retrieval, and no telling what was seen before
+    same_view: tuple[float, float] | None  # distance and radians within which poses show one view, where no map tells
     identity: str  # hash of everything that decides its content
 
     def training_batch(self, seed: int, step: int, batch: int, frames: int) -> Episodes:

@@ -53,6 +53,8 @@ class Rooms:
         self.config = config
         self.frame_shape = (3, config.size, config.size)
         self.action_size = 4
+        self.has_poses = True
+        self.same_view: tuple[float, float] | None = None
         self.identity = hashlib.sha256(f"rooms {VERSION} {config.model_dump_json()}".encode()).hexdigest()[:16]
 
     def training_batch(self, seed: int, step: int, batch: int, frames: int) -> Episodes:

@@ -19,7 +19,7 @@ from rad_bench.config import RunConfig
 from rad_bench.data import Dataset
 from rad_bench.evaluation.metrics import metric_card, mse, psnr, ssim
 from rad_bench.evaluation.perceptual import lpips, lpips_unavailable
-from rad_bench.evaluation.revisits import classify
+from rad_bench.evaluation.revisits import classify_task
 from rad_bench.evaluation.tasks import Task, make_task
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_features
@@ -57,7 +57,7 @@ def evaluate(
     tables, done, of = [], 0, len(tasks) * len(config.interventions)
     trunk.eval()
     for task in tasks:
-        kinds, gaps = classify(task.surfaces, task.context, reach(run))
+        kinds, gaps = classify_task(task, reach(run), dataset.has_poses, dataset.same_view)
         truth = task.truth[:, task.context :]
         copied = task.truth[:, task.context - 1 : task.context].expand_as(truth)
         tables.append(_score(task, "keep", copied, kinds, gaps, device).assign(block=COPY_LAST))

@@ -8,6 +8,9 @@ and the longest stretch between two of them is what memory had to bridge: attent
     gap      median over the frame's rays of that longest stretch, in frames; unseen rays count as infinite
     kind     novel: seen < 0.5. recent, revisit: seen >= 0.9 and gap within, beyond attention's reach. partial: the rest
 
+Where there is no map to cast rays through, a view is taken to be known if a pose within a stated distance and angle of
+its own is: the frame then counts as a single surface. Without poses all frames are of kind `unknown`.
+
 Rays that meet nothing (-1) are left out. Of an even number of rays the lower of the two middle stretches is the
 median, so that a gap is a number of frames, and finite wherever half of a view was seen.
 """
@@ -15,10 +18,49 @@ median, so that a gap is a number of frames, and finite wherever half of a view 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rad_bench.data.episodes import wrap
+from rad_bench.evaluation.tasks import Task
+
 SEEN, UNSEEN = 0.9, 0.5
+
+
+def classify_task(
+    task: Task, reach: int, has_poses: bool, same_view: tuple[float, float] | None
+) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
+    """Classify a task's generated frames by the best that its data know: a map, poses, or nothing."""
+    if task.surfaces.shape[-1]:
+        return classify(task.surfaces, task.context, reach)
+    if has_poses and same_view is not None:
+        return classify_poses(task.poses, task.context, reach, *same_view)
+    shape = (len(task.truth), task.horizon)
+    return np.full(shape, "unknown"), np.full(shape, np.nan)
+
+
+def classify_poses(
+    poses_BT3: Tensor, context: int, reach: int, distance: float, angle: float
+) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
+    """Return kind and gap of each generated frame, both [B, H], by poses alone.
+
+    Two frames show the same view if their poses differ by at most `distance` and `angle` (radians).
+    """
+    near = torch.cdist(poses_BT3[..., :2], poses_BT3[..., :2]) <= distance
+    turn = wrap(poses_BT3[:, :, None, 2] - poses_BT3[:, None, :, 2]).abs()
+    same = (near & (turn <= angle)).numpy()
+    B, T, _ = same.shape
+    stretch_BT = np.full((B, T), np.inf)
+    stretch_BT[:, :context] = 0
+    for b in range(B):
+        for t in range(context, T):
+            known = np.flatnonzero(same[b, t, :t] & np.isfinite(stretch_BT[b, :t]))
+            if len(known):
+                stretch_BT[b, t] = max(stretch_BT[b, known[-1]], t - known[-1])
+    gap = stretch_BT[:, context:]
+    kind = np.select([np.isinf(gap), gap > reach], ["novel", "revisit"], "recent")
+    return kind, np.where(np.isinf(gap), np.nan, gap)
 
 
 def classify(surfaces: Tensor, context: int, reach: int) -> tuple[NDArray[np.str_], NDArray[np.float64]]:

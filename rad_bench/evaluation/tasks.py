@@ -26,6 +26,7 @@ class Task:
     truth: Tensor  # uint8 [B, C + H, channels, height, width]; the first C frames are given
     actions: Tensor  # [B, C + H, A]; zero where the path runs backwards, which actions cannot say
     egomotion: Tensor  # [B, C + H, 3]
+    poses: Tensor  # [B, C + H, 3]
     surfaces: Tensor  # [B, C + H, R]
 
     @property
@@ -41,7 +42,7 @@ def make_task(name: str, episodes: Episodes, config: EvaluationConfig, frames_pe
         end = C + config.horizon
         return Task(
             name, C, episodes.frames[:, :end], episodes.actions[:, :end], episodes.egomotion[:, :end],
-            episodes.surfaces[:, :end],
+            episodes.poses[:, :end], episodes.surfaces[:, :end],
         )  # fmt: skip
     back = (C - 1) // frames_per_step * frames_per_step  # the last context frame is where the way back starts
     order = torch.arange(C - 2, C - 2 - back, -1)
@@ -56,5 +57,6 @@ def make_task(name: str, episodes: Episodes, config: EvaluationConfig, frames_pe
         there_and_back(episodes.frames, episodes.frames[:, order]),
         there_and_back(episodes.actions, torch.zeros_like(episodes.actions[:, order])),
         there_and_back(episodes.egomotion, undone),
+        there_and_back(episodes.poses, episodes.poses[:, order]),
         there_and_back(episodes.surfaces, episodes.surfaces[:, order]),
     )

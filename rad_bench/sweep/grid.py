@@ -69,10 +69,23 @@ def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Data
     identity = config.data.model_dump_json()
     if identity not in datasets:
         datasets[identity] = open_dataset(config.data)
+    _check_poses(config, datasets[identity], where)
     label = _label(config, axes)
     key = run_key(config, datasets[identity].identity)
     slug = re.sub(r"[^A-Za-z0-9.=]+", "-", label).strip("-.")[:80]
     return Run(f"{slug}-seed{config.seed}-{key[:8]}", label, axes, config, key)
+
+
+def _check_poses(config: RunConfig, dataset: Dataset, where: str) -> None:
+    """Raise `UserError` if the run needs poses that its data do not have."""
+    if dataset.has_poses:
+        return
+    if config.trunk.motion != "action":
+        raise UserError(
+            f"{where}: run.trunk.motion: {config.trunk.motion} is derived from poses, and these {config.data.name} "
+            "data have none; set trunk.motion: action and evaluation.tasks: [continuation]."
+        )
+    # With motion: action the config itself refuses retrieval.
 
 
 def _label(config: RunConfig, axes: dict[str, Any]) -> str:

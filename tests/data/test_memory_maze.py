@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from rad_bench.config import MemoryMazeData
-from rad_bench.data import memory_maze, open_dataset
+from rad_bench.data import open_dataset, recordings
 from rad_bench.data.episodes import egomotion_from_poses
-from rad_bench.data.memory_maze import RAYS, MemoryMaze
+from rad_bench.data.memory_maze import RAYS
+from rad_bench.data.recordings import Recordings
 from rad_bench.errors import UserError
 
 LAYOUT = np.array([[1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 1, 1], [1, 1, 1, 0]], np.uint8)
@@ -49,8 +50,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def opened(folder: Path, **options: Any) -> MemoryMaze:
-    return MemoryMaze(MemoryMazeData(name="memory_maze", path=str(folder), **options))
+def opened(folder: Path, **options: Any) -> Recordings:
+    data = open_dataset(MemoryMazeData(name="memory_maze", path=str(folder), **options))
+    assert isinstance(data, Recordings)
+    return data
 
 
 def test_shapes_and_types(folder: Path) -> None:
@@ -164,7 +167,7 @@ BROKEN = {
     "float images": (broken("image", np.zeros((40, 16, 16, 3), np.float32)), "image is float32"),
     "grey images": (broken("image", np.zeros((40, 16, 16), np.uint8)), "image is uint8 \\(40, 16, 16\\)"),
     "oblong images": (broken("image", np.zeros((40, 16, 12, 3), np.uint8)), "side, side"),
-    "other size": (broken("image", np.zeros((40, 32, 32, 3), np.uint8)), "images are 32 pixels wide.*data.size"),
+    "other size": (broken("image", np.zeros((40, 32, 32, 3), np.uint8)), "frames are 32 x 32 pixels.*data.size"),
     "few actions": (broken("action", np.zeros((39, 6))), "action is float64 \\(39, 6\\), should be \\(40, 6\\)"),
     "action numbers": (broken("action", np.zeros(40, np.int64)), "action is int64 \\(40,\\)"),
     "NaN pose": (broken("agent_pos", np.full((40, 2), np.nan)), "not finite"),
@@ -201,11 +204,11 @@ def test_a_folder_without_two_good_files_is_refused(tmp_path: Path, folder: Path
     with pytest.raises(UserError, match="is not a folder"):
         opened(folder / "episode0.npz")
     (tmp_path / "sub").mkdir()
-    with pytest.raises(UserError, match=r"holds 0 good .npz episodes"):
+    with pytest.raises(UserError, match=r"holds 0 good episodes"):
         opened(tmp_path / "sub")
     shutil.copy(folder / "episode0.npz", tmp_path / "sub")
     (tmp_path / "sub" / "bad.npz").write_text("")
-    with pytest.raises(UserError, match=r"holds 1 good .npz episode, and two.*Left out: bad.npz: File is not a zip"):
+    with pytest.raises(UserError, match=r"holds 1 good episode, and two.*Left out: bad.npz: File is not a zip"):
         opened(tmp_path / "sub")
 
 
@@ -223,7 +226,7 @@ def spoil(path: Path, key: str, keep: float) -> None:
 def test_a_file_that_lies_about_its_length_is_named_when_read(folder: Path, key: str) -> None:
     for number in range(5):
         spoil(folder / f"episode{number}.npz", key, 0.7)
-    with pytest.raises(UserError, match=r"episode[0-4].npz looked like.*cannot be read"):
+    with pytest.raises(UserError, match=r"episode[0-4].npz looked good.*cannot be read"):
         opened(folder).training_batch(0, 0, 1, 5)
 
 
@@ -231,7 +234,7 @@ def test_a_file_replaced_after_opening_is_named_when_read(folder: Path) -> None:
     data = opened(folder)
     for number in range(5):
         save(folder, f"episode{number}.npz", **broken("image", np.zeros((40, 16, 16, 3), np.float32)))
-    with pytest.raises(UserError, match=r"episode[0-4].npz looked like.*image is float32"):
+    with pytest.raises(UserError, match=r"episode[0-4].npz looked good.*image is float32"):
         data.held_out(1, 5, 3)
 
 
@@ -244,16 +247,51 @@ def test_a_maze_that_changes_within_an_episode_is_named_when_read(folder: Path) 
         opened(folder).held_out(1, 5, 3)
 
 
-def test_decoded_episodes_are_kept_up_to_a_bound(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = 40 * 3 * 16 * 16
-    monkeypatch.setattr(memory_maze, "CACHE_BYTES", 2 * size)
-    data = opened(folder)
-    for step in range(20):
-        data.training_batch(0, step, 2, 5)
-        assert len(data._cache) <= 2
-    plenty = opened(folder)
-    monkeypatch.setattr(memory_maze, "CACHE_BYTES", 100 * size)
-    assert plenty.training_batch(0, 19, 6, 5).names == data.training_batch(0, 19, 6, 5).names
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_clips_are_the_same_from_memory_and_from_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, write: Any
+) -> None:
+    for number in range(5):
+        write(folder / f"episode{number}.npz", **episode(number))
+    kept = opened(folder)
+    monkeypatch.setattr(recordings, "CACHE_BYTES", 1)
+    read = opened(folder)
+    for step in range(5):
+        one, other = (data.training_batch(0, step, 4, 5) for data in (kept, read))
+        assert torch.equal(one.frames, other.frames) and torch.equal(one.poses, other.poses)
+        assert torch.equal(one.actions, other.actions) and one.names == other.names
+    assert torch.equal(kept.held_out(3, 10, 5).surfaces, read.held_out(3, 10, 5).surfaces)
+    assert kept._kept and not read._kept
+
+
+def test_folders_train_and_eval_are_the_split(folder: Path) -> None:
+    for number in range(5):
+        place = folder / ("eval" if number in (1, 3) else "train")
+        place.mkdir(exist_ok=True)
+        (folder / f"episode{number}.npz").rename(place / f"episode{number}.npz")
+    data = opened(folder, held_out=0.9)
+    assert {item.name for item in data.held_out_items} == {"eval/episode1.npz", "eval/episode3.npz"}
+    assert {name.split("/")[0] for name in data.training_batch(0, 0, 50, 5).names} == {"train"}
+
+
+def test_a_copy_of_an_episode_cannot_lie_on_both_sides(folder: Path) -> None:
+    shutil.copy(folder / "episode2.npz", folder / "zcopy.npz")
+    with pytest.warns(UserWarning, match="zcopy.npz: the same content as episode2.npz"):
+        data = opened(folder)
+    assert len(data.training) + len(data.held_out_items) == 5
+
+
+def test_a_file_is_inspected_again_only_when_it_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rad_bench.data import memory_maze
+
+    inspected = []
+    inspect = memory_maze._inspect
+    monkeypatch.setattr(memory_maze, "_inspect", lambda path, name: (inspected.append(name), inspect(path, name))[1])
+    first = opened(folder)
+    assert len(inspected) == 5
+    assert opened(folder).identity == first.identity and len(inspected) == 5
+    save(folder, "episode3.npz", **episode(33))
+    assert opened(folder).identity != first.identity and inspected[5:] == ["episode3.npz"]
 
 
 def test_identity_follows_content_not_place(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

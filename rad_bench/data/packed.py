@@ -1,0 +1,140 @@
+"""A data set packed once into plain arrays that are mapped from disk: clips at the speed of reading.
+
+    pack.json     what it is: the source's kind, the items in order
+    frames.npy    [total, 3, H, W] uint8, all items end to end, resized
+    actions.npy   [total, A] float32
+    poses.npy     [total, 3] float64, where the source has poses
+    layouts.npz   one array an item, where the source has layouts
+
+A packed data set has the identity of what it was packed from at that size: the same runs, read faster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rad_bench.data.recordings import Item, Listing, Recording, Recordings
+from rad_bench.errors import UserError
+
+INDEX = "pack.json"
+FORMAT = 1
+
+
+class Packed:
+    """Implements `Source` over a packed folder."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            index = json.loads((folder / INDEX).read_text())
+            if index["format"] != FORMAT:
+                raise ValueError(f"its format is {index['format']}, this version reads {FORMAT}")
+            self.listing = Listing([Item(**item) for item in index["items"]], [])
+            self.kind, self.has_poses = str(index["kind"]), bool(index["has_poses"])
+            self.action_size = int(index["action_size"])
+            self._frames = np.load(folder / "frames.npy", mmap_mode="r", allow_pickle=False)
+            self._actions = np.load(folder / "actions.npy", mmap_mode="r", allow_pickle=False)
+            self._poses = np.load(folder / "poses.npy", mmap_mode="r") if self.has_poses else None
+            self._layouts = _load_layouts(folder / "layouts.npz")
+            lengths = [item.length for item in self.listing.items]
+            if len(self._frames) != sum(lengths) or len(self._actions) != sum(lengths):
+                raise ValueError(f"frames.npy holds {len(self._frames)} frames, {INDEX} tells of {sum(lengths)}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"data.path {folder}: not a packed data set that can be read: {error}. Pack it again."
+            ) from None
+        self._starts = dict(zip((item.name for item in self.listing.items), np.cumsum([0, *lengths]), strict=False))
+
+    def read(self, item: Item, start: int, stop: int) -> Recording:
+        begin = int(self._starts[item.name])
+        rows = slice(begin + start, begin + stop)
+        return Recording(
+            frames=torch.from_numpy(np.array(self._frames[rows])),
+            actions=torch.from_numpy(np.array(self._actions[rows])),
+            poses=None if self._poses is None else torch.from_numpy(np.array(self._poses[rows])),
+            layout=self._layouts.get(item.name),
+        )
+
+    def surfaces(self, recording: Recording) -> NDArray[np.int64]:
+        if recording.layout is None or recording.poses is None:
+            return np.zeros((len(recording.frames), 0), np.int64)
+        from rad_bench.data.memory_maze import maze_surfaces
+
+        return maze_surfaces(recording.layout, recording.poses.numpy())
+
+
+def _load_layouts(path: Path) -> dict[str, NDArray[np.bool_]]:
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def is_packed(folder: Path) -> bool:
+    """Return whether a folder holds a packed data set."""
+    return (folder / INDEX).is_file()
+
+
+def pack(data: Recordings, out: Path, report: Callable[[int, int], None]) -> None:
+    """Write a data set's items into `out`, which must not exist; `report(done, of)` is called as they are written.
+
+    The folder appears whole or not at all. Raises `UserError` if it cannot be written.
+    """
+    if out.exists():
+        raise UserError(f"{out}: exists already; pack into a new folder, or remove it first.")
+    work = out.with_name(f".{out.name}.tmp")
+    items = sorted([*data.training, *data.held_out_items], key=lambda item: item.name)
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        _write(data, items, work, report)
+        work.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}. Nothing was kept.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(data: Recordings, items: list[Item], folder: Path, report: Callable[[int, int], None]) -> None:
+    total = sum(item.length for item in items)
+    layouts: dict[str, NDArray[np.bool_]] = {}
+    with contextlib.ExitStack() as files:
+
+        def begin(name: str, shape: tuple[int, ...], dtype: type) -> IO[bytes]:
+            return files.enter_context(_begin(folder / f"{name}.npy", (total, *shape), np.dtype(dtype)))
+
+        frames, actions = begin("frames", data.frame_shape, np.uint8), begin("actions", (data.action_size,), np.float32)
+        poses = begin("poses", (3,), np.float64) if data.has_poses else None
+        for done, item in enumerate(items, 1):
+            recording = data.clip(item, 0, item.length)
+            frames.write(recording.frames.contiguous().numpy().tobytes())
+            actions.write(recording.actions.contiguous().numpy().tobytes())
+            if poses is not None and recording.poses is not None:
+                poses.write(recording.poses.contiguous().numpy().tobytes())
+            if recording.layout is not None:
+                layouts[item.name] = recording.layout
+            report(done, len(items))
+    if layouts:
+        np.savez(folder / "layouts.npz", **layouts)  # type: ignore[arg-type]
+    height, width = data.frame_shape[1:]
+    listed = [{**asdict(item), "height": height, "width": width} for item in items]
+    index = {"format": FORMAT, "kind": data.source.kind, "action_size": data.action_size, "has_poses": data.has_poses}
+    (folder / INDEX).write_text(json.dumps({**index, "items": listed}, indent=1))
+
+
+def _begin(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> IO[bytes]:
+    """Open an npy file behind its header. It is filled by plain writes: on a full disk a map would be a signal."""
+    file = path.open("wb")
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file

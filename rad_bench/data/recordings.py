@@ -1,0 +1,254 @@
+"""Episodes recorded in files: which are good, how they are split, and clips of them.
+
+A `Source` knows one format; what formats have in common is here. Whole episodes are training or held-out material:
+by their folder where the data set comes split (train, training; test, validation, eval), else by a hash of their names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from rad_bench.data.episodes import Episodes, egomotion_from_poses
+from rad_bench.errors import UserError
+
+VERSION = 2  # of how recordings become episodes; part of the data's identity
+CACHE_BYTES = 1 << 30  # a data set that fits, once decoded and resized, is decoded once and kept
+NAMED = 10  # bad files that a message names; the others are counted
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+TRAINING_FOLDERS, HELD_OUT_FOLDERS = {"train", "training"}, {"test", "validation", "eval"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One recorded episode."""
+
+    name: str  # its path below the data set's folder, with /
+    length: int  # frames
+    height: int  # pixels
+    width: int
+    content: str  # stands for the content in the data's identity
+    variant: str = ""  # of the format; a data set has one
+
+
+@dataclass(frozen=True)
+class Recording:
+    """T frames of an item."""
+
+    frames: Tensor  # [T, 3, H, W] uint8
+    actions: Tensor  # [T, A] float32; row t is what led to frame t
+    poses: Tensor | None  # [T, 3] float64
+    layout: NDArray[np.bool_] | None = None  # [N, N], true where free, in the poses' coordinates
+
+    def part(self, start: int, stop: int) -> Recording:
+        """Return frames start..stop-1, as views."""
+        poses = None if self.poses is None else self.poses[start:stop]
+        return Recording(self.frames[start:stop], self.actions[start:stop], poses, self.layout)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder holds: good items by name, and why the others are left out."""
+
+    items: list[Item]
+    left_out: list[str]
+
+
+class Source(Protocol):
+    """A format of recordings in files below a folder."""
+
+    kind: str  # the data's name in a config
+    action_size: int
+    has_poses: bool
+    listing: Listing
+
+    def read(self, item: Item, start: int, stop: int) -> Recording:
+        """Return frames start..stop-1 of an item at their own size. Raises one of `UNREADABLE`."""
+        ...
+
+    def surfaces(self, recording: Recording) -> NDArray[np.int64]:
+        """Return which surface each ray of each view meets, [T, R]; R = 0 where the world's layout is unknown."""
+        ...
+
+
+class FilesConfig(Protocol):
+    """What the configs of all recorded data have."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def held_out(self) -> float: ...
+
+
+class Recordings:
+    """Implements `Dataset` over a source. Raises `UserError` without two good items; warns of those left out."""
+
+    def __init__(self, source: Source, config: FilesConfig, same_view: tuple[float, float] | None = None) -> None:
+        self.source, self.config = source, config
+        items, left_out = _uniform(source.listing, config.size)
+        if len(items) < 2:
+            found = f"{len(items)} good episode{'' if len(items) == 1 else 's'}"
+            raise UserError(
+                f"data.path {config.path} holds {found}, and two are needed, one to train on and one to hold out."
+                + (f" Left out: {_reasons(left_out)}." if left_out else "")
+            )
+        if left_out:
+            of = len(items) + len(left_out)
+            warnings.warn(
+                f"left out {len(left_out)} of {of} files in {config.path}: {_reasons(left_out)}", stacklevel=2
+            )
+        self.training, self.held_out_items = split(items, config.held_out)
+        first = items[0]
+        self.frame_shape = (3, config.size or first.height, config.size or first.width)
+        self.action_size, self.has_poses = source.action_size, source.has_poses
+        self.same_view = same_view
+        self.identity = self._identity(items)
+        pixels = math.prod(self.frame_shape)
+        self._keeps_all = sum(item.length for item in items) * pixels <= CACHE_BYTES
+        self._kept: OrderedDict[str, Recording] = OrderedDict()
+
+    def training_batch(self, seed: int, step: int, batch: int, frames: int) -> Episodes:
+        """Return random clips of random training items: a pure function of the files and the arguments."""
+        long_enough = [item for item in self.training if item.length >= frames]
+        if not long_enough:
+            longest = max(item.length for item in self.training)
+            raise UserError(
+                f"training.frames {frames} is longer than every training episode in data.path {self.config.path}; "
+                f"the longest has {longest} frames. Set training.frames to at most {longest}."
+            )
+        rng = np.random.default_rng([seed, step, batch, frames])
+        picked = [long_enough[i] for i in rng.integers(len(long_enough), size=batch)]
+        return self._clips([(item, int(rng.integers(item.length - frames + 1))) for item in picked], frames)
+
+    def held_out(self, episodes: int, frames: int, context: int) -> Episodes:
+        """Return clips of the held-out items, with surfaces where they are known: evenly spaced, none overlapping."""
+        room = [item.length // frames for item in self.held_out_items]
+        if sum(room) < episodes:
+            raise UserError(
+                f"evaluation.episodes {episodes} of {frames} frames (context + horizon) do not fit into the "
+                f"{len(room)} held-out episodes of data.path {self.config.path}: there is room for {sum(room)}. "
+                f"Ask for {sum(room)} or fewer, shorten evaluation.context or evaluation.horizon, raise "
+                f"data.held_out above {self.config.held_out}, or add episodes to the folder."
+            )
+        share = [0] * len(room)
+        while sum(share) < episodes:  # deal them out in turn, as far as each item has room
+            for i in range(len(room)):
+                if share[i] < room[i] and sum(share) < episodes:
+                    share[i] += 1
+        clips = []
+        for item, count in zip(self.held_out_items, share, strict=True):
+            spare = item.length - frames
+            clips += [(item, i * spare // (count - 1) if count > 1 else spare // 2) for i in range(count)]
+        return self._clips(clips, frames, with_surfaces=True)
+
+    def clip(self, item: Item, start: int, stop: int) -> Recording:
+        """Return frames start..stop-1 of an item at the data set's size. Raises `UserError` if they cannot be read."""
+        if not self._keeps_all:
+            return self._read(item, start, stop)
+        if item.name not in self._kept:
+            self._kept[item.name] = self._read(item, 0, item.length)
+        return self._kept[item.name].part(start, stop)
+
+    def _read(self, item: Item, start: int, stop: int) -> Recording:
+        try:
+            recording = self.source.read(item, start, stop)
+        except UNREADABLE as error:
+            raise UserError(
+                f"data.path: {self.config.path}/{item.name} looked good when it was opened but cannot be read "
+                f"({error or type(error).__name__}). Copy it again from its source or remove it."
+            ) from error
+        frames = resize(recording.frames, *self.frame_shape[1:])
+        return Recording(frames, recording.actions, recording.poses, recording.layout)
+
+    def _clips(self, clips: Sequence[tuple[Item, int]], frames: int, with_surfaces: bool = False) -> Episodes:
+        parts = [self.clip(item, start, start + frames) for item, start in clips]
+        actions = torch.stack([part.actions for part in parts])
+        actions[:, 0] = 0  # what led to the first frame lies outside the clip
+        poses = torch.stack([torch.zeros(frames, 3).double() if p.poses is None else p.poses for p in parts])
+        unasked = np.zeros((frames, 0), np.int64)
+        surfaces = [self.source.surfaces(part) if with_surfaces else unasked for part in parts]
+        return Episodes(
+            frames=torch.stack([part.frames for part in parts]),
+            actions=actions,
+            egomotion=egomotion_from_poses(poses).float(),
+            poses=poses,
+            surfaces=torch.from_numpy(np.stack(surfaces)),
+            names=tuple(f"{item.name}:{start}" for item, start in clips),
+        )
+
+    def _identity(self, items: list[Item]) -> str:
+        """Hash the items' names and contents and how they are read; not where they lie, nor how they are stored."""
+        held_out = "" if _comes_split(items) else f" held_out={self.config.held_out}"
+        lines = [f"{self.source.kind} {VERSION} {self.frame_shape}{held_out}"]
+        lines += [f"{item.name} {item.length} {item.content}" for item in items]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def split(items: list[Item], held_out: float) -> tuple[list[Item], list[Item]]:
+    """Return training and held-out items: as the folders say where there are both kinds, else by a hash of names."""
+    if _comes_split(items):
+        outside = [item for item in items if _top_folder(item) in HELD_OUT_FOLDERS]
+        return [item for item in items if item not in outside], outside
+    by_hash = sorted(items, key=lambda item: hashlib.sha256(PurePosixPath(item.name).name.encode()).digest())
+    # Rounding must not turn a share of exactly k items into k + 1.
+    count = min(math.ceil(len(items) * held_out - 1e-9), len(items) - 1)
+    return by_hash[count:], by_hash[:count]
+
+
+def resize(frames: Tensor, height: int, width: int) -> Tensor:
+    """Crop frames [T, 3, h, w] around their centre to the wanted shape of rectangle, then average over areas."""
+    h, w = frames.shape[-2:]
+    if (h, w) == (height, width):
+        return frames
+    keep_h, keep_w = min(h, round(w * height / width)), min(w, round(h * width / height))
+    top, left = (h - keep_h) // 2, (w - keep_w) // 2
+    cropped = frames[..., top : top + keep_h, left : left + keep_w].float()
+    return F.interpolate(cropped, size=(height, width), mode="area").round().to(torch.uint8)
+
+
+def _uniform(listing: Listing, size: int | None) -> tuple[list[Item], list[str]]:
+    """Leave out items that repeat another one or, at their own size, differ in size from the first."""
+    good: list[Item] = []
+    left_out = list(listing.left_out)
+    seen: dict[str, str] = {}
+    for item in listing.items:
+        if item.content in seen:
+            left_out.append(f"{item.name}: the same content as {seen[item.content]}")
+        elif good and item.variant != good[0].variant:
+            left_out.append(f"{item.name}: has {item.variant}, the first file {good[0].variant}")
+        elif good and size is None and (item.height, item.width) != (good[0].height, good[0].width):
+            sizes = f"{item.height} x {item.width} pixels, the first file's {good[0].height} x {good[0].width}"
+            left_out.append(f"{item.name}: frames are {sizes}; set data.size")
+        else:
+            seen[item.content] = item.name
+            good.append(item)
+    return good, left_out
+
+
+def _reasons(left_out: list[str]) -> str:
+    return "; ".join(left_out[:NAMED]) + (f"; and {len(left_out) - NAMED} more" if len(left_out) > NAMED else "")
+
+
+def _top_folder(item: Item) -> str:
+    return item.name.split("/")[0] if "/" in item.name else ""
+
+
+def _comes_split(items: list[Item]) -> bool:
+    folders = {_top_folder(item) for item in items}
+    return bool(folders & TRAINING_FOLDERS) and bool(folders & HELD_OUT_FOLDERS)

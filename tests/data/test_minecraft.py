@@ -1,0 +1,174 @@
+"""Minecraft in its two published layouts, on real mp4 files made here."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from rad_bench.config import MinecraftData
+from rad_bench.data import open_dataset, recordings
+from rad_bench.data.recordings import Recordings, resize
+from rad_bench.errors import UserError
+from rad_bench.sweep.grid import plan_runs
+from rad_bench.sweep.load import load_sweep
+
+av = pytest.importorskip("av", reason="PyAV is not installed (extra: video)")
+FRAMES, HEIGHT, WIDTH = 30, 36, 64
+
+
+def video(path: Path, number: int, frames: int = FRAMES, size: tuple[int, int] = (HEIGHT, WIDTH)) -> NDArray[np.uint8]:
+    """Write an H.264 video with B-frames, 20 a second, and return what was drawn: brightness tells the frame."""
+    drawn = np.zeros((frames, *size, 3), np.uint8)
+    drawn[:] = (4 + 8 * np.arange(frames))[:, None, None, None]
+    drawn[:, :, : size[1] // 2, number % 3] //= 2
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=20, options={"crf": "12", "g": "7", "bf": "2"})
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv444p"
+        for image in drawn:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return drawn
+
+
+def walk(frames: int = FRAMES) -> NDArray[np.float32]:
+    """Actions and poses of VRAG's layout: on the spot, turning right by 20 degrees a frame, then ahead along yaw 0."""
+    rows = np.zeros((frames, 8), np.float32)
+    rows[1:19, 3], rows[19:, 0] = 1, 1
+    rows[:, 5] = 64  # height
+    rows[:19, 7] = 20 * np.arange(19)
+    rows[19:, 7] = 360
+    rows[19:, 6] = 0.5 * np.arange(1, frames - 18)
+    return rows
+
+
+def vrag(folder: Path, count: int = 5, columns: int = 8) -> list[NDArray[np.uint8]]:
+    (folder / "batch0").mkdir(exist_ok=True)
+    drawn = []
+    for number in range(count):
+        drawn.append(video(folder / "batch0" / f"{number:06d}.mp4", number))
+        rows = walk()
+        rows[:, 4:7] += number
+        np.savez(folder / "batch0" / f"{number:06d}.npz", actions=rows[:, :columns])
+    return drawn
+
+
+def teco(folder: Path) -> None:
+    for number, part in enumerate(("train", "train", "train", "test")):
+        (folder / part / "0").mkdir(parents=True, exist_ok=True)
+        video(folder / part / "0" / f"{number}.mp4", number, size=(32, 32))
+        actions = np.random.default_rng(number).integers(0, 4, FRAMES)
+        np.savez(folder / part / "0" / f"{number}.npz", actions=actions)
+
+
+def opened(folder: Path, **options: Any) -> Recordings:
+    data = open_dataset(MinecraftData(name="minecraft", path=str(folder), **options))
+    assert isinstance(data, Recordings)
+    return data
+
+
+def test_teco_has_actions_its_own_split_and_no_poses(tmp_path: Path) -> None:
+    teco(tmp_path)
+    data = opened(tmp_path)
+    assert (data.action_size, data.has_poses, data.frame_shape) == (4, False, (3, 32, 32))
+    assert [item.name for item in data.held_out_items] == ["test/0/3.mp4"]
+    clips = data.training_batch(0, 0, 4, 6)
+    number, start = clips.names[0].split("/")[-1].split(".mp4:")
+    actions = np.load(tmp_path / "train" / "0" / f"{number}.npz")["actions"]
+    assert clips.actions[0, 1:].argmax(-1).tolist() == actions[int(start) + 1 : int(start) + 6].tolist()
+    assert not clips.actions[:, 0].any()
+    assert data.held_out(2, 10, 5).surfaces.shape == (2, 10, 0)
+
+
+def test_every_clip_holds_exactly_its_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = vrag(tmp_path, 2)
+    monkeypatch.setattr(recordings, "CACHE_BYTES", 1)  # decode each clip anew, from the key frame before it
+    data = opened(tmp_path)
+    items = {item.name: item for item in [*data.training, *data.held_out_items]}
+    for number, images in enumerate(drawn):
+        for start in range(0, FRAMES - 4):
+            frames = data.clip(items[f"batch0/{number:06d}.mp4"], start, start + 4).frames
+            expected = torch.from_numpy(images[start : start + 4]).permute(0, 3, 1, 2)
+            assert (frames.int() - expected.int()).abs().float().mean() < 2  # lossy, but neighbours are 8 apart
+
+
+def test_poses_are_minecrafts_seen_from_above(tmp_path: Path) -> None:
+    vrag(tmp_path)
+    data = opened(tmp_path)
+    assert (data.action_size, data.has_poses) == (4, True)
+    clip = data.held_out(1, FRAMES, 20)
+    egomotion = clip.egomotion[0]
+    # Yaw grows clockwise, our heading the other way; yaw 0 is ahead along +z.
+    torch.testing.assert_close(egomotion[1:19, 2], torch.full((18,), -math.radians(20)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(egomotion[19:, 0], torch.full((FRAMES - 19,), 0.5), atol=1e-4, rtol=0)
+    assert egomotion[1:, 1].abs().max() < 1e-4
+
+
+def test_sideways_is_to_the_left(tmp_path: Path) -> None:
+    vrag(tmp_path, 2)
+    rows = walk()
+    rows[:, 4:], rows[:, 4] = 0, np.arange(FRAMES)  # facing south (+z), moving east (+x), which is to the left
+    for number in range(2):
+        np.savez(tmp_path / "batch0" / f"{number:06d}.npz", actions=rows)
+    egomotion = opened(tmp_path).held_out(1, 10, 5).egomotion[0]
+    torch.testing.assert_close(egomotion[1:], torch.tensor([0.0, 1.0, 0.0]).expand(9, 3), atol=1e-5, rtol=0)
+
+
+def test_frames_are_cropped_to_a_square_and_averaged() -> None:
+    frames = torch.arange(36 * 64, dtype=torch.float32).reshape(1, 1, 36, 64).expand(2, 3, -1, -1) % 256
+    square = resize(frames.to(torch.uint8), 12, 12)
+    middle = frames[..., 14:50].to(torch.uint8).double().unflatten(-1, (12, 3)).unflatten(2, (12, 3)).mean((3, 5))
+    assert square.shape == (2, 3, 12, 12) and (square - middle).abs().max() <= 0.5
+
+
+BROKEN = {
+    "no actions": (lambda p: p.with_suffix(".npz").unlink(), "has no 000009.npz beside it"),
+    "other key": (lambda p: np.savez(p.with_suffix(".npz"), action=walk()), "has no actions, only action"),
+    "few actions": (lambda p: np.savez(p.with_suffix(".npz"), actions=walk(20)), "has 30 frames and actions for 20"),
+    "big number": (lambda p: np.savez(p.with_suffix(".npz"), actions=np.full(30, 7)), r"from 7 to 7, should be 0..3"),
+    "odd columns": (
+        lambda p: np.savez(p.with_suffix(".npz"), actions=np.zeros((30, 5))),
+        r"should be \(T,\), \(T, 4\)",
+    ),
+    "NaN": (lambda p: np.savez(p.with_suffix(".npz"), actions=np.full((30, 8), np.nan)), "not finite"),
+    "other layout": (lambda p: np.savez(p.with_suffix(".npz"), actions=walk()[:, :4]), "has actions of 4 columns"),
+    "no video": (lambda p: p.write_text("nothing"), "is no readable video"),
+    "half a video": (lambda p: p.write_bytes(p.read_bytes()[:900]), "is no readable video"),
+    "empty": (lambda p: p.write_bytes(b""), "is no readable video"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_recording_is_named_and_left_out(tmp_path: Path, fault: str) -> None:
+    vrag(tmp_path, 2)
+    path = tmp_path / "batch0" / "000009.mp4"
+    video(path, 2)
+    np.savez(path.with_suffix(".npz"), actions=walk())
+    spoil, reason = BROKEN[fault]
+    spoil(path)
+    with pytest.warns(UserWarning, match=f"left out 1 of 3 files .*000009.mp4: .*{reason}"):
+        opened(tmp_path)
+
+
+def sweep(folder: Path, **run: Any) -> list[Any]:
+    import yaml
+
+    text = yaml.safe_dump({"name": "mc", "run": {"data": {"name": "minecraft", "path": str(folder)}, **run}})
+    (folder / "mc.yaml").write_text(text)
+    return plan_runs(load_sweep(folder / "mc.yaml"))
+
+
+def test_data_without_poses_refuse_what_needs_poses(tmp_path: Path) -> None:
+    teco(tmp_path)
+    with pytest.raises(
+        UserError, match=r"trunk.motion: pose is derived from poses, and these minecraft data have none"
+    ):
+        sweep(tmp_path)
+    with pytest.raises(UserError, match="retrieval walks the path backwards"):
+        sweep(tmp_path, trunk={"motion": "action"})
+    assert len(sweep(tmp_path, trunk={"motion": "action"}, evaluation={"tasks": ["continuation"]})) == 1
