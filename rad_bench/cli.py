@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from rad_bench import __version__
+from rad_bench.cli_data import data
 from rad_bench.errors import UserError, did_you_mean
 
 
@@ -158,6 +159,9 @@ def blocks() -> None:
     click.echo("All blocks run their plain PyTorch form here; `rad-bench check NAME` holds it to the reference.")
 
 
+cli.add_command(data)
+
+
 def _print(table: Any) -> None:
     from rich.console import Console
 
@@ -170,6 +174,7 @@ def _print_plan(runs: list[Any], sweep_folder: Path) -> None:
 
     from rad_bench.data import open_dataset
     from rad_bench.model.budget import plan_model
+    from rad_bench.model.codec import open_codec
     from rad_bench.run_folder import RunFolder
 
     table = Table("run", "state", "memory parameters", "trunk parameters", "state bytes a video", "off budget")
@@ -179,7 +184,8 @@ def _print_plan(runs: list[Any], sweep_folder: Path) -> None:
         key = config.model_copy(update={"seed": 0}).model_dump_json()
         if key not in plans:
             dataset = open_dataset(config.data)
-            plans[key] = plan_model(config, dataset.frame_shape, dataset.action_size)
+            codec = open_codec(config.autoencoder, dataset.frame_shape)
+            plans[key] = plan_model(config, codec.frame_shape, dataset.action_size)
         model = plans[key]
         bytes_ = list(model.state_bytes.values())
         state = f"{bytes_[0]:,}" if len(set(bytes_)) == 1 else f"{bytes_[0]:,} to {bytes_[-1]:,}"

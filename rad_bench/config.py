@@ -153,6 +153,24 @@ class MemoryConfig(Config):
         return value
 
 
+class AutoencoderConfig(Config):
+    """What the trunk works on: pixels (`none`), or the latents of a frozen autoencoder."""
+
+    name: Literal["none", "kl"] = "none"
+    path: str | None = Field(None, description="kl: local folder of an AutoencoderKL, as diffusers saves it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AutoencoderConfig:
+        if (self.name == "kl") != (self.path is not None):
+            raise ValueError("name: kl needs a path, and a path needs name: kl")
+        return self
+
+
 class MatchConfig(Config):
     """Which budget all blocks share. Each block's own size option is solved to meet it."""
 
@@ -170,6 +188,7 @@ class RunConfig(Config):
     """One run: everything that decides its result."""
 
     data: DataConfig = RoomsData()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
     trunk: TrunkConfig = TrunkConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     training: TrainingConfig = TrainingConfig()
@@ -217,6 +236,7 @@ class LaunchConfig(Config):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     parallel: int = Field(2, ge=1, description="runs at a time")
+    loaders: int = Field(1, ge=0, description="threads a run that prepare clips ahead of training; 0: none")
     threads: int = Field(1, ge=1, description="CPU threads a run")
     slurm: SlurmConfig = SlurmConfig()
 

@@ -22,10 +22,13 @@ from torch.nn import functional as F
 
 from rad_bench import __version__
 from rad_bench.config import SCIENCE_VERSION, LaunchConfig
-from rad_bench.data import open_dataset
-from rad_bench.evaluation.evaluate import COPY_LAST, Evaluation, evaluate, reach
+from rad_bench.data import Dataset, open_dataset
+from rad_bench.data.encoded import Encoded
+from rad_bench.data.recordings import Recordings
+from rad_bench.evaluation.evaluate import CONTROLS, Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.model.budget import ModelPlan, build_trunk
+from rad_bench.model.codec import open_codec
 from rad_bench.run_folder import Run, RunFolder, load_run, write_atomically
 from rad_bench.training import Progress, train
 
@@ -42,17 +45,20 @@ def execute(folder: Path, launch: LaunchConfig) -> None:
     device = choose_device(launch.device)
     _be_deterministic(launch.threads, device)
     write_atomically(folder / "environment.json", _json(environment(device, launch.threads)))
-    dataset = open_dataset(run.config.data)
-    trunk, plan = build_trunk(run.config, dataset.frame_shape, dataset.action_size)
+    dataset: Dataset = open_dataset(run.config.data)
+    codec = open_codec(run.config.autoencoder, dataset.frame_shape)
+    if not codec.lossless and isinstance(dataset, Recordings):
+        dataset = Encoded(dataset, codec, device)
+    trunk, plan = build_trunk(run.config, codec.frame_shape, dataset.action_size)
     trunk_hash = trunk.trunk_hash()
-    average, progress = train(run.config, trunk.to(device), dataset, paths, device)
+    average, progress = train(run.config, trunk.to(device), dataset, codec, paths, device, launch.loaders)
     save_file({name: p.contiguous() for name, p in average.state_dict().items()}, folder / "model.safetensors")
 
     def log(done: int, of: int) -> None:
         with paths.log.open("a") as file:
             file.write(json.dumps({"phase": "evaluation", "done": done, "of": of}) + "\n")
 
-    evaluation = evaluate(run.config, average, dataset, device, log)
+    evaluation = evaluate(run.config, average, dataset, codec, device, log)
     _write_frames(run, evaluation, paths)
     for name, frames in evaluation.strips.items():
         _write_strip(paths.strips / f"{name}.png", frames)
@@ -62,7 +68,7 @@ def execute(folder: Path, launch: LaunchConfig) -> None:
         task: {"episodes": episodes, "frames": _shown(evaluation.horizons[task])}
         for task, episodes in evaluation.shown.items()
     }
-    result["data"] = {"identity": dataset.identity, "name": run.config.data.name}
+    result["data"] = {"identity": dataset.identity, "name": run.config.data.name, "codec": codec.identity}
     write_atomically(paths.result, _json(result))
     paths.failure.unlink(missing_ok=True)
 
@@ -136,7 +142,7 @@ def _json(value: Any) -> bytes:
 def _write_frames(run: Run, evaluation: Evaluation, paths: RunFolder) -> None:
     frames = evaluation.frames
     frames.insert(0, "run", paths.path.name)
-    frames["block"] = frames["block"].where(frames["block"] == COPY_LAST, run.label)
+    frames["block"] = frames["block"].where(frames["block"].isin(CONTROLS), run.label)
     frames["seed"] = run.config.seed
     temporary = paths.frames.with_name(".frames.parquet.tmp")
     frames.to_parquet(temporary, index=False)
@@ -177,6 +183,7 @@ def _result(
             "steps": progress.step,
             "seconds": progress.seconds,
             "seconds_per_step": progress.seconds / progress.step,
+            "share_waiting_for_data": progress.seconds_waiting / max(progress.seconds, 1e-9),
             "loss_first": None if math.isnan(progress.loss_first) else progress.loss_first,
             "loss_last": progress.loss_last,
         },

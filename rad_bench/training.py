@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import json
 import math
 import os
 import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from rad_bench.config import RunConfig, TrainingConfig
-from rad_bench.data import Dataset
+from rad_bench.data import Dataset, Episodes
+from rad_bench.model.codec import Codec
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_features
 from rad_bench.model.trunk import Trunk
@@ -30,6 +36,7 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0  # spent in steps, over all attempts
+    seconds_waiting: float = 0.0  # of these, for data
     loss_first: float = math.nan  # mean of the first logged steps
     loss_last: float = math.nan
     pending: list[float] = field(default_factory=list)  # losses since the last log line
@@ -40,9 +47,10 @@ class DivergedError(RuntimeError):
 
 
 def train(
-    run: RunConfig, trunk: Trunk, dataset: Dataset, folder: RunFolder, device: torch.device
-) -> tuple[Trunk, Progress]:
-    """Train `trunk` in place and return its averaged (EMA) copy.
+    run: RunConfig, trunk: Trunk, dataset: Dataset, codec: Codec, folder: RunFolder, device: torch.device,
+    loaders: int = 0,
+) -> tuple[Trunk, Progress]:  # fmt: skip
+    """Train `trunk` in place and return its averaged (EMA) copy. `loaders` threads prepare clips ahead.
 
     Resumes from the folder's checkpoint. All randomness of step s is a function of (seed, s), so nothing but
     weights, averages and optimiser state needs saving. Raises `DivergedError` if the loss is not finite.
@@ -54,12 +62,14 @@ def train(
     if folder.checkpoint.exists():
         progress = _load(folder.checkpoint, trunk, average, optimiser, device)
     _cut_log(folder.log, progress.step)
-    diffusion = Diffusion(run.diffusion)
+    diffusion = Diffusion(run.diffusion, codec.bound)
     losses = [torch.tensor(loss, device=device) for loss in progress.pending]
-    with folder.log.open("a") as log:
+    with folder.log.open("a") as log, _batches(run, dataset, progress.step, loaders) as batches:
         while progress.step < config.steps:
             began = time.perf_counter()
-            losses.append(_step(run, trunk, average, dataset, diffusion, optimiser, progress.step, device))
+            episodes = next(batches)
+            progress.seconds_waiting += time.perf_counter() - began
+            losses.append(_step(run, trunk, average, episodes, codec, diffusion, optimiser, progress.step, device))
             progress.step += 1
             if progress.step % LOG_EVERY == 0 or progress.step == config.steps:
                 mean = float(torch.stack(losses).mean())  # also waits for the device, so that time is honest
@@ -104,17 +114,46 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
+@contextlib.contextmanager
+def _batches(run: RunConfig, dataset: Dataset, first: int, loaders: int) -> Iterator[Iterator[Episodes]]:
+    """Give the batches from step `first` on. A batch is a function of its step, so who prepares it does not matter."""
+    config = run.training
+
+    def batch(step: int) -> Episodes:
+        return dataset.training_batch(run.seed, step, config.batch, config.frames)
+
+    if not loaders:
+        yield map(batch, itertools.count(first))
+        return
+    with ThreadPoolExecutor(loaders) as pool:
+        ahead = deque(pool.submit(batch, step) for step in range(first, min(first + 2 * loaders, config.steps)))
+
+        def prepared() -> Iterator[Episodes]:
+            for step in itertools.count(first + len(ahead)):
+                episodes = ahead.popleft().result()
+                if step < config.steps:
+                    ahead.append(pool.submit(batch, step))
+                yield episodes
+
+        try:
+            yield prepared()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
 def _step(
-    run: RunConfig, trunk: Trunk, average: Trunk, dataset: Dataset, diffusion: Diffusion,
+    run: RunConfig, trunk: Trunk, average: Trunk, episodes: Episodes, codec: Codec, diffusion: Diffusion,
     optimiser: torch.optim.Optimizer, step: int, device: torch.device,
 ) -> Tensor:  # fmt: skip
     config = run.training
-    episodes = dataset.training_batch(run.seed, step, config.batch, config.frames)
     motion = motion_features(run.trunk.motion, episodes.actions, episodes.egomotion).to(device)
     generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(config, step)
-    loss = diffusion.loss(trunk, episodes.pixels().to(device), motion, config.loss_from, generator)
+    latents = episodes.latents
+    clean = codec.encode(episodes.frames.to(device)) if latents is None else latents.to(device)
+    loss = diffusion.loss(trunk, clean, motion, config.loss_from, generator)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(trunk.parameters(), config.clip)

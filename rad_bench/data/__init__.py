@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
-from rad_bench.config import DataConfig, MinecraftData, RoomsData
+from rad_bench.config import DataConfig, MemoryMazeData, MinecraftData, RoomsData
 from rad_bench.data.episodes import Dataset, Episodes
-from rad_bench.data.recordings import Source
+from rad_bench.data.recordings import Recordings, Source
 from rad_bench.errors import UserError
 
 
@@ -17,12 +18,28 @@ def open_dataset(config: DataConfig) -> Dataset:
         from rad_bench.data.rooms import Rooms
 
         return Rooms(config)
-    from rad_bench.data.recordings import Recordings
-
     same_view = None
     if isinstance(config, MinecraftData):
         same_view = (config.same_place, math.radians(config.same_heading))
-    return Recordings(open_source(config.name, Path(config.path).expanduser()), config, same_view)
+    return Recordings(open_source(config.name, Path(config.path)), config, same_view)
+
+
+def open_folder(folder: Path, size: int | None = None) -> Recordings:
+    """Open a folder of recordings of any kind: what it holds says which."""
+    from rad_bench.data.packed import Packed, is_packed
+
+    if is_packed(folder):
+        kind = Packed(folder).kind
+    else:
+        kind = "minecraft" if any(folder.rglob("*.mp4")) else "memory_maze"
+    config: MinecraftData | MemoryMazeData = MemoryMazeData(name="memory_maze", path=str(folder), size=size)
+    if kind == "minecraft":
+        config = MinecraftData(name="minecraft", path=str(folder), size=size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # who opens a folder asks for `left_out`
+        data = open_dataset(config)
+    assert isinstance(data, Recordings)
+    return data
 
 
 def open_source(kind: str, folder: Path) -> Source:
@@ -43,4 +60,4 @@ def open_source(kind: str, folder: Path) -> Source:
     return MemoryMazeFiles(folder)
 
 
-__all__ = ["Dataset", "Episodes", "open_dataset", "open_source"]
+__all__ = ["Dataset", "Episodes", "open_dataset", "open_folder", "open_source"]

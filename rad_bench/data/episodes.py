@@ -25,18 +25,16 @@ class Episodes:
     poses: Tensor  # [B, T, 3] float64
     surfaces: Tensor  # [B, T, R] int64: identity of the surface each ray meets, -1 for none; R = 0 if unknown
     names: tuple[str, ...]  # [B] where each comes from
+    latents: Tensor | None = None  # [B, T, c, h, w] float32: the frames as an autoencoder gave them, if it was asked to
 
     def __len__(self) -> int:
         return len(self.names)
 
     def select(self, index: slice) -> Episodes:
         """Return the episodes under `index`, as views."""
-        picked: dict[str, Any] = {f.name: getattr(self, f.name)[index] for f in fields(self)}
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        picked: dict[str, Any] = {name: None if part is None else part[index] for name, part in parts.items()}
         return Episodes(**picked)
-
-    def pixels(self) -> Tensor:
-        """Return the frames as float32 in [-1, 1], the range the trunk works in."""
-        return self.frames.float() / 127.5 - 1.0
 
 
 class Dataset(Protocol):

@@ -53,9 +53,13 @@ def _walk(folder: Path, pattern: str) -> list[Path]:
     return [path for path in folder.rglob(pattern) if not path.name.startswith(".")]
 
 
+def cache_folder() -> Path:
+    """Return the user's folder for what can be computed again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rad-bench"
+
+
 def _memory(folder: Path, kind: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "rad-bench" / f"{hashlib.sha256(f'{kind} {folder.resolve()}'.encode()).hexdigest()[:32]}.json"
+    return cache_folder() / "folders" / f"{hashlib.sha256(f'{kind} {folder.resolve()}'.encode()).hexdigest()[:32]}.json"
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -101,18 +101,17 @@ class Recordings:
 
     def __init__(self, source: Source, config: FilesConfig, same_view: tuple[float, float] | None = None) -> None:
         self.source, self.config = source, config
-        items, left_out = _uniform(source.listing, config.size)
+        items, self.left_out = _uniform(source.listing, config.size)
+        reasons = _reasons(self.left_out)
         if len(items) < 2:
             found = f"{len(items)} good episode{'' if len(items) == 1 else 's'}"
             raise UserError(
                 f"data.path {config.path} holds {found}, and two are needed, one to train on and one to hold out."
-                + (f" Left out: {_reasons(left_out)}." if left_out else "")
+                + (f" Left out: {reasons}." if reasons else "")
             )
-        if left_out:
-            of = len(items) + len(left_out)
-            warnings.warn(
-                f"left out {len(left_out)} of {of} files in {config.path}: {_reasons(left_out)}", stacklevel=2
-            )
+        if reasons:
+            left, of = len(self.left_out), len(items) + len(self.left_out)
+            warnings.warn(f"left out {left} of {of} files in {config.path}: {reasons}", stacklevel=2)
         self.training, self.held_out_items = split(items, config.held_out)
         first = items[0]
         self.frame_shape = (3, config.size or first.height, config.size or first.width)
@@ -125,6 +124,10 @@ class Recordings:
 
     def training_batch(self, seed: int, step: int, batch: int, frames: int) -> Episodes:
         """Return random clips of random training items: a pure function of the files and the arguments."""
+        return self.clips(self.draw(seed, step, batch, frames), frames)
+
+    def draw(self, seed: int, step: int, batch: int, frames: int) -> list[tuple[Item, int]]:
+        """Return the clips of a training batch, as items and first frames."""
         long_enough = [item for item in self.training if item.length >= frames]
         if not long_enough:
             longest = max(item.length for item in self.training)
@@ -134,7 +137,7 @@ class Recordings:
             )
         rng = np.random.default_rng([seed, step, batch, frames])
         picked = [long_enough[i] for i in rng.integers(len(long_enough), size=batch)]
-        return self._clips([(item, int(rng.integers(item.length - frames + 1))) for item in picked], frames)
+        return [(item, int(rng.integers(item.length - frames + 1))) for item in picked]
 
     def held_out(self, episodes: int, frames: int, context: int) -> Episodes:
         """Return clips of the held-out items, with surfaces where they are known: evenly spaced, none overlapping."""
@@ -155,7 +158,7 @@ class Recordings:
         for item, count in zip(self.held_out_items, share, strict=True):
             spare = item.length - frames
             clips += [(item, i * spare // (count - 1) if count > 1 else spare // 2) for i in range(count)]
-        return self._clips(clips, frames, with_surfaces=True)
+        return self.clips(clips, frames, with_surfaces=True)
 
     def clip(self, item: Item, start: int, stop: int) -> Recording:
         """Return frames start..stop-1 of an item at the data set's size. Raises `UserError` if they cannot be read."""
@@ -176,8 +179,16 @@ class Recordings:
         frames = resize(recording.frames, *self.frame_shape[1:])
         return Recording(frames, recording.actions, recording.poses, recording.layout)
 
-    def _clips(self, clips: Sequence[tuple[Item, int]], frames: int, with_surfaces: bool = False) -> Episodes:
+    def clips(self, clips: Sequence[tuple[Item, int]], frames: int, with_surfaces: bool = False) -> Episodes:
+        """Return clips of equal length, given as items and first frames."""
         parts = [self.clip(item, start, start + frames) for item, start in clips]
+        return self.as_episodes(clips, parts, with_surfaces)
+
+    def as_episodes(
+        self, clips: Sequence[tuple[Item, int]], parts: Sequence[Recording], with_surfaces: bool = False
+    ) -> Episodes:
+        """Return clips (item and first frame) of equal length, whose content is given, as episodes."""
+        frames = len(parts[0].frames)
         actions = torch.stack([part.actions for part in parts])
         actions[:, 0] = 0  # what led to the first frame lies outside the clip
         poses = torch.stack([torch.zeros(frames, 3).double() if p.poses is None else p.poses for p in parts])

@@ -6,6 +6,7 @@ keep leaves it, reset sets it to its initial value, swap takes it from another e
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,12 +22,15 @@ from rad_bench.evaluation.metrics import metric_card, mse, psnr, ssim
 from rad_bench.evaluation.perceptual import lpips, lpips_unavailable
 from rad_bench.evaluation.revisits import classify_task
 from rad_bench.evaluation.tasks import Task, make_task
+from rad_bench.model.codec import Codec
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_features
 from rad_bench.model.rollout import Rollout, frame_noise, rollout
 from rad_bench.model.trunk import Cache, Trunk
 
 COPY_LAST = "copy-last"  # the control that repeats the last context frame
+CEILING = "autoencoder"  # the control that is the truth, encoded and decoded
+CONTROLS = (COPY_LAST, CEILING)  # rows that are no run, under these names as `block`
 
 
 @dataclass
@@ -47,8 +51,9 @@ def reach(run: RunConfig) -> int:
 
 
 def evaluate(
-    run: RunConfig, trunk: Trunk, dataset: Dataset, device: torch.device, report: Callable[[int, int], None]
-) -> Evaluation:
+    run: RunConfig, trunk: Trunk, dataset: Dataset, codec: Codec, device: torch.device,
+    report: Callable[[int, int], None],
+) -> Evaluation:  # fmt: skip
     """Evaluate `trunk` as the run's config says; `report(done, of)` is called as rollouts finish."""
     config = run.evaluation
     episodes = dataset.held_out(config.episodes, config.context + config.horizon, config.context)
@@ -59,15 +64,18 @@ def evaluate(
     for task in tasks:
         kinds, gaps = classify_task(task, reach(run), dataset.has_poses, dataset.same_view)
         truth = task.truth[:, task.context :]
-        copied = task.truth[:, task.context - 1 : task.context].expand_as(truth)
-        tables.append(_score(task, "keep", copied, kinds, gaps, device).assign(block=COPY_LAST))
+        decoded = None if codec.lossless else _through(codec, truth, device)
+        score = functools.partial(_score, task, truth, decoded, kinds, gaps, device)
+        tables.append(score("keep", task.truth[:, task.context - 1 : task.context]).assign(block=COPY_LAST))
+        if decoded is not None:
+            tables.append(score("keep", decoded).assign(block=CEILING))
         # The episodes with most revisits are worth looking at. The choice knows the truth alone, no model.
         result.shown[task.name] = np.argsort(-(kinds == "revisit").sum(1), kind="stable")[: config.strips].tolist()
         result.horizons[task.name] = task.horizon
         _keep_strips(result, task, "truth", truth)
         for intervention in config.interventions:
-            frames, seconds = _roll_out(run, trunk, task, intervention, device)
-            tables.append(_score(task, intervention, frames, kinds, gaps, device))
+            frames, seconds = _roll_out(run, trunk, task, codec, intervention, device)
+            tables.append(score(intervention, frames))
             _keep_strips(result, task, intervention, frames)
             if intervention == "keep":
                 result.seconds[task.name] = seconds
@@ -77,49 +85,54 @@ def evaluate(
     return result
 
 
+@torch.no_grad()
+def _through(codec: Codec, videos: Tensor, device: torch.device) -> Tensor:
+    """Encode and decode videos one by one, so that no result depends on its company."""
+    return torch.stack([codec.decode(codec.encode(video.to(device))).cpu() for video in videos])
+
+
 def _roll_out(
-    run: RunConfig, trunk: Trunk, task: Task, intervention: str, device: torch.device
+    run: RunConfig, trunk: Trunk, task: Task, codec: Codec, intervention: str, device: torch.device
 ) -> tuple[Tensor, list[float]]:
-    """Generate the task's frames, uint8 [B, H, C, h, w]; the seconds are those of the first batch's steps."""
-    diffusion = Diffusion(run.diffusion)
+    """Generate the task's frames, uint8 [B, H, 3, h, w]; the seconds are those of the first batch's steps."""
+    diffusion = Diffusion(run.diffusion, codec.bound)
     motion = motion_features(run.trunk.motion, task.actions, task.egomotion)
     count, C = len(motion), task.context
     # The partner in a swap is far away in the list: neighbours may be clips of one recording.
     partner = (torch.arange(count) + count // 2) % count
     batches: list[Rollout] = []
     for index in torch.arange(count).split(run.evaluation.batch):
-        cache = _read_context(trunk, task, motion, index, device)
+        cache = _read_context(trunk, task, codec, motion, index, device)
         if intervention == "reset":
             cache = cache.with_memory(trunk.start(len(index)).memory())
         elif intervention == "swap":
-            cache = cache.with_memory(_read_context(trunk, task, motion, partner[index], device).memory())
+            cache = cache.with_memory(_read_context(trunk, task, codec, motion, partner[index], device).memory())
 
         def noise(h: int, index: Tensor = index) -> Tensor:
             frames = [frame_noise(run.evaluation.seed, task.name, int(e), h, trunk.frame_shape) for e in index]
             return torch.stack(frames).to(device)
 
         batches.append(rollout(trunk, diffusion, motion[index, C:].to(device), cache, noise))
-    frames = torch.cat([batch.frames for batch in batches]).cpu()
-    return ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8), batches[0].seconds
+    frames = torch.stack([codec.decode(video).cpu() for batch in batches for video in batch.frames])
+    return frames, batches[0].seconds
 
 
 @torch.no_grad()
-def _read_context(trunk: Trunk, task: Task, motion: Tensor, index: Tensor, device: torch.device) -> Cache:
+def _read_context(trunk: Trunk, task: Task, codec: Codec, motion: Tensor, index: Tensor, device: torch.device) -> Cache:
     C, F = task.context, trunk.config.frames_per_step
-    pixels = task.truth[index, :C].float() / 127.5 - 1
     cache = trunk.start(len(index))
     # In pieces, so that a long context needs no more working memory than a short one.
     for piece in torch.arange(C).split(max(32 // F, 1) * F):
-        cache = trunk.commit(pixels[:, piece].to(device), motion[index][:, piece].to(device), cache)
+        inputs = torch.stack([codec.encode(task.truth[e, piece].to(device)) for e in index])
+        cache = trunk.commit(inputs, motion[index][:, piece].to(device), cache)
     return cache
 
 
 def _score(
-    task: Task, intervention: str, frames: Tensor, kinds: np.ndarray, gaps: np.ndarray, device: torch.device
-) -> pd.DataFrame:
-    B, H = frames.shape[:2]
-    x = frames.to(device).flatten(0, 1).float() / 255
-    y = task.truth[:, task.context :].to(device).flatten(0, 1).float() / 255
+    task: Task, truth: Tensor, decoded: Tensor | None, kinds: np.ndarray, gaps: np.ndarray, device: torch.device,
+    intervention: str, frames: Tensor,
+) -> pd.DataFrame:  # fmt: skip
+    B, H = truth.shape[:2]
     columns: dict[str, Any] = {
         "task": task.name,
         "intervention": intervention,
@@ -127,14 +140,22 @@ def _score(
         "frame": np.tile(np.arange(H), B),
         "kind": kinds.reshape(-1),
         "gap": gaps.reshape(-1),
-        "psnr": psnr(x, y).cpu().numpy(),
-        "mse": mse(x, y).cpu().numpy(),
     }
-    if min(x.shape[-2:]) >= 11:
-        columns["ssim"] = ssim(x, y).cpu().numpy()
-    if lpips_unavailable() is None and min(x.shape[-2:]) >= 31:
-        columns["lpips"] = lpips(x, y).cpu().numpy()
+    columns |= _metrics(frames.expand_as(truth), truth, device)
+    if decoded is not None:  # what the autoencoder itself made of the truth: how far the trunk is from its target
+        against = _metrics(frames.expand_as(truth), decoded, device)
+        columns |= {f"{name}_decoded": values for name, values in against.items()}
     return pd.DataFrame({**columns, "card": metric_card()["card"]})
+
+
+def _metrics(frames: Tensor, truth: Tensor, device: torch.device) -> dict[str, np.ndarray]:
+    x, y = (part.to(device).flatten(0, 1).float() / 255 for part in (frames, truth))
+    found = {"psnr": psnr(x, y), "mse": mse(x, y)}
+    if min(x.shape[-2:]) >= 11:
+        found["ssim"] = ssim(x, y)
+    if lpips_unavailable() is None and min(x.shape[-2:]) >= 31:
+        found["lpips"] = lpips(x, y)
+    return {name: values.cpu().numpy() for name, values in found.items()}
 
 
 def _keep_strips(result: Evaluation, task: Task, name: str, frames: Tensor) -> None:

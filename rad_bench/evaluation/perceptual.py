@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from rad_bench.torchvision import import_torchvision
+
 WEIGHTS = "alexnet-owt-7be5be79.pth"
 SHA256_PREFIX = "7be5be79"
 SMALLEST = 31  # pixels; AlexNet's pooling leaves nothing of smaller frames
-
-_torchvision_operators: torch.library.Library | None = None
 
 
 @functools.cache
@@ -58,27 +57,7 @@ def lpips(frames: Tensor, truth: Tensor, batch: int = 64) -> Tensor:
 
 @functools.cache
 def _network() -> nn.Module:
-    _import_torchvision()
+    import_torchvision()
     import lpips as package
 
     return package.LPIPS(net="alex", version="0.1", verbose=False).eval()
-
-
-def _import_torchvision() -> None:
-    """Import torchvision, also where its compiled operators do not fit a CPU build of torch.
-
-    Its import then fails because two operators that it annotates do not exist. They are not needed for AlexNet, so
-    they are declared without an implementation, and the import is tried once more.
-    """
-    global _torchvision_operators
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        _torchvision_operators = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            _torchvision_operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        import torchvision  # noqa: F401

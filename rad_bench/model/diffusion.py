@@ -19,10 +19,10 @@ LOWEST, HIGHEST = 0.02, 0.995  # noise levels that training visits; sampling sta
 
 
 class Diffusion:
-    """The noise process of one run."""
+    """The noise process of one run; `bound` is the largest absolute value of what is denoised, if there is one."""
 
-    def __init__(self, config: DiffusionConfig) -> None:
-        self.config = config
+    def __init__(self, config: DiffusionConfig, bound: float | None = 1.0) -> None:
+        self.config, self.bound = config, bound
 
     def alpha_sigma(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """Return signal and noise amplitudes at the given noise levels."""
@@ -60,8 +60,11 @@ class Diffusion:
             alpha, sigma = self.alpha_sigma(torch.tensor(now))
             output = predict(x, level)
             x0 = output if self.config.prediction == "x0" else alpha * x - sigma * output
-            x0 = x0.clamp(-1, 1)
+            x0 = self._clamp(x0)
             direction = (x - alpha * x0) / sigma
             next_alpha, next_sigma = self.alpha_sigma(torch.tensor(then))
             x = next_alpha * x0 + next_sigma * direction
-        return x.clamp(-1, 1)
+        return self._clamp(x)
+
+    def _clamp(self, x: Tensor) -> Tensor:
+        return x if self.bound is None else x.clamp(-self.bound, self.bound)

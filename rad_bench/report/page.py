@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from rad_bench.report.plots import Plot
 from rad_bench.report.statistics import Pair, best_group, seeds_note
-from rad_bench.report.summary import CONTROL, Row, Sweep
+from rad_bench.report.summary import CONTROLS, Row, Sweep
 from rad_bench.report.tables import Table, byte_text
 
 
@@ -63,11 +63,16 @@ def answer(sweep: Sweep, rows: list[Row], pairs: dict[str, list[Pair]]) -> list[
     """Return the answer in a few sentences a task: which is best, which of constant size, which are used at all."""
     paragraphs = []
     for task in sweep.tasks:
-        found = [row for row in rows if row.task == task and row.block != CONTROL and row.seeds]
+        every = [row for row in rows if row.task == task and row.block not in CONTROLS]
+        found = [row for row in every if np.isfinite(row.revisit["psnr"].mean)]
         found.sort(key=lambda row: -row.revisit["psnr"].mean)
-        found = [row for row in found if np.isfinite(row.revisit["psnr"].mean)]
         if not found:
-            paragraphs.append(f"On {task}, no generated frame is a revisit: nothing can be said about memory.")
+            text = f"On {task}, no generated frame is known to be a revisit, so nothing can be said about memory. "
+            every.sort(key=lambda row: -row.kinds["all"])
+            text += (
+                "PSNR over all frames, dB: " + ", ".join(f"{row.block} {row.kinds['all']:.1f}" for row in every) + "."
+            )
+            paragraphs.append(text)
             continue
         text = _leader(f"On {task}", [row for row in found if row.best], found)
         none = next((row for row in found if row.block == "none"), None)

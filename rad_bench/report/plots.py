@@ -20,10 +20,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from rad_bench.report.statistics import Estimate, episode_means, estimate
-from rad_bench.report.summary import CONTROL, ORDER, Row, Sweep, base_name
+from rad_bench.report.summary import CONTROLS, ORDER, Row, Sweep, base_name
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart; fixed for the built-in blocks.
-FIXED = dict(zip(ORDER, ("#555555", "#E69F00", "#0072B2", "#009E73", "#D55E00"), strict=True)) | {CONTROL: "#AAAAAA"}
+FIXED = dict(zip(ORDER, ("#555555", "#E69F00", "#0072B2", "#009E73", "#D55E00"), strict=True)) | dict.fromkeys(
+    CONTROLS, "#AAAAAA"
+)
 FURTHER = ("#CC79A7", "#56B4E9", "#B8A900", "#7F3C8D", "#3969AC", "#80BA5A")
 GAP_EDGES = (0, 6, 9, 12, 16, 20, 25, 30, 40, 60, 100, 200, 400, 1000)
 COSTS = {  # row.cost key -> name of the plot, label, scale
@@ -70,17 +72,18 @@ def draw_plots(sweep: Sweep, rows: list[Row], folder: Path) -> list[Plot]:
     kept = sweep.frames[sweep.frames["intervention"] == "keep"]
     frames = {task: kept[kept["task"] == task] for task in sweep.tasks}
     own = {task: [row for row in rows if row.task == task] for task in sweep.tasks}
-    for task in sweep.tasks:
+    with_revisits = [task for task in sweep.tasks if (frames[task]["kind"] == "revisit").any()]
+    for task in with_revisits:
         caption = f"{task}: revisit PSNR against the frames a view was out of sight; bands are 95 % intervals"
         add(f"gap-{task}", caption, _draw_gap, frames[task], sweep.blocks, colours)
     for task in sweep.tasks:
         caption = f"{task}: PSNR of all frames against the generated frame; bands are 95 % intervals"
         add(f"horizon-{task}", caption, _draw_horizon, frames[task], sweep.blocks, colours)
-    for task in sweep.tasks:
+    for task in with_revisits:
         caption = f"{task}: revisit PSNR lost when the memory is swapped or reset"
         add(f"interventions-{task}", caption, _draw_drops, own[task], colours)
     for key, (name, label, _) in COSTS.items():
-        for task in sweep.tasks:
+        for task in with_revisits:
             add(f"{name}-{task}", f"{task}: revisit PSNR against {label}", _draw_cost, own[task], colours, key)
     add("loss", "training loss, mean over seeds", _draw_loss, sweep, colours)
     return plots
@@ -132,7 +135,7 @@ def _draw_horizon(axes: Axes, frames: pd.DataFrame, blocks: list[str], colours: 
 
 
 def _draw_drops(axes: Axes, rows: list[Row], colours: dict[str, str]) -> None:
-    shown = [row for row in rows if row.block != CONTROL]
+    shown = [row for row in rows if row.block not in CONTROLS]
     for offset, (intervention, marker) in zip((-0.12, 0.12), (("swap", "o"), ("reset", "x")), strict=True):
         for number, row in enumerate(shown):
             drop = row.drops.get(intervention)

@@ -22,7 +22,7 @@ from rad_bench.report.statistics import (
     memory_verdict,
 )
 
-CONTROL = "copy-last"
+CONTROLS = ("copy-last", "autoencoder")  # rows that are no run
 ORDER = ("none", "lstm", "mamba2", "ttt", "attention")  # others follow in alphabetical order, controls last
 
 
@@ -49,7 +49,7 @@ class Sweep:
         """Return the blocks in the report's order."""
         rank = {name: place for place, name in enumerate(ORDER)}
         names = self.frames["block"].unique()
-        return sorted(names, key=lambda b: (b == CONTROL, rank.get(base_name(b), len(ORDER)), b))
+        return sorted(names, key=lambda b: (b in CONTROLS, rank.get(base_name(b), len(ORDER)), b))
 
     def revisits(self, task: str, block: str, intervention: str = "keep", column: str = "psnr") -> pd.Series:
         """Return a block's mean over revisit frames, indexed by (seed, episode)."""
@@ -70,7 +70,7 @@ class Row:
     task: str
     seeds: int
     revisit: dict[str, Estimate]  # metric -> estimate over revisit frames under `keep`
-    kinds: dict[str, float]  # recent, partial, novel -> mean PSNR
+    kinds: dict[str, float]  # recent, partial, novel, all -> mean PSNR
     pooled_psnr: float  # 10 log10(1 / mean MSE) over revisit frames
     drops: dict[str, Estimate]  # swap, reset -> loss of revisit PSNR
     over_none: Estimate | None
@@ -105,7 +105,7 @@ def summarise(sweep: Sweep) -> tuple[list[Row], dict[str, list[Pair]]]:
     rows, pairs = [], {}
     for task in sweep.tasks:
         kept = {block: sweep.revisits(task, block) for block in sweep.blocks}
-        trained = {block: values for block, values in kept.items() if block != CONTROL and len(values)}
+        trained = {block: values for block, values in kept.items() if block not in CONTROLS and len(values)}
         pairs[task] = compare_pairs(trained)
         best = best_group(trained, pairs[task])
         for block in sweep.blocks:
@@ -130,7 +130,7 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
         task=task,
         seeds=own["seed"].nunique(),
         revisit={m: estimate(sweep.revisits(task, block, column=m)) for m in METRICS if m in frames},
-        kinds={k: _mean(own[own["kind"] == k]) for k in ("recent", "partial", "novel")},
+        kinds={k: _mean(own[own["kind"] == k]) for k in ("recent", "partial", "novel")} | {"all": _mean(own)},
         pooled_psnr=float(-10 * np.log10(revisits["mse"].mean())) if len(revisits) else np.nan,
         drops=drops,
         over_none=difference(kept[block], kept["none"]) if "none" in kept and block != "none" else None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rad_bench.report.statistics import Estimate, Pair
-from rad_bench.report.summary import CONTROL, Row
+from rad_bench.report.summary import CONTROLS, Row
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ def headline(rows: list[Row]) -> Table:
     metrics = [metric for metric in ("ssim", "lpips") if any(metric in row.revisit for row in rows)]
     header = ["block", "task", "seeds", "revisit PSNR, dB", "over none, dB"]
     header += [f"revisit {metric.upper()}" for metric in metrics]
-    header += ["pooled PSNR", "recent", "partial", "novel"]
+    header += ["pooled PSNR", "recent", "partial", "novel", "all"]
     cells, bold = [], set()
     for number, row in enumerate(rows):
         line = [row.block, row.task, str(row.seeds), show(row.revisit["psnr"])]
-        line.append(show(row.over_none, signed=True) if row.over_none and row.block != CONTROL else "")
+        line.append(show(row.over_none, signed=True) if row.over_none and row.block not in CONTROLS else "")
         line += [show(row.revisit[metric], 3) if metric in row.revisit else "" for metric in metrics]
         line += [number_text(row.pooled_psnr), *(number_text(value) for value in row.kinds.values())]
         cells.append(line)
@@ -77,7 +77,7 @@ def interventions(rows: list[Row]) -> Table:
             row.verdict,
         ]
         for row in rows
-        if row.block != CONTROL
+        if row.block not in CONTROLS
     ]
     header = ["block", "task", "revisit PSNR, dB", "lost by swap, dB", "lost by reset, dB", "verdict"]
     caption = (

@@ -13,12 +13,19 @@ from rad_bench.config import SCIENCE_VERSION, RunConfig, SweepConfig
 from rad_bench.data import Dataset, open_dataset
 from rad_bench.errors import UserError, did_you_mean
 from rad_bench.evaluation.metrics import metric_card
+from rad_bench.model.codec import open_codec
 from rad_bench.registry import block_identity, check_options
 from rad_bench.run_folder import Run
 from rad_bench.sweep.load import absolute_paths, split_assignment, validate
 
 MOST_RUNS = 100_000
-NOT_SCIENCE = (("data", "path"), ("evaluation", "batch"), ("evaluation", "strips"), ("training", "checkpoint_every"))
+NOT_SCIENCE = (
+    ("data", "path"),
+    ("autoencoder", "path"),
+    ("evaluation", "batch"),
+    ("evaluation", "strips"),
+    ("training", "checkpoint_every"),
+)
 
 
 def plan_runs(sweep: SweepConfig, only: Iterable[str] = (), where: str = "sweep") -> list[Run]:
@@ -46,14 +53,16 @@ def plan_runs(sweep: SweepConfig, only: Iterable[str] = (), where: str = "sweep"
     return list(runs.values())
 
 
-def run_key(config: RunConfig, data_identity: str) -> str:
+def run_key(config: RunConfig, dataset: Dataset) -> str:
     """Return the hash of everything that decides a run's result, and of nothing else."""
     science = config.model_dump(mode="json")
     for section, leaf in NOT_SCIENCE:
         science[section].pop(leaf, None)
     science["memory"]["name"] = block_identity(config.memory)
     science["memory"]["options"] = check_options(config.memory) if config.match.by == "none" else config.memory.options
-    parts = {"config": science, "data": data_identity, "metrics": metric_card()["card"], "version": SCIENCE_VERSION}
+    parts = {"config": science, "data": dataset.identity, "metrics": metric_card()["card"], "version": SCIENCE_VERSION}
+    if config.autoencoder.name != "none":
+        parts["autoencoder"] = open_codec(config.autoencoder, dataset.frame_shape).identity
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -71,7 +80,7 @@ def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Data
         datasets[identity] = open_dataset(config.data)
     _check_poses(config, datasets[identity], where)
     label = _label(config, axes)
-    key = run_key(config, datasets[identity].identity)
+    key = run_key(config, datasets[identity])
     slug = re.sub(r"[^A-Za-z0-9.=]+", "-", label).strip("-.")[:80]
     return Run(f"{slug}-seed{config.seed}-{key[:8]}", label, axes, config, key)
 

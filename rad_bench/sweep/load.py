@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rad_bench.config import RunConfig, SweepConfig
+from rad_bench.config import FilesData, RunConfig, SweepConfig
 from rad_bench.errors import UserError, did_you_mean
 
 LARGEST_FILE = 1 << 20  # bytes; a sweep is written by hand
@@ -198,10 +198,13 @@ def _accepted(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 def absolute_paths(config: RunConfig) -> RunConfig:
     """Return the config with its files and folders made absolute: jobs may run from elsewhere."""
-    data, memory = config.data, config.memory
-    if data.name == "memory_maze":
-        data = data.model_copy(update={"path": str(Path(data.path).absolute())})
+    data, memory, autoencoder = config.data, config.memory, config.autoencoder
+    if isinstance(data, FilesData):
+        data = data.model_copy(update={"path": str(Path(data.path).expanduser().absolute())})
+    if autoencoder.path is not None:
+        path = str(Path(autoencoder.path).expanduser().absolute())
+        autoencoder = autoencoder.model_copy(update={"path": path})
     place, colon, name = memory.name.rpartition(":")
     if colon and place.endswith(".py"):
         memory = memory.model_copy(update={"name": f"{Path(place).absolute()}:{name}"})
-    return config.model_copy(update={"data": data, "memory": memory})
+    return config.model_copy(update={"data": data, "memory": memory, "autoencoder": autoencoder})

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rad_bench.config import SweepConfig
 from rad_bench.errors import UserError
-from rad_bench.evaluation.evaluate import COPY_LAST
+from rad_bench.evaluation.evaluate import CONTROLS
 from rad_bench.run_folder import Run, RunFolder, save_run, write_atomically
 from rad_bench.sweep.launch import choose_cluster, launch_runs
 from rad_bench.sweep.progress import ProgressView, RunStatus, run_status
@@ -81,7 +81,7 @@ def aggregate(sweep_folder: Path, names: list[str]) -> None:
         listing = "; ".join(f"{name}: {card}" for name, card in cards.items())
         raise UserError(f"{sweep_folder}: runs were scored with different metric definitions ({listing}).")
     frames = pd.concat(tables, ignore_index=True)
-    copies = frames["block"] == COPY_LAST  # every run holds the control; once a seed is enough
+    copies = frames["block"].isin(CONTROLS)  # every run holds the controls; once a seed is enough
     key = ["block", "seed", "task", "intervention", "episode", "frame"]
     frames = pd.concat([frames[~copies], frames[copies].drop_duplicates(key)], ignore_index=True)
     temporary = sweep_folder / ".frames.parquet.tmp"

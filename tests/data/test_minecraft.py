@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from rad_bench.config import MinecraftData
+from rad_bench.config import LaunchConfig, MinecraftData
 from rad_bench.data import open_dataset, recordings
 from rad_bench.data.recordings import Recordings, resize
 from rad_bench.errors import UserError
+from rad_bench.report import write_report
+from rad_bench.run import execute
+from rad_bench.run_folder import save_run
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
+from rad_bench.sweep.sweep import aggregate
 
 av = pytest.importorskip("av", reason="PyAV is not installed (extra: video)")
 FRAMES, HEIGHT, WIDTH = 30, 36, 64
@@ -172,3 +177,21 @@ def test_data_without_poses_refuse_what_needs_poses(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="retrieval walks the path backwards"):
         sweep(tmp_path, trunk={"motion": "action"})
     assert len(sweep(tmp_path, trunk={"motion": "action"}, evaluation={"tasks": ["continuation"]})) == 1
+
+
+def test_data_without_poses_are_trained_and_reported_without_a_word_on_memory(tmp_path: Path) -> None:
+    teco(tmp_path)
+    (run,) = sweep(
+        tmp_path,
+        trunk={"motion": "action", "width": 16, "depth": 1, "patch": 8, "window": 2},
+        training={"steps": 2, "batch": 2, "frames": 8, "loss_from": 4},
+        evaluation={"tasks": ["continuation"], "episodes": 2, "context": 6, "horizon": 8, "strips": 1},
+    )
+    folder = tmp_path / "results"
+    save_run(run, folder / "runs" / run.name)
+    execute(folder / "runs" / run.name, LaunchConfig(device="cpu"))
+    (folder / "sweep.yaml").write_text(f"name: mc\nplanned: [{run.name}]\n")
+    aggregate(folder, [run.name])
+    page = write_report(folder).read_text()
+    assert set(pd.read_parquet(folder / "frames.parquet")["kind"]) == {"unknown"}
+    assert "no generated frame is known to be a revisit, so nothing can be said about memory" in page

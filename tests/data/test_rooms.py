@@ -21,10 +21,8 @@ both = pytest.mark.parametrize("preset", ["rotation", "walking"])
 
 
 def equal(a: Episodes, b: Episodes) -> bool:
-    return all(
-        torch.equal(getattr(a, f.name), getattr(b, f.name)) if f.name != "names" else a.names == b.names
-        for f in fields(Episodes)
-    )
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in fields(Episodes)]
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
 
 
 @both

@@ -7,6 +7,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from rad_bench.evaluation import perceptual
 from rad_bench.evaluation.metrics import metric_card, mse, psnr, ssim
+from rad_bench.torchvision import import_torchvision
 
 
 def pairs(size, count=4):
@@ -59,7 +60,7 @@ def weights_folder(tmp_path, monkeypatch):
 
 def seeded_weights(folder):
     """Write random AlexNet weights under the published name; return the file's SHA-256."""
-    perceptual._import_torchvision()
+    import_torchvision()
     import torchvision
 
     generator = torch.Generator().manual_seed(0)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rad_bench.evaluation.revisits import classify
+from rad_bench.evaluation.revisits import classify, classify_poses, classify_task
+from rad_bench.evaluation.tasks import Task
 
 
 def slow_frame(surfaces: list[list[int]], context: int, reach: int, t: int) -> tuple[str, float]:
@@ -103,3 +104,25 @@ def test_without_rays_everything_is_recent() -> None:
     kind, gap = classify(torch.zeros(2, 5, 0).long(), context=3, reach=1)
     assert kind.shape == gap.shape == (2, 2)
     assert (kind == "recent").all() and (gap == 0).all()
+
+
+def test_poses_alone_tell_what_was_seen_where_there_is_no_map():
+    # Turn by 30 degrees a frame for a full turn, look away for 8 frames, and come back; then go far away.
+    heading = np.deg2rad(np.concatenate([30 * np.arange(12), np.full(8, 90), [0, 30], [0, 0]]))
+    x = np.zeros(len(heading))
+    x[-2:] = 50
+    poses = torch.from_numpy(np.column_stack([x, np.zeros_like(x), heading]))[None]
+    kind, gap = classify_poses(poses, context=12, reach=5, distance=1.0, angle=math.radians(10))
+    assert kind[0].tolist() == ["revisit"] * 10 + ["novel"] * 2
+    # 90 degrees was seen at frame 3: frame 12 bridges 9 frames, and what stays in view has that stretch behind it.
+    assert gap[0, :10].tolist() == [9.0] * 8 + [20.0, 20.0] and np.isnan(gap[0, 10:]).all()
+    kind, _ = classify_poses(poses, context=12, reach=9, distance=1.0, angle=math.radians(10))
+    assert kind[0].tolist() == ["recent"] * 8 + ["revisit"] * 2 + ["novel"] * 2
+
+
+def test_without_poses_nothing_is_called_a_revisit():
+    frames = torch.zeros(2, 9, 3, 8, 8, dtype=torch.uint8)
+    nothing = torch.zeros(2, 9, 0)
+    task = Task("continuation", 4, frames, nothing, nothing, nothing, nothing.long())
+    kind, gap = classify_task(task, 3, has_poses=False, same_view=None)
+    assert kind.shape == (2, 5) and set(kind.ravel()) == {"unknown"} and np.isnan(gap).all()

@@ -1,0 +1,62 @@
+"""Recordings with their latents: each episode is encoded once, whole, and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rad_bench.data.episodes import Episodes
+from rad_bench.data.index import cache_folder
+from rad_bench.data.recordings import Item, Recordings
+from rad_bench.errors import UserError
+
+
+class Encoder(Protocol):
+    """What turns frames [T, 3, H, W] uint8 into latents [T, C, h, w] float32."""
+
+    identity: str
+
+    def encode(self, frames: Tensor) -> Tensor: ...
+
+
+class Encoded:
+    """Implements `Dataset` over recordings; training batches carry latents beside frames."""
+
+    def __init__(self, data: Recordings, encoder: Encoder, device: torch.device) -> None:
+        self.data, self.encoder, self.device = data, encoder, device
+        self.frame_shape, self.action_size, self.identity = data.frame_shape, data.action_size, data.identity
+        self.has_poses, self.same_view = data.has_poses, data.same_view
+        self.folder = cache_folder() / "latents" / encoder.identity / data.identity
+
+    def training_batch(self, seed: int, step: int, batch: int, frames: int) -> Episodes:
+        """Return what the recordings return, with latents."""
+        clips = self.data.draw(seed, step, batch, frames)
+        latents = [torch.from_numpy(np.array(self._latents(item)[start : start + frames])) for item, start in clips]
+        return replace(self.data.clips(clips, frames), latents=torch.stack(latents))
+
+    def held_out(self, episodes: int, frames: int, context: int) -> Episodes:
+        """Return what the recordings return: evaluation encodes its contexts itself."""
+        return self.data.held_out(episodes, frames, context)
+
+    def _latents(self, item: Item) -> np.ndarray:
+        path = self.folder / f"{hashlib.sha256(item.name.encode()).hexdigest()[:32]}.npy"
+        if not path.exists():
+            frames = self.data.clip(item, 0, item.length).frames
+            latents = self.encoder.encode(frames.to(self.device)).cpu().numpy()
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with temporary.open("wb") as file:
+                    np.save(file, latents)
+                os.replace(temporary, path)
+            except OSError as error:
+                temporary.unlink(missing_ok=True)
+                raise UserError(f"{path.parent}: latents cannot be kept there: {error.strerror}.") from None
+        latents_on_disk: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return latents_on_disk
