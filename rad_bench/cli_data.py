@@ -18,6 +18,23 @@ def data() -> None:
 
 
 @data.command()
+@click.argument("world", type=click.Choice(["memory-maze"]))
+@click.option("--size", default="9x9", show_default=True, help="9x9, 11x11, 13x13 or 15x15.")
+@click.option("--episodes", type=click.IntRange(1), required=True, help="How many, with those already there.")
+@click.option("--steps", type=click.IntRange(1), default=500, show_default=True, help="Steps of each episode.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the episodes.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes side by side.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def collect(world: str, size: str, episodes: int, steps: int, out: Path, workers: int, seed: int) -> None:
+    """Collect episodes of WORLD with a policy that explores and comes back. Run it again after any interruption."""
+    from rad_bench.data.collect import collect_memory_maze
+
+    with _progress("episodes") as report:
+        outcome = collect_memory_maze(size, episodes, steps, out, workers, seed, report)
+    click.echo(f"{out}: {outcome.collected} episodes collected, {outcome.kept} were there already.")
+
+
+@data.command()
 @FOLDER
 def check(folder: Path) -> None:
     """Read all recordings in FOLDER; name each bad file, and say what the good ones hold."""

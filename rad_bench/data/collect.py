@@ -1,0 +1,187 @@
+"""Collect Memory Maze episodes of our own, in the official key layout, by a policy that explores and comes back.
+
+The same environment as the published data set's, but not that data set: its policy was never published, and scores on
+the two are not comparable. A folder's manifest says so, with versions and checksums.
+
+One file an episode, written whole or not at all, one environment an episode seed: an episode is a function of (size,
+seed, number) alone, whoever collects it and whatever was interrupted before.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import errno
+import hashlib
+import importlib.util
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rad_bench.data import explorer
+from rad_bench.data.maze_env import SIZES, Arrays, FastMaze
+from rad_bench.errors import UserError, did_you_mean
+from rad_bench.run_folder import write_atomically
+
+MANIFEST = "manifest.json"
+NOTE = "generated with Memory Maze by rad-bench's own policy; not the published data set, nor comparable with it"
+PACKAGES = ("memory-maze", "mujoco", "dm-control", "labmaze", "numpy")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a call added, and what was there before."""
+
+    collected: int
+    kept: int
+
+
+def collect_memory_maze(
+    size: str, episodes: int, steps: int, out: Path, workers: int = 1, seed: int = 0,
+    report: Callable[[int, int], None] = lambda done, of: None,
+) -> Collected:  # fmt: skip
+    """Bring a folder to `episodes` episodes of `steps` steps (and one more frame). Raises `UserError`.
+
+    What is there stays. `report(done, of)` is called after each episode.
+    """
+    _check(size, steps)
+    manifest = _open_manifest(out, {"size": size, "steps": steps, "seed": seed, "policy": explorer.VERSION})
+    files = {number: out / f"memory_maze_{size}-s{seed}-{number:05d}.npz" for number in range(episodes)}
+    missing = [number for number, path in files.items() if not path.exists()]
+    kept, done = episodes - len(missing), 0
+    pool = ProcessPoolExecutor(
+        min(workers, max(len(missing), 1)), multiprocessing.get_context("spawn"), initializer=_prepare
+    )
+    try:
+        waiting: list[Future[None]] = [
+            pool.submit(_collect_one, size, [seed, number], steps, files[number]) for number in missing
+        ]
+        for future in as_completed(waiting):
+            future.result()
+            done += 1
+            report(kept + done, episodes)
+    except OSError as error:
+        why = "the disk is full" if error.errno in FULL else f"{error.strerror or error}"
+        raise UserError(_stopped(out, why, kept + done, episodes)) from None
+    except BrokenProcessPool:
+        raise UserError(_stopped(out, "a collecting process was killed", kept + done, episodes)) from None
+    finally:
+        _end(pool)
+        for leftover in out.glob(".memory_maze*.tmp"):
+            leftover.unlink(missing_ok=True)
+        _finish_manifest(out, manifest)
+    return Collected(done, kept)
+
+
+def _check(size: str, steps: int) -> None:
+    if size not in SIZES:
+        raise UserError(f"--size {size}: there is no such maze{did_you_mean(size, SIZES)}")
+    if steps > SIZES[size]:
+        raise UserError(f"--steps {steps}: an episode of {size} ends after {SIZES[size]} steps.")
+    if importlib.util.find_spec("memory_maze") is None or importlib.util.find_spec("mujoco") is None:
+        raise UserError("collecting needs Memory Maze, with pinned versions: pip install 'rad-bench[memory-maze]'.")
+    if os.environ.setdefault("MUJOCO_GL", "osmesa") == "osmesa" and ctypes.util.find_library("OSMesa") is None:
+        raise UserError(
+            "rendering needs the OSMesa library: install it (Debian, Ubuntu: apt install libosmesa6), or set "
+            "MUJOCO_GL=egl where there is a GPU or libegl1."
+        )
+
+
+def _open_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the folder's manifest, new or found. Raises `UserError` if the folder was begun with other settings."""
+    path = out / MANIFEST
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            manifest: dict[str, Any] = json.loads(path.read_text())
+            for key, value in settings.items():
+                if manifest.get(key) != value:
+                    raise UserError(
+                        f"{out}: was begun with {key} {manifest.get(key)}, and this asks for {value}; collect into "
+                        "another folder."
+                    )
+            return manifest
+        versions = {name: metadata.version(name) for name in PACKAGES}
+        manifest = {"note": NOTE, **settings, "versions": versions, "renderer": os.environ["MUJOCO_GL"], "files": {}}
+        write_atomically(path, _json(manifest))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: is not readable ({error}); remove it, and the same command writes it anew.") from None
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}.") from None
+    return manifest
+
+
+def _finish_manifest(out: Path, manifest: dict[str, Any]) -> None:
+    """Add the checksums of the files that are there."""
+    known = manifest["files"]
+    for path in sorted(out.glob("*.npz")):
+        if path.name not in known:
+            with path.open("rb") as file:
+                known[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        write_atomically(out / MANIFEST, _json(manifest))
+    except OSError:  # a full disk: the next call adds what is missing
+        (out / f".{MANIFEST}.{os.getpid()}.tmp").unlink(missing_ok=True)
+
+
+def _prepare() -> None:
+    """Set up a collecting process."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+
+
+def _collect_one(size: str, seed: list[int], steps: int, path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    maze = FastMaze(size, int(rng.integers(1, 2**31 - 1)))
+    rows: list[Arrays] = [maze.reset()]
+    layout = rows[0]["maze_layout"].astype(bool)
+    policy, taken = explorer.Explorer(layout, rng), [np.zeros(6, np.uint8)]
+    for _ in range(steps):
+        action = policy.act(rows[-1]["agent_pos"], rows[-1]["agent_dir"])
+        taken.append(np.eye(6, dtype=np.uint8)[action])
+        rows.append(maze.step(action))
+    maze.close()
+    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "maze_layout"}
+    arrays = {name: a if name == "image" else a.astype(np.float32) for name, a in arrays.items()}
+    _save(path, {**arrays, "action": np.stack(taken), "maze_layout": layout})
+
+
+def _save(path: Path, arrays: Arrays) -> None:
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """Leave no process behind, and no half-written file of one that had to be killed."""
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        if process.is_alive():
+            process.terminate()
+    for process in processes:
+        process.join()
+
+
+def _stopped(out: Path, why: str, done: int, of: int) -> str:
+    return f"{out}: {why}. {done} of {of} episodes are whole and kept; the same command goes on from there."
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
