@@ -135,9 +135,11 @@ def _finish_manifest(out: Path, manifest: dict[str, Any]) -> None:
 
 def _prepare() -> None:
     """Set up a collecting process."""
+    import logging
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    logging.getLogger("absl").setLevel(logging.ERROR)  # dm_control warns of a velocity that this agent cannot have
 
 
 def _collect_one(size: str, seed: list[int], steps: int, path: Path) -> None:
