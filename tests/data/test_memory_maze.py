@@ -300,3 +300,23 @@ def test_identity_follows_content_not_place(folder: Path, tmp_path_factory: pyte
     assert opened(copy).identity == opened(folder).identity
     save(copy, "episode3.npz", **episode(33))
     assert opened(copy).identity != opened(folder).identity
+
+
+def test_a_folder_or_file_without_permission_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Denied by hand: tests may run as root, whom nothing is denied."""
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rad_bench.data.index.os.listdir", denied)
+        with pytest.raises(UserError, match="cannot be read: Permission denied"):
+            opened(folder)
+    inspect = zipfile.ZipFile.__init__
+    monkeypatch.setattr(
+        zipfile.ZipFile,
+        "__init__",
+        lambda z, path, *a, **k: (denied if "2.npz" in str(path) else inspect)(z, path, *a, **k),
+    )
+    with pytest.warns(UserWarning, match=r"left out 1 of 5 .*episode2.npz: .*Permission denied"):
+        opened(folder)
