@@ -20,6 +20,7 @@ class Attention(MemoryBlock):
     """Full attention over the past: exact recall, at a cost that grows with every frame."""
 
     size_option = "head_dim"
+    fine_option = "heads"
 
     def __init__(self, dim: int, heads: int = 2, head_dim: int = 32) -> None:
         super().__init__(dim)

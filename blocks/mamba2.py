@@ -47,6 +47,7 @@ class Mamba2(MemoryBlock):
     """The Mamba2 layer: selective state space memory, constant in size."""
 
     size_option = "head_dim"
+    fine_option = "state"
 
     def __init__(
         self, dim: int, heads: int = 2, head_dim: int = 32, state: int = 32, conv: int = 4, chunk: int = 64

@@ -35,7 +35,8 @@ class MemoryBlock(nn.Module, ABC):
     the annotations are enforced when a config names the block.
     """
 
-    size_option: ClassVar[str | None] = None  # the option that a parameter budget may solve for
+    size_option: ClassVar[str | None] = None  # the option that a budget may solve for
+    fine_option: ClassVar[str | None] = None  # another that it may move, where steps of the first are too coarse
     memoryless: ClassVar[bool] = False  # True: frames are promised not to influence later ones
 
     def __init__(self, dim: int) -> None:

@@ -27,6 +27,7 @@ class TTT(MemoryBlock):
     """Test-time training: an inner model (linear or MLP) a head learns the frames as they pass."""
 
     size_option = "head_dim"
+    fine_option = "heads"
 
     def __init__(
         self,

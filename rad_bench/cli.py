@@ -177,7 +177,8 @@ def _print_plan(runs: list[Any], sweep_folder: Path) -> None:
     from rad_bench.model.codec import open_codec
     from rad_bench.run_folder import RunFolder
 
-    table = Table("run", "state", "memory parameters", "trunk parameters", "state bytes a video", "off budget")
+    counts = ("memory parameters", "trunk parameters", "memory MFLOPs a frame", "trunk MFLOPs a frame")
+    table = Table("run", "state", *counts, "state bytes a video", "off budget")
     plans: dict[str, Any] = {}
     for run in runs:
         config = run.config
@@ -191,7 +192,9 @@ def _print_plan(runs: list[Any], sweep_folder: Path) -> None:
         state = f"{bytes_[0]:,}" if len(set(bytes_)) == 1 else f"{bytes_[0]:,} to {bytes_[-1]:,}"
         off = "" if model.residual is None else f"{model.residual:+.1%}"
         done = "done" if RunFolder(sweep_folder / "runs" / run.name).is_done else "missing"
-        table.add_row(run.name, done, f"{model.memory_parameters:,}", f"{model.trunk_parameters:,}", state, off)
+        parameters = f"{model.memory_parameters:,}", f"{model.trunk_parameters:,}"
+        flops = f"{model.memory_flops / 1e6:.2f}", f"{model.trunk_flops / 1e6:.2f}"
+        table.add_row(run.name, done, *parameters, *flops, state, off)
     _print(table)
 
 

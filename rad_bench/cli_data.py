@@ -42,7 +42,7 @@ def check(folder: Path) -> None:
     from rich.table import Table
 
     from rad_bench.data import open_folder
-    from rad_bench.data.survey import survey
+    from rad_bench.survey import survey
 
     recordings = open_folder(folder)
     with _progress("episodes read") as report:
@@ -67,7 +67,7 @@ def check(folder: Path) -> None:
 def show(folder: Path, out: Path, episodes: int, frames: int) -> None:
     """Draw frames of the recordings in FOLDER, and their paths from above, into a PNG."""
     from rad_bench.data import open_folder
-    from rad_bench.data.survey import draw
+    from rad_bench.survey import draw
 
     draw(open_folder(folder), out, episodes, frames)
     click.echo(f"{out}: written.")

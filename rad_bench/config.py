@@ -71,6 +71,7 @@ class TrunkConfig(Config):
     motion: Literal["action", "egomotion", "pose"] = "pose"
     memory_gain: float = Field(2.0, ge=0, description="scale of the motion code added to the memory's input")
     memory_writes: Literal["clean", "noisy"] = "clean"
+    memory_layers: Literal["all", "alternate", "last"] = Field("all", description="which layers carry the memory block")
     scan: Literal["location", "block", "frame", "pooled"] = "location"
     scan_block: int = Field(2, ge=1, description="side of a block in tokens, for scan: block")
 
@@ -174,8 +175,10 @@ class AutoencoderConfig(Config):
 class MatchConfig(Config):
     """Which budget all blocks share. Each block's own size option is solved to meet it."""
 
-    by: Literal["none", "parameters"] = "none"
-    budget: int | None = Field(None, ge=1, description="parameters: memory parameters of the whole trunk")
+    by: Literal["none", "parameters", "state", "flops"] = "none"
+    budget: int | None = Field(
+        None, ge=1, description="of all memory blocks: parameters, bytes a video at the horizon's end, or FLOPs a frame"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> MatchConfig:

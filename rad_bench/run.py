@@ -177,6 +177,7 @@ def _result(
         "memory": {"name": config.memory.name, "options": plan.options},
         "parameters": {"memory": plan.memory_parameters, "trunk": plan.trunk_parameters},
         "match": {"by": config.match.by, "budget": plan.budget, "residual": plan.residual},
+        "flops_per_frame": {"memory": plan.memory_flops, "trunk": plan.trunk_flops},
         "state_bytes": {str(frames): count for frames, count in plan.state_bytes.items()},
         "reach": reach(config),
         "training": {

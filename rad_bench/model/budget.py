@@ -1,4 +1,14 @@
-"""Build the trunk of a run, with the memory block sized to the run's budget."""
+"""Build the trunk of a run, with the memory block sized to the run's budget.
+
+What a budget is spent on, `match.by`, is measured on the block itself, never taken from a formula:
+
+    parameters   of the memory blocks of all layers
+    state        bytes of memory a video holds at the end of context and horizon, counted from live tensors
+    flops        a frame in the memory's forward pass over one training clip (clean stream and noisy stream), as
+                 PyTorch counts them: matrix products, no elementwise work
+
+Each is linear in the number of sequences, so one sequence is measured.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +17,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from blocks.memory import MemoryBlock
+from blocks.memory import MemoryBlock, state_bytes
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
-from rad_bench.model.trunk import Trunk
+from rad_bench.model.scan import Scan
+from rad_bench.model.trunk import Trunk, memory_layers
 from rad_bench.registry import check_options, find_block
 
 LARGEST = 1 << 14  # of a size option
+TOLERANCE = 0.02  # of a budget
 
 
 @dataclass(frozen=True)
@@ -25,8 +39,10 @@ class ModelPlan:
     memory_parameters: int
     trunk_parameters: int
     state_bytes: dict[int, int]  # frames seen -> bytes of memory state a video
+    memory_flops: int  # a frame of a training clip, of a video, forward
+    trunk_flops: int  # the same, of all that is not memory
     budget: int | None
-    residual: float | None  # (memory parameters - budget) / budget
+    residual: float | None  # (what `match.by` measures - budget) / budget
 
 
 def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: int) -> tuple[Trunk, ModelPlan]:
@@ -34,6 +50,12 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
     _check_shapes(run, frame_shape)
     options = check_options(run.memory)
     block = find_block(run.memory.name)
+    scan = Scan(
+        run.trunk.scan, frame_shape[1] // run.trunk.patch, frame_shape[2] // run.trunk.patch,
+        run.trunk.frames_per_step, run.trunk.scan_block,
+    )  # fmt: skip
+    budget, option = run.match.budget, block.size_option
+    solvable = budget is not None and option is not None and option not in run.memory.options
 
     def make(options: dict[str, Any]) -> Trunk:
         try:
@@ -44,34 +66,33 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
         except ValueError as error:
             raise UserError(f"memory: block '{run.memory.name}' with {options}: {error}.") from None
 
-    budget = run.match.budget
-    solvable = budget is not None and block.size_option is not None and block.size_option not in run.memory.options
-    if solvable:
-        option = block.size_option
-        assert budget is not None and option is not None
+    def spent(options: dict[str, Any]) -> int:
+        layer = block(run.trunk.width, **options)
+        return len(memory_layers(run.trunk)) * _MEASURES[run.match.by](layer, run, scan)
 
-        def parameters(size: int) -> int:
-            with torch.device("meta"):
-                layer = block(run.trunk.width, **{**options, option: size})
-            return run.trunk.depth * _count(layer)
-
-        options = {**options, option: _solve(parameters, budget)}
-    trunk = make(options)
     try:
-        state_bytes = _state_bytes(trunk, run)
+        if solvable:
+            assert budget is not None and option is not None
+            options = _fit(spent, block, options, budget)
+        trunk = make(options)
+        state = _state_bytes(trunk, run)
+        flops = _count_flops(trunk, block(run.trunk.width, **options), run, scan)
+    except UserError:
+        raise
     except Exception as error:  # the user's code, on its first frames
         raise UserError(
             f"memory: block '{run.memory.name}' fails on its first frames: {type(error).__name__}: {error}. "
             f"`rad-bench check {run.memory.name}` says more."
         ) from None
-    memory = sum(p.numel() for _, p in trunk.memory_parameters())
     plan = ModelPlan(
         options=options,
-        memory_parameters=memory,
+        memory_parameters=sum(p.numel() for _, p in trunk.memory_parameters()),
         trunk_parameters=sum(p.numel() for _, p in trunk.trunk_parameters()),
-        state_bytes=state_bytes,
+        state_bytes=state,
+        memory_flops=flops[0],
+        trunk_flops=flops[1],
         budget=budget if solvable else None,
-        residual=(memory - budget) / budget if solvable and budget else None,
+        residual=(spent(options) - budget) / budget if solvable and budget else None,
     )
     return trunk, plan
 
@@ -81,19 +102,88 @@ def plan_model(run: RunConfig, frame_shape: tuple[int, int, int], action_size: i
     return build_trunk(run, frame_shape, action_size)[1]
 
 
-def _count(module: MemoryBlock) -> int:
-    return sum(p.numel() for p in module.parameters())
+def _parameters(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
+    return sum(p.numel() for p in layer.parameters())
 
 
-def _solve(parameters: Callable[[int], int], budget: int) -> int:
-    """Return the size whose parameter count, which grows with the size, comes nearest to the budget."""
+def _state(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
+    steps = (run.evaluation.context + run.evaluation.horizon) // run.trunk.frames_per_step
+    with torch.no_grad():
+        final = layer.prefetch(_tokens(layer, scan, steps), layer.initial_state(1)).state
+    return scan.sequences(1) * state_bytes(final)
+
+
+def _flops(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
+    F, training = run.trunk.frames_per_step, run.training
+    clean = _tokens(layer, scan, training.frames // F)
+    noisy = _tokens(layer, scan, (training.frames - training.loss_from) // F)
+
+    def clip() -> None:
+        layer.retrieve(noisy, layer.prefetch(clean, layer.initial_state(1)))
+
+    return scan.sequences(1) * _counted(clip) // training.frames
+
+
+_MEASURES: dict[str, Callable[[MemoryBlock, RunConfig, Scan], int]] = {
+    "parameters": _parameters, "state": _state, "flops": _flops,
+}  # fmt: skip
+
+
+def _tokens(layer: MemoryBlock, scan: Scan, steps: int) -> torch.Tensor:
+    return torch.zeros(1, steps, scan.tokens_per_step, layer.dim)
+
+
+def _counted(work: Callable[[], Any]) -> int:
+    # PyTorch's counter knows attention by its products, not by the fused kernel of the CPU.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def _count_flops(trunk: Trunk, layer: MemoryBlock, run: RunConfig, scan: Scan) -> tuple[int, int]:
+    """Return the FLOPs a frame of the memory blocks and of the rest of the trunk, over one training clip."""
+    frames, start = run.training.frames, run.training.loss_from
+    clean = torch.zeros(1, frames, *trunk.frame_shape)
+    motion = torch.zeros(1, frames, trunk.motion.in_features)
+    every = _counted(lambda: trunk(clean, clean[:, start:], torch.zeros(1, frames - start), motion)) // frames
+    memory = len(memory_layers(run.trunk)) * _flops(layer, run, scan)
+    return memory, every - memory
+
+
+def _fit(
+    spent: Callable[[dict[str, Any]], int], block: type[MemoryBlock], options: dict[str, Any], budget: int
+) -> dict[str, Any]:
+    """Solve the block's size option; where that misses the budget by more than 2 %, move its fine option too.
+
+    The fine option stays as near to what it was as the tolerance allows.
+    """
+    option, fine = block.size_option, block.fine_option
+    assert option is not None
+    tries = [options]
+    if fine is not None:
+        was = options[fine]
+        moved = sorted(range(max(1, was // 2), 2 * was + 1), key=lambda value: (abs(value - was), value))
+        tries = [{**options, fine: value} for value in moved]
+    best, least = options, float("inf")
+    for tried in tries:
+        solved = {**tried, option: _solve(lambda size, tried=tried: spent({**tried, option: size}), budget)}  # type: ignore[misc]
+        missed = abs(spent(solved) - budget) / budget
+        if missed < least:
+            best, least = solved, missed
+        if least <= TOLERANCE:
+            break
+    return best
+
+
+def _solve(measure: Callable[[int], int], budget: int) -> int:
+    """Return the size whose measure, which grows with the size, comes nearest to the budget."""
     low, high = 1, 2
-    while parameters(high) < budget and high < LARGEST:
+    while measure(high) < budget and high < LARGEST:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if parameters(middle) < budget else (low, middle)
-    return min((low, high), key=lambda size: abs(parameters(size) - budget))
+        low, high = (middle, high) if measure(middle) < budget else (low, middle)
+    return min((low, high), key=lambda size: abs(measure(size) - budget))
 
 
 def _state_bytes(trunk: Trunk, run: RunConfig) -> dict[int, int]:

@@ -31,6 +31,12 @@ class Scan:
         tokens = self.rows * self.columns
         return videos * {"location": tokens, "block": tokens // self.block**2, "frame": 1, "pooled": 1}[self.kind]
 
+    @property
+    def tokens_per_step(self) -> int:
+        """K, the tokens of a memory step in a sequence."""
+        tokens = self.rows * self.columns
+        return self.frames_per_step * {"location": 1, "block": self.block**2, "frame": tokens, "pooled": 1}[self.kind]
+
     def fold(self, x_BTND: Tensor) -> Tensor:
         """[B, T, N, D] -> [S, T / frames_per_step, K, D]."""
         f = self.frames_per_step

@@ -23,6 +23,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from blocks.memory import MemoryBlock, State, state_bytes
+from blocks.none import NoMemory
 from rad_bench.config import TrunkConfig
 from rad_bench.model.motion import motion_size
 from rad_bench.model.rope import rotate, rotation_1d, rotation_2d
@@ -185,7 +186,8 @@ class Trunk(nn.Module):
         for number in range(config.depth):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_seed_of(seed, f"memory.{number}"))
-                layers.append(Layer(config, self.scan, motion, make_memory(D)))
+                memory = make_memory(D) if number in memory_layers(config) else NoMemory(D)
+                layers.append(Layer(config, self.scan, motion, memory))
         self.layers = nn.ModuleList(layers)
         self.modulation = nn.Linear(D, 2 * D)
         self.head = nn.Linear(D, channels * config.patch**2)
@@ -282,6 +284,14 @@ class Trunk(nn.Module):
         in_window = (key >= step_start - W) & (key < step_start) & ~key_noisy
         own_step = (key >= step_start) & (key <= query[:, None]) & (key_noisy == query_noisy)
         return Streams(T_c, first, query, in_window | own_step)
+
+
+def memory_layers(config: TrunkConfig) -> list[int]:
+    """Return the numbers of the layers that carry the memory block; the others carry none."""
+    last = config.depth - 1
+    return {"all": list(range(config.depth)), "alternate": list(range(last, -1, -2))[::-1], "last": [last]}[
+        config.memory_layers
+    ]
 
 
 def _sinusoid(level: Tensor, width: int) -> Tensor:

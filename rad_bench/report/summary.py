@@ -159,6 +159,8 @@ def _cost(results: list[dict[str, Any]]) -> dict[str, float]:
     return {
         "memory_parameters": results[0]["parameters"]["memory"],
         "trunk_parameters": results[0]["parameters"]["trunk"],
+        "memory_flops_per_frame": results[0]["flops_per_frame"]["memory"],
+        "trunk_flops_per_frame": results[0]["flops_per_frame"]["trunk"],
         "state_bytes_start": bytes_[0],
         "state_bytes_end": bytes_[-1],
         "seconds_per_step": mean("training", "seconds_per_step"),

@@ -90,17 +90,21 @@ def interventions(rows: list[Row]) -> Table:
 def cost(rows: list[Row]) -> Table:
     """What each block costs, measured in its own runs."""
     header = [
-        "block", "memory parameters", "trunk parameters", "state bytes, 1 step", "state bytes, end",
-        "ms per training step", "ms per frame, start", "ms per frame, end", "peak memory, MB",
+        "block", "memory parameters", "trunk parameters", "memory MFLOPs per frame", "trunk MFLOPs per frame",
+        "state bytes, 1 step", "state bytes, end", "ms per training step", "ms per frame, start", "ms per frame, end",
+        "peak memory, MB",
     ]  # fmt: skip
     cells = []
     for row in {row.block: row for row in rows if row.cost}.values():
         c = row.cost
-        counts = [c["memory_parameters"], c["trunk_parameters"], c["state_bytes_start"], c["state_bytes_end"]]
+        parameters = [f"{int(c[f'{part}_parameters']):,}" for part in ("memory", "trunk")]
+        flops = [f"{c[f'{part}_flops_per_frame'] / 1e6:.2f}" for part in ("memory", "trunk")]
+        state = [f"{int(c[f'state_bytes_{when}']):,}" for when in ("start", "end")]
         times = [c["seconds_per_step"], c["seconds_per_frame_start"], c["seconds_per_frame_end"]]
-        line = [row.block, *(f"{int(n):,}" for n in counts), *(f"{1000 * s:.2f}" for s in times)]
+        line = [row.block, *parameters, *flops, *state, *(f"{1000 * s:.2f}" for s in times)]
         cells.append([*line, f"{c['peak_memory_bytes'] / 1e6:.0f}"])
-    return Table("cost", "Cost, measured in the runs; times are per video in a batch", header, cells, set())
+    caption = "Cost, measured in the runs; FLOPs: forward, per frame of a training clip; times: per video in a batch"
+    return Table("cost", caption, header, cells, set())
 
 
 def pairs_table(pairs: dict[str, list[Pair]]) -> Table:

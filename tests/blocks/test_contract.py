@@ -6,8 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from blocks.contract import CHECKS, check_block
+from blocks.gated_deltanet import GatedDeltaNet
+from blocks.gated_deltanet import _write as write_delta
 from blocks.lstm import LSTM
 from blocks.memory import MemoryBlock, Prefetched
+from blocks.minlstm import MinLSTM
+from blocks.mlstm import MLSTM
 from blocks.ttt import TTT
 from rad_bench.registry import block_names, find_block
 
@@ -16,6 +20,10 @@ VARIANTS = {
     "mamba2": [{"head_dim": 4, "state": 5, "chunk": 8}, {"head_dim": 4, "state": 5, "chunk": 64}],
     "ttt": [{"head_dim": 8}, {"head_dim": 8, "inner": "mlp"}, {"head_dim": 8, "inner_norm": False}],
     "attention": [{"head_dim": 8}],
+    "feedforward": [{"hidden": 12}],
+    "minlstm": [{"hidden": 12}],
+    "mlstm": [{"head_dim": 8}, {"heads": 1, "head_dim": 5}],
+    "gated_deltanet": [{"head_dim": 8}, {"heads": 1, "head_dim": 5}],
 }
 CASES = [(name, options) for name in block_names() for options in VARIANTS.get(name, [{}])]
 
@@ -158,3 +166,62 @@ def test_lstm_step_equals_pytorchs_own():
     torch.testing.assert_close(found.y_STKD[:, :, 0], block.output(expected))
     torch.testing.assert_close(found.state[0], h[0])
     torch.testing.assert_close(found.state[1], c[0])
+
+
+def random_tokens(block, frames):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return torch.randn(2, frames, 1, block.dim, generator=generator, dtype=torch.float64)
+
+
+def test_mlstm_is_its_equation_without_the_stabiliser():
+    block = MLSTM(6, heads=2, head_dim=3).double()
+    x_STKD = random_tokens(block, 9)
+    q, k, v, i, f = (part[:, :, :, 0] for part in block._project(x_STKD))
+    C, n = torch.zeros(2, 2, 3, 3).double(), torch.zeros(2, 2, 3).double()
+    read = []
+    for t in range(9):
+        size = (n * q[:, t]).sum(-1).abs().clamp(min=1.0)
+        read.append((C @ q[:, t, :, :, None])[..., 0] / size[..., None])
+        forget, write = f[:, t].exp()[..., None], i[:, t].exp()[..., None]
+        C = forget[..., None] * C + write[..., None] * v[:, t, :, :, None] * k[:, t, :, None, :]
+        n = forget * n + write * k[:, t]
+    expected = block._finish(torch.stack(read, 1)[:, :, :, None], x_STKD)
+    torch.testing.assert_close(block.prefetch(x_STKD, block.initial_state(2)).y_STKD, expected)
+
+
+def test_mlstm_does_not_overflow_where_its_input_gate_would():
+    block = MLSTM(4, heads=1, head_dim=3)
+    with torch.no_grad():
+        block.gates.bias[0] = 200.0
+    x_STKD = torch.randn(2, 6, 1, 4)
+    assert block.prefetch(x_STKD, block.initial_state(2)).y_STKD.isfinite().all()
+
+
+def test_gated_deltanet_replaces_what_a_key_recalled():
+    block = GatedDeltaNet(8, heads=1, head_dim=4).double()
+    k = F.normalize(torch.randn(1, 1, 2, 4).double(), dim=-1)
+    v = torch.randn(1, 1, 2, 4).double()
+    one = torch.ones(1, 1, 2).double()
+    (M,) = block.initial_state(1)
+    M = write_delta(k, v, one, one, M)
+    torch.testing.assert_close((M @ k[:, :, 1, :, None])[..., 0], v[:, :, 1])  # the last key recalls its value
+    M = write_delta(k[:, :, 1:], 2 * v[:, :, 1:], one[..., 1:], one[..., 1:], M)
+    torch.testing.assert_close((M @ k[:, :, 1, :, None])[..., 0], 2 * v[:, :, 1])  # replaced, not added
+    M = write_delta(k[:, :, :1], v[:, :, :1], 0 * one[..., :1], 0 * one[..., :1], M)
+    assert not M.any()  # forgotten
+
+
+def test_minlstm_is_its_equation():
+    block = MinLSTM(5, hidden=4).double()
+    x_STKD = random_tokens(block, 7)
+    f, i, candidate = block.input(x_STKD[:, :, 0]).chunk(3, -1)
+    h, outputs = torch.zeros(2, 4).double(), []
+    for t in range(7):
+        a, b = f[:, t].sigmoid(), i[:, t].sigmoid()
+        h = a / (a + b) * h + b / (a + b) * candidate[:, t]
+        outputs.append(block.output(h))
+    found = block.prefetch(x_STKD, block.initial_state(2)).y_STKD[:, :, 0]
+    torch.testing.assert_close(found, torch.stack(outputs, 1))

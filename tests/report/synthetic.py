@@ -59,6 +59,7 @@ def _result(run, block, seed):
         "run": run, "block": block, "seed": seed,
         "parameters": {"memory": 0 if block == "none" else 1000, "trunk": 5000},
         "match": {"by": "none", "budget": None, "residual": None},
+        "flops_per_frame": {"memory": 0 if block == "none" else 200, "trunk": 900},
         "state_bytes": {"1": 0, "20": 0} if block == "none" else {"1": 512, "20": 512},
         "training": {"seconds_per_step": 0.01},
         "rollout": {"seconds_per_frame_start": 0.001, "seconds_per_frame_end": 0.001, "videos": 6},

@@ -12,7 +12,7 @@ from PIL import Image
 
 from rad_bench.cli import cli
 from rad_bench.data import open_folder
-from rad_bench.data.survey import survey
+from rad_bench.survey import survey
 
 
 def episode(number: int, frames: int = 60) -> dict[str, Any]:

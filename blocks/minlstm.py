@@ -1,0 +1,74 @@
+"""minLSTM (Feng et al. 2024, arXiv 2410.01201): an LSTM whose gates see the input alone, so that time is a scan.
+
+    f, i = sigmoid(W_f x_t), sigmoid(W_i x_t),   a = f / (f + i)
+    h_t = a * h_{t-1} + (1 - a) * (W_h x_t),     y_t = U h_t
+
+The K tokens of a frame are taken in order. The state is h, [S, hidden]. As in `lstm`, forget gates start with time
+scales spread over 1..`chrono` tokens: f / (f + i) is then 1 - 1 / scale.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blocks.memory import MemoryBlock, Prefetched, State
+
+
+class MinLSTM(MemoryBlock):
+    """A gated vector whose gates do not look at it: parallel in time, constant in size."""
+
+    size_option = "hidden"
+
+    def __init__(self, dim: int, hidden: int = 128, chrono: int = 24) -> None:
+        super().__init__(dim)
+        if hidden < 1 or chrono < 2:
+            raise ValueError("minlstm needs hidden >= 1 and chrono >= 2")
+        self.hidden = hidden
+        self.input = nn.Linear(dim, 3 * hidden)
+        self.output = nn.Linear(hidden, dim)
+        with torch.no_grad():
+            f, _, _ = self.input.bias.zero_().chunk(3)
+            f.copy_(torch.empty_like(f).uniform_(1, chrono - 1).log())
+
+    def initial_state(self, sequences: int) -> State:
+        return (self.zeros(sequences, self.hidden),)
+
+    def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
+        (h,) = state
+        outputs = []
+        for keep, write in zip(*(part.unbind(1) for part in self._gates(x_SKD)), strict=True):
+            h = keep * h + write
+            outputs.append(h)
+        return self.output(torch.stack(outputs, 1)), (h,)
+
+    def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
+        T, K = x_STKD.shape[1:3]
+        h_SLE = _scan(*self._gates(x_STKD.flatten(1, 2)), state[0])
+        before = torch.cat([state[0][:, None], h_SLE[:, K - 1 :: K]], 1)
+        return Prefetched(self.output(h_SLE).unflatten(1, (T, K)), before[:, :-1], (before[:, -1],))
+
+    def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
+        S, T = x_STKD.shape[:2]
+        before = prefetched.memory[:, -T:].flatten(0, 1)
+        return self.output(_scan(*self._gates(x_STKD.flatten(0, 1)), before)).unflatten(0, (S, T))
+
+    def _gates(self, x_SLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is kept of h, and what is added to it, for each token."""
+        f, i, candidate = self.input(x_SLD).chunk(3, -1)
+        # f / (f + i) without a quotient that could lose its digits.
+        keep = torch.sigmoid(F.logsigmoid(f) - F.logsigmoid(i))
+        return keep, (1 - keep) * candidate
+
+
+def _scan(keep_SLE: Tensor, write_SLE: Tensor, h_SE: Tensor) -> Tensor:
+    """All h_l = keep_l h_{l-1} + write_l by doubling (Hillis & Steele 1986): log2(L) rounds, no division."""
+    write_SLE = torch.cat([write_SLE[:, :1] + keep_SLE[:, :1] * h_SE[:, None], write_SLE[:, 1:]], 1)
+    distance = 1
+    while distance < keep_SLE.shape[1]:
+        reached = write_SLE[:, distance:] + keep_SLE[:, distance:] * write_SLE[:, :-distance]
+        write_SLE = torch.cat([write_SLE[:, :distance], reached], 1)
+        keep_SLE = torch.cat([keep_SLE[:, :distance], keep_SLE[:, distance:] * keep_SLE[:, :-distance]], 1)
+        distance *= 2
+    return write_SLE
