@@ -75,6 +75,11 @@ class TrunkConfig(Config):
     scan: Literal["location", "block", "frame", "pooled"] = "location"
     scan_block: int = Field(2, ge=1, description="side of a block in tokens, for scan: block")
 
+    @property
+    def reach(self) -> int:
+        """How many frames back attention alone can reach."""
+        return self.depth * (self.window + self.frames_per_step - 1)
+
     @model_validator(mode="after")
     def _consistent(self) -> TrunkConfig:
         if self.width % self.heads or (self.width // self.heads) % 4:
@@ -125,6 +130,11 @@ class EvaluationConfig(Config):
     horizon: int = Field(40, ge=1, description="generated frames in continuation")
     batch: int = Field(32, ge=1, description="episodes rolled out together; does not change any result")
     seed: int = Field(0, ge=0, description="seed of the sampling noise")
+    reach: int | None = Field(
+        None,
+        ge=1,
+        description="revisits lie beyond this many frames; for comparing windows on the same frames",
+    )
     strips: int = Field(3, ge=0, description="episodes, those with most revisits, whose frames are kept for the report")
 
     @model_validator(mode="after")
@@ -211,6 +221,11 @@ class RunConfig(Config):
         }.items():
             if frames % step:
                 raise ValueError(f"{key} {frames} must be a multiple of trunk.frames_per_step {step}")
+        if self.evaluation.reach is not None and self.evaluation.reach < self.trunk.reach:
+            raise ValueError(
+                f"evaluation.reach {self.evaluation.reach} is less than attention reaches, {self.trunk.reach} frames: "
+                "depth x (window + frames_per_step - 1)"
+            )
         if self.trunk.motion == "action" and "retrieval" in self.evaluation.tasks:
             raise ValueError(
                 "evaluation.tasks: retrieval walks the path backwards, which actions cannot say; "
@@ -245,9 +260,13 @@ class LaunchConfig(Config):
 
 
 class SweepConfig(Config):
-    """One experiment: what all runs share, the grid over any of its leaves, and how to launch."""
+    """One experiment: what all runs share, the grid over any of its leaves, and how to launch.
+
+    An axis is a path below `run` with its values, or a name of its own with named points, each of which sets several
+    paths: `regime: {frame-wise: {trunk.frames_per_step: 1, trunk.window: 3}, ...}`.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)
     run: dict[str, Any] = {}
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, list[Any] | dict[str, dict[str, Any]]] = {}
     launch: LaunchConfig = LaunchConfig()

@@ -46,8 +46,11 @@ class Evaluation:
 
 
 def reach(run: RunConfig) -> int:
-    """Return how many frames back attention alone can reach: stacked windows pass information on."""
-    return run.trunk.depth * (run.trunk.window + run.trunk.frames_per_step - 1)
+    """Return how many frames back attention alone can reach: stacked windows pass information on.
+
+    `evaluation.reach`, where it is given, takes its place; the config sees to it that it is no shorter.
+    """
+    return run.evaluation.reach or run.trunk.reach
 
 
 def evaluate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -36,9 +37,7 @@ def plan_runs(sweep: SweepConfig, only: Iterable[str] = (), where: str = "sweep"
     _check_axes(sweep, where)
     keep = _parse_only(sweep, only)
     axes = list(sweep.grid)
-    count = 1
-    for values in sweep.grid.values():
-        count *= len(values)
+    count = math.prod(len(values) for values in sweep.grid.values())
     if count > MOST_RUNS:
         raise UserError(f"{where}: the grid has {count} points; more than {MOST_RUNS} are refused.")
     datasets: dict[str, Dataset] = {}
@@ -69,7 +68,10 @@ def run_key(config: RunConfig, dataset: Dataset) -> str:
 def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Dataset], where: str) -> Run:
     tree = json.loads(json.dumps(sweep.run))
     for axis, value in axes.items():
-        _put(tree, axis.split("."), value)
+        named = sweep.grid[axis]
+        settings = named[value] if isinstance(named, dict) else {axis: value}
+        for path, setting in settings.items():
+            _put(tree, path.split("."), setting)
     config = absolute_paths(validate(RunConfig, tree, where, "run"))
     try:
         check_options(config.memory)
@@ -79,7 +81,7 @@ def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Data
     if identity not in datasets:
         datasets[identity] = open_dataset(config.data)
     _check_poses(config, datasets[identity], where)
-    label = _label(config, axes)
+    label = _label(sweep, config, axes)
     key = run_key(config, datasets[identity])
     slug = re.sub(r"[^A-Za-z0-9.=]+", "-", label).strip("-.")[:80]
     return Run(f"{slug}-seed{config.seed}-{key[:8]}", label, axes, config, key)
@@ -97,12 +99,16 @@ def _check_poses(config: RunConfig, dataset: Dataset, where: str) -> None:
     # With motion: action the config itself refuses retrieval.
 
 
-def _label(config: RunConfig, axes: dict[str, Any]) -> str:
-    """Name a run by its block, the options given for it, and the grid's other axes."""
+def _label(sweep: SweepConfig, config: RunConfig, axes: dict[str, Any]) -> str:
+    """Name a run by its block, the options given for it, and the grid's other axes; a named point by its name."""
     label = config.memory.name.rpartition(":")[2]
     if config.memory.options:
         label += "(" + ", ".join(f"{k}={v}" for k, v in config.memory.options.items()) + ")"
-    others = [f"{axis.rpartition('.')[2]}={value}" for axis, value in axes.items() if axis not in ("memory", "seed")]
+    others = [
+        str(value) if isinstance(sweep.grid[axis], dict) else f"{axis.rpartition('.')[2]}={value}"
+        for axis, value in axes.items()
+        if axis not in ("memory", "seed")
+    ]
     return ", ".join([label, *others])
 
 
@@ -116,12 +122,19 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
 
 def _check_axes(sweep: SweepConfig, where: str) -> None:
     for axis, values in sweep.grid.items():
-        first = axis.split(".")[0]
-        if first not in RunConfig.model_fields:
-            hint = did_you_mean(first, RunConfig.model_fields)
-            raise UserError(f"{where}: grid.{axis}: axes are paths below 'run', and there is no '{first}'{hint}")
         if not values:
             raise UserError(f"{where}: grid.{axis}: has no values.")
+        if isinstance(values, dict) and axis.split(".")[0] in RunConfig.model_fields:
+            raise UserError(
+                f"{where}: grid.{axis}: is a path below 'run' and takes a list of values; named points need a name of "
+                "their own."
+            )
+        paths = [axis] if isinstance(values, list) else [path for point in values.values() for path in point]
+        for path in paths:
+            first = path.split(".")[0]
+            if first not in RunConfig.model_fields:
+                hint = did_you_mean(first, RunConfig.model_fields)
+                raise UserError(f"{where}: grid.{axis}: '{path}' is no path below 'run': there is no '{first}'{hint}")
 
 
 def _short(value: Any) -> str:

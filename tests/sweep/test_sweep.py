@@ -12,7 +12,7 @@ import pytest
 from rad_bench.errors import UserError
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
-from tests.sweep.tiny import GRU, TINY, command, rad_bench
+from tests.sweep.tiny import GRU, ROOT, TINY, command, rad_bench
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +158,28 @@ def test_no_more_runs_at_a_time_than_asked_for(undisturbed):
         running += change
         most = max(most, running)
     assert most <= 2
+
+
+def test_an_axis_may_have_named_points_that_set_several_paths(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(
+        TINY.replace("  seed: [0, 1]", "  regime:\n    frames: {trunk.window: 2}\n"
+                     "    chunks: {trunk.window: 0, trunk.frames_per_step: 2, training.frames: 12,"
+                     " evaluation.context: 8}\n  seed: [0]")
+    )  # fmt: skip
+    sweep = load_sweep(tmp_path / "tiny.yaml", ["run.evaluation.reach=4"])
+    runs = plan_runs(sweep)
+    assert [run.label for run in runs][:2] == ["none, frames", "none, chunks"]
+    assert [(r.config.trunk.window, r.config.trunk.frames_per_step) for r in runs[:2]] == [(2, 1), (0, 2)]
+    assert [run.label for run in plan_runs(sweep, ["regime=chunks", "memory=none"])] == ["none, chunks"]
+    with pytest.raises(UserError, match=r"regime has no value 'chunk'; did you mean 'chunks'"):
+        plan_runs(sweep, ["regime=chunk"])
+    with pytest.raises(UserError, match=r"evaluation.reach 1 is less than attention reaches, 2 frames"):
+        plan_runs(load_sweep(tmp_path / "tiny.yaml", ["run.evaluation.reach=1"]))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_published_sweep_can_be_planned(file):
+    """Those on recorded data need a folder of them; the embedded world stands in."""
+    overrides = ["run.data={name: rooms}"] if file.stem == "memory_maze" else []
+    runs = plan_runs(load_sweep(file, overrides))
+    assert len({run.key for run in runs}) == len(runs) >= 5
