@@ -82,3 +82,49 @@ def test_the_verdict_needs_a_swap_loss_whose_interval_excludes_zero():
     assert memory_verdict(estimate(by_seed(-0.1, 0.2, 0.1)), False) == "not shown to use its memory"
     assert memory_verdict(estimate(by_seed(5.0)[:0]), False) == "not shown to use its memory"
     assert memory_verdict(estimate(by_seed(5.0, 5.5, 6.0)), True) == "carries none"
+
+
+def simulated(rng, seeds, effect, episodes=8):
+    """Two blocks on the same seeds and episodes: what seeds and episodes share, the effect, and noise of every level."""
+    shape = (seeds, episodes)
+    shared = rng.normal(20, 3, (seeds, 1)) + rng.normal(0, 2, (1, episodes))
+    index = pd.MultiIndex.from_product([range(seeds), range(episodes)], names=["seed", "episode"])
+    blocks = [shared + rng.normal(0, 0.7, (seeds, 1)) + rng.normal(0, 1, shape) for _ in range(2)]
+    return pd.Series((blocks[0] + effect).ravel(), index), pd.Series(blocks[1].ravel(), index)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 8])
+def test_intervals_of_paired_differences_cover_as_often_as_they_say(seeds):
+    rng, trials, effect = np.random.default_rng(seeds), 3000, 1.3
+    found = [difference(*simulated(rng, seeds, effect)) for _ in range(trials)]
+    covered = np.mean([value.low <= effect <= value.high for value in found])
+    assert 0.93 <= covered <= 0.97
+
+
+def test_pooling_episodes_over_seeds_would_not_cover():
+    """Why intervals are over seed means: episodes of one trained model are not independent of each other."""
+    rng, effect, covered = np.random.default_rng(0), 1.3, []
+    for _ in range(500):
+        a, b = simulated(rng, 3, effect, episodes=64)
+        pooled = (a - b).to_numpy()
+        half = 1.96 * pooled.std(ddof=1) / np.sqrt(len(pooled))
+        covered.append(abs(pooled.mean() - effect) <= half)
+    assert np.mean(covered) < 0.5
+
+
+@pytest.mark.parametrize("seeds", [3, 6])
+def test_a_memory_whose_readout_is_ignored_is_said_to_be_used_at_the_stated_rate(seeds):
+    """A swap that changes nothing but noise: one-sided, the verdict may be wrong once in forty."""
+    rng, trials = np.random.default_rng(seeds), 3000
+    verdicts = [memory_verdict(difference(*simulated(rng, seeds, 0.0)), False) for _ in range(trials)]
+    wrong = np.mean([verdict == "uses its memory" for verdict in verdicts])
+    assert 0.015 <= wrong <= 0.035
+
+
+def test_all_pairs_together_are_wrong_no_more_often_than_one_in_twenty():
+    rng, wrong = np.random.default_rng(0), []
+    for _ in range(600):
+        index = pd.MultiIndex.from_product([range(5), range(4)], names=["seed", "episode"])
+        blocks = {name: pd.Series(rng.normal(0, 1, 20), index) for name in "abcde"}
+        wrong.append(min(pair.p_holm for pair in compare_pairs(blocks)) < 0.05)
+    assert np.mean(wrong) <= 0.06
