@@ -18,8 +18,9 @@ from torch import Tensor
 
 from rad_bench.config import RunConfig
 from rad_bench.data import Dataset
-from rad_bench.evaluation.metrics import metric_card, mse, psnr, ssim
-from rad_bench.evaluation.perceptual import lpips, lpips_unavailable
+from rad_bench.evaluation.consistency import self_similarity
+from rad_bench.evaluation.metrics import SSIM_SMALLEST, metric_card, mse, psnr, ssim
+from rad_bench.evaluation.perceptual import LPIPS_SMALLEST, lpips, lpips_unavailable
 from rad_bench.evaluation.revisits import classify_task
 from rad_bench.evaluation.tasks import Task, make_task
 from rad_bench.model.codec import Codec
@@ -79,6 +80,9 @@ def evaluate(
         for intervention in config.interventions:
             frames, seconds = _roll_out(run, trunk, task, codec, intervention, device)
             tables.append(score(intervention, frames))
+            if intervention == "keep" and min(frames.shape[-2:]) >= SSIM_SMALLEST:
+                own = self_similarity(task, frames, reach(run), dataset.same_view)
+                tables[-1] = tables[-1].assign(**{name: values.reshape(-1) for name, values in own.items()})
             _keep_strips(result, task, intervention, frames)
             if intervention == "keep":
                 result.seconds[task.name] = seconds
@@ -154,9 +158,9 @@ def _score(
 def _metrics(frames: Tensor, truth: Tensor, device: torch.device) -> dict[str, np.ndarray]:
     x, y = (part.to(device).flatten(0, 1).float() / 255 for part in (frames, truth))
     found = {"psnr": psnr(x, y), "mse": mse(x, y)}
-    if min(x.shape[-2:]) >= 11:
+    if min(x.shape[-2:]) >= SSIM_SMALLEST:
         found["ssim"] = ssim(x, y)
-    if lpips_unavailable() is None and min(x.shape[-2:]) >= 31:
+    if lpips_unavailable() is None and min(x.shape[-2:]) >= LPIPS_SMALLEST:
         found["lpips"] = lpips(x, y)
     return {name: values.cpu().numpy() for name, values in found.items()}
 

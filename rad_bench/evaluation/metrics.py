@@ -13,6 +13,7 @@ from torch import Tensor
 from rad_bench.evaluation.perceptual import lpips_definition
 
 SIGMA, RADIUS = 1.5, 5  # of SSIM's Gaussian window; scikit-image truncates at 3.5 sigma
+SSIM_SMALLEST = 2 * RADIUS + 1  # pixels
 K1, K2 = 0.01, 0.03
 SMALLEST_MSE = 1 / 255**2  # one grey level: frames are 8-bit, and identical ones would have no finite PSNR
 
@@ -21,6 +22,8 @@ DEFINITIONS = {
     "squared (48.13 dB); mean over frames, then over episodes",
     "ssim": "scikit-image structural_similarity of a frame: Gaussian weights, sigma 1.5, no sample covariance, data "
     "range 1.0, mean over channels; frames smaller than 11 pixels have none",
+    "nmr": "SSIM of revisit pairs within a rollout, less that of pairs of different views as far apart, over the same "
+    "for neighbouring frames; views same from 90 %, different to 10 % of shared surfaces",
     "mse": "mean squared error of a frame; the pooled PSNR is 10 log10(1 / mean MSE)",
 }
 
@@ -67,8 +70,8 @@ def ssim(frames: Tensor, truth: Tensor) -> Tensor:
 @functools.cache
 def _window(size: int, device: torch.device) -> Tensor:
     """The Gaussian filter as a matrix [size - 2 * RADIUS, size]."""
-    if size < 2 * RADIUS + 1:
-        raise ValueError(f"SSIM needs frames of at least {2 * RADIUS + 1} pixels, got {size}")
+    if size < SSIM_SMALLEST:
+        raise ValueError(f"SSIM needs frames of at least {SSIM_SMALLEST} pixels, got {size}")
     taps = torch.tensor([math.exp(-0.5 * (i / SIGMA) ** 2) for i in range(-RADIUS, RADIUS + 1)], dtype=torch.float64)
     matrix = torch.zeros(size - 2 * RADIUS, size, dtype=torch.float64)
     for row in range(len(matrix)):

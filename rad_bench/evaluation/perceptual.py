@@ -17,7 +17,7 @@ from rad_bench.torchvision import import_torchvision
 
 WEIGHTS = "alexnet-owt-7be5be79.pth"
 SHA256_PREFIX = "7be5be79"
-SMALLEST = 31  # pixels; AlexNet's pooling leaves nothing of smaller frames
+LPIPS_SMALLEST = 31  # pixels; AlexNet's pooling leaves nothing of smaller frames
 
 
 @functools.cache

@@ -47,9 +47,7 @@ def classify_poses(
 
     Two frames show the same view if their poses differ by at most `distance` and `angle` (radians).
     """
-    near = torch.cdist(poses_BT3[..., :2], poses_BT3[..., :2]) <= distance
-    turn = wrap(poses_BT3[:, :, None, 2] - poses_BT3[:, None, :, 2]).abs()
-    same = (near & (turn <= angle)).numpy()
+    same = same_poses(poses_BT3, distance, angle)
     B, T, _ = same.shape
     stretch_BT = np.full((B, T), np.inf)
     stretch_BT[:, :context] = 0
@@ -61,6 +59,14 @@ def classify_poses(
     gap = stretch_BT[:, context:]
     kind = np.select([np.isinf(gap), gap > reach], ["novel", "revisit"], "recent")
     return kind, np.where(np.isinf(gap), np.nan, gap)
+
+
+def same_poses(poses_BT3: Tensor, distance: float, angle: float) -> NDArray[np.bool_]:
+    """Return which poses differ by at most `distance` and `angle` (radians), [B, T, T]."""
+    near = torch.cdist(poses_BT3[..., :2], poses_BT3[..., :2]) <= distance
+    turn = wrap(poses_BT3[:, :, None, 2] - poses_BT3[:, None, :, 2]).abs()
+    same: NDArray[np.bool_] = (near & (turn <= angle)).numpy()
+    return same
 
 
 def classify(surfaces: Tensor, context: int, reach: int) -> tuple[NDArray[np.str_], NDArray[np.float64]]:

@@ -48,7 +48,7 @@ def write_page(
         name=sweep.plan.get("name", sweep.folder.name),
         answer=answer(sweep, rows, pairs),
         seeds=seeds_note(max((row.seeds for row in rows), default=0)),
-        tables=tables,
+        tables={table.name: table for table in tables},
         plots=[(plot, Markup(plot.svg[plot.svg.index("<svg") :])) for plot in plots],
         strips=_strips(sweep),
         evidence=evidence(sweep),

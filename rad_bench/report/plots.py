@@ -19,6 +19,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from rad_bench.report.memory import FRAMES_PER_POINT
 from rad_bench.report.statistics import Estimate, episode_means, estimate
 from rad_bench.report.summary import CONTROLS, ORDER, Row, Sweep, base_name
 
@@ -32,7 +33,6 @@ COSTS = {  # row.cost key -> name of the plot, label, scale
     "state_bytes_end": ("state", "bytes of memory state a video at the horizon's end", 1.0),
     "seconds_per_frame_end": ("time", "ms per generated frame of a video at the horizon's end", 1e3),
 }
-FRAMES_PER_POINT = 4  # of the horizon curve; single frames are noisy
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,

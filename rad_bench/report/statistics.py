@@ -7,8 +7,9 @@ what is independent. Differences are taken within a seed first (same trunk, same
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,6 +53,15 @@ def estimate(by_episode: pd.Series) -> Estimate:
         return Estimate(float(values[0]), *_bootstrap(by_episode.dropna().to_numpy()), 1)
     half = stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1) * stats.sem(values)
     return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values))
+
+
+def by_seed(values: Mapping[Any, float]) -> Estimate:
+    """Estimate the mean of one value a seed; a single seed has no interval."""
+    finite = [value for value in values.values() if np.isfinite(value)]
+    if len(finite) < 2:
+        return Estimate(finite[0] if finite else np.nan, np.nan, np.nan, len(finite))
+    index = pd.MultiIndex.from_product([range(len(finite)), [0]], names=["seed", "episode"])
+    return estimate(pd.Series(finite, index))
 
 
 def difference(a: pd.Series, b: pd.Series) -> Estimate:

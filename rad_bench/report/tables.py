@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rad_bench.report.memory import MemoryRow
 from rad_bench.report.statistics import Estimate, Pair
 from rad_bench.report.summary import CONTROLS, Row
 
@@ -85,6 +86,56 @@ def interventions(rows: list[Row]) -> Table:
         "outside what training saw)"
     )
     return Table("interventions", caption, header, cells, set())
+
+
+def memory(rows: list[MemoryRow]) -> Table:
+    """Self-consistency of rollouts, and how long memory's gain lasts."""
+    cells = [
+        [row.block, row.task, show(row.nmr) or "undefined", str(row.pairs), _lives(row)]
+        for row in rows
+        if row.block not in CONTROLS
+    ]
+    header = ["block", "task", "NMR", "revisit pairs", "half-life of memory's gain, frames"]
+    caption = (
+        "NMR: revisits within the model's own rollout, 0: no memory, 1: as consistent as neighbouring frames. "
+        "Half-life: frames until half of what a swap would lose is lost, median (range) over seeds"
+    )
+    return Table("memory", caption, header, cells, set())
+
+
+def _lives(row: MemoryRow) -> str:
+    lives = [life for life in row.half_life if not np.isnan(life)]
+    if not lives:
+        return "no gain to lose"
+
+    def text(life: float) -> str:
+        return f"over {row.horizon}" if np.isinf(life) else f"{life:.0f}"
+
+    median = float(np.median(lives))
+    spread = f" ({text(min(lives))} to {text(max(lives))})" if min(lives) != max(lives) else ""
+    return text(median) + spread
+
+
+def matrix(pairs: dict[str, list[Pair]]) -> Table:
+    """Block against block: the row's revisit PSNR less the column's."""
+    blocks = list(
+        dict.fromkeys(name for found in pairs.values() for pair in found for name in (pair.first, pair.second))
+    )
+    cells: list[list[str]] = []
+    bold: set[tuple[int, int]] = set()
+    for task, found in pairs.items():
+        known = {(pair.first, pair.second): (pair.difference.mean, pair.p_holm) for pair in found}
+        known |= {(second, first): (-mean, p) for (first, second), (mean, p) in known.items()}
+        for first in blocks:
+            line = [first, task]
+            for second in blocks:
+                mean, p = known.get((first, second), (np.nan, np.nan))
+                if p < 0.05:
+                    bold.add((len(cells), len(line)))
+                line.append(f"{mean:+.2f}" if np.isfinite(mean) else "")
+            cells.append(line)
+    caption = "Revisit PSNR of the row less that of the column, dB; bold: p below 0.05 after Holm's correction"
+    return Table("matrix", caption, ["block", "task", *blocks], cells, bold)
 
 
 def cost(rows: list[Row]) -> Table:

@@ -48,10 +48,15 @@ def _frames(run, block, seed, base, swap_loss, episodes, horizon):
                     kind = ("recent", "revisit", "partial", "novel")[frame % 4]
                     gap = {"recent": 2.0, "revisit": 7.0 + frame, "partial": 5.0, "novel": np.nan}[kind]
                     rows.append((run, block, seed, task, intervention, episode, frame, kind, gap, psnr,
-                                 10 ** (-psnr / 10), 0.5, CARD["card"]))  # fmt: skip
+                                 10 ** (-psnr / 10), 0.5, CARD["card"], *_self(block, frame)))  # fmt: skip
     columns = ["run", "block", "seed", "task", "intervention", "episode", "frame", "kind", "gap"]
-    columns += ["psnr", "mse", "ssim", "card"]
+    columns += ["psnr", "mse", "ssim", "card", "self_revisit", "self_other", "self_neighbour"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _self(block, frame):
+    """Every second frame closes a revisit pair: lstm is half as consistent as its neighbours, the others not at all."""
+    return (0.5 if block == "lstm" else 0.3, 0.3, 0.7) if frame % 2 else (np.nan, np.nan, 0.7)
 
 
 def _result(run, block, seed):

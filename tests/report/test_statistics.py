@@ -85,7 +85,7 @@ def test_the_verdict_needs_a_swap_loss_whose_interval_excludes_zero():
 
 
 def simulated(rng, seeds, effect, episodes=8):
-    """Two blocks on the same seeds and episodes: what seeds and episodes share, the effect, and noise of every level."""
+    """Two blocks on the same seeds and episodes: what these share, the effect, and noise of every level."""
     shape = (seeds, episodes)
     shared = rng.normal(20, 3, (seeds, 1)) + rng.normal(0, 2, (1, episodes))
     index = pd.MultiIndex.from_product([range(seeds), range(episodes)], names=["seed", "episode"])

@@ -1,0 +1,72 @@
+"""Two more numbers on memory: does a rollout agree with itself, and how long does memory's gain last?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from rad_bench.report.statistics import Estimate, by_seed
+
+LEAST_SPREAD = 0.05  # SSIM between neighbours and different views, below which NMR would be a quotient of noise
+FRAMES_PER_POINT = 4  # of the horizon curve; single frames are noisy
+LEAST_GAIN = 0.5  # dB that memory must give at first for a half-life to mean anything
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """A block on a task."""
+
+    block: str
+    task: str
+    pairs: int  # revisit pairs within rollouts, over all seeds
+    nmr: Estimate  # NaN where it is undefined
+    half_life: list[float]  # a seed each: generated frames until half of the gain is lost; inf if it never is
+    horizon: int
+
+
+def memory_rows(frames: pd.DataFrame, blocks: list[str], tasks: list[str]) -> list[MemoryRow]:
+    """Return a row per block and task."""
+    rows = []
+    for task in tasks:
+        for block in blocks:
+            own = frames[(frames["task"] == task) & (frames["block"] == block)]
+            kept = own[own["intervention"] == "keep"]
+            ratios = {seed: normalised_revisit(part) for seed, part in kept.groupby("seed")}
+            pairs = int(kept["self_revisit"].notna().sum()) if "self_revisit" in kept else 0
+            lives = [half_life(part) for _, part in own.groupby("seed")]
+            rows.append(MemoryRow(block, task, pairs, by_seed(ratios), lives, int(own["frame"].max()) + 1))
+    return rows
+
+
+def normalised_revisit(kept: pd.DataFrame) -> float:
+    """NMR of one trained model's rollouts (see evaluation/consistency.py); NaN where it is undefined."""
+    if "self_revisit" not in kept:
+        return np.nan
+    pairs = kept[kept["self_revisit"].notna()]
+    other = pairs["self_other"].mean()
+    spread = kept["self_neighbour"].mean() - other
+    if not len(pairs) or not spread > LEAST_SPREAD:
+        return np.nan
+    return float((pairs["self_revisit"].mean() - other) / spread)
+
+
+def half_life(own: pd.DataFrame) -> float:
+    """Generated frames until what memory gives (PSNR over that with a swapped memory) has halved.
+
+    Linear between means of a few frames. NaN without a swap, or where memory gives next to nothing at first.
+    """
+    curves = own.groupby(["intervention", own["frame"] // FRAMES_PER_POINT])["psnr"].mean()
+    places = own.groupby(own["frame"] // FRAMES_PER_POINT)["frame"].mean().to_numpy()
+    if "swap" not in curves.index.get_level_values(0):
+        return np.nan
+    gain = (curves["keep"] - curves["swap"]).to_numpy()
+    if gain[0] < LEAST_GAIN:
+        return np.nan
+    below = np.flatnonzero(gain <= gain[0] / 2)
+    if not len(below):
+        return np.inf
+    at = int(below[0])
+    share = (gain[at - 1] - gain[0] / 2) / (gain[at - 1] - gain[at])
+    return float(places[at - 1] + share * (places[at] - places[at - 1]))

@@ -1,0 +1,49 @@
+"""NMR and half-life on frames whose right answers are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rad_bench.report.memory import half_life, memory_rows, normalised_revisit
+from tests.report.synthetic import write_sweep
+
+
+def curve(gain, seeds=(0,)):
+    """Frames of a block that gives `gain[h]` dB over a swapped memory at generated frame h."""
+    rows = [
+        (seed, episode, frame, intervention, 10.0 + (value if intervention == "keep" else 0.0))
+        for seed in seeds
+        for episode in range(3)
+        for frame, value in enumerate(gain)
+        for intervention in ("keep", "swap")
+    ]
+    return pd.DataFrame(rows, columns=["seed", "episode", "frame", "intervention", "psnr"])
+
+
+def test_the_half_life_of_a_straight_decline_is_where_the_line_crosses():
+    gain = 8.0 - 0.2 * np.arange(40)  # the first point, at frame 1.5, is 7.7; half of it is left at frame 20.75
+    assert half_life(curve(gain)) == pytest.approx(20.75)
+
+
+def test_a_gain_that_lasts_has_no_half_life_and_none_at_all_is_undefined():
+    assert half_life(curve(np.full(40, 5.0))) == np.inf
+    assert np.isnan(half_life(curve(np.full(40, 0.1))))
+    kept = curve(np.full(40, 5.0))
+    assert np.isnan(half_life(kept[kept["intervention"] == "keep"]))
+
+
+def test_nmr_is_its_definition_and_undefined_where_neighbours_say_nothing():
+    kept = pd.DataFrame({"self_revisit": [0.5, np.nan], "self_other": [0.3, np.nan], "self_neighbour": [0.7, 0.7]})
+    assert normalised_revisit(kept) == pytest.approx(0.5)
+    assert np.isnan(normalised_revisit(kept.assign(self_neighbour=0.32)))
+    assert np.isnan(normalised_revisit(kept.assign(self_revisit=np.nan)))
+    assert np.isnan(normalised_revisit(kept[["self_other"]]))
+
+
+def test_rows_of_a_sweep(tmp_path):
+    frames = pd.read_parquet(write_sweep(tmp_path) / "frames.parquet")
+    rows = {(row.block, row.task): row for row in memory_rows(frames, ["none", "lstm"], ["retrieval"])}
+    assert rows["lstm", "retrieval"].nmr.mean == pytest.approx(0.5)
+    assert rows["none", "retrieval"].nmr.mean == pytest.approx(0.0)
+    assert rows["lstm", "retrieval"].half_life == [np.inf] * 3
+    assert rows["lstm", "retrieval"].pairs == 3 * 6 * 6
