@@ -116,6 +116,32 @@ def report(folder: Path) -> None:
 
 
 @cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
+def merge(out: Path, folders: tuple[Path, ...]) -> None:
+    """Join the finished runs of sweep FOLDERS into the new folder OUT, and report on all of them."""
+    from rad_bench.sweep.merge import merge as join
+
+    _print_outcome(join(out, list(folders)))
+
+
+@cli.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+def compare(first: Path, second: Path) -> None:
+    """Compare blocks that two sweep folders have in common: revisit PSNR of FIRST less that of SECOND."""
+    from rich.table import Table
+
+    from rad_bench.report.tables import show
+    from rad_bench.sweep.merge import compare as differences
+
+    table = Table("task", "block", "seeds", "difference, dB (95 %)")
+    for task, block, value in differences(first, second):
+        table.add_row(task, block, str(value.seeds), show(value, signed=True))
+    _print(table)
+
+
+@cli.command()
 @click.argument("block")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the block. Repeatable.")
 def check(block: str, options: tuple[str, ...]) -> None:

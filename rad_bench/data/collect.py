@@ -29,11 +29,14 @@ import numpy as np
 from rad_bench.data import explorer
 from rad_bench.data.maze_env import SIZES, Arrays, FastMaze
 from rad_bench.errors import UserError, did_you_mean
-from rad_bench.run_folder import write_atomically
+from rad_bench.run_folder import is_locked, locked, write_atomically
 
-MANIFEST = "manifest.json"
-NOTE = "generated with Memory Maze by rad-bench's own policy; not the published data set, nor comparable with it"
-PACKAGES = ("memory-maze", "mujoco", "dm-control", "labmaze", "numpy")
+MANIFEST, LOCK = "manifest.json", ".lock"
+NOTE = (
+    "generated with Memory Maze by rad-bench's own policy (shortest paths to cells, half of them visited before; one "
+    "action in ten random); not the published data set, nor comparable with it"
+)
+WORLD = ("memory-maze", "mujoco", "dm-control", "labmaze")  # whose versions decide what an episode looks like
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -54,32 +57,49 @@ def collect_memory_maze(
     What is there stays. `report(done, of)` is called after each episode.
     """
     _check(size, steps)
-    manifest = _open_manifest(out, {"size": size, "steps": steps, "seed": seed, "policy": explorer.VERSION})
+    settings = {"size": size, "steps": steps, "seed": seed, "policy": explorer.VERSION}
     files = {number: out / f"memory_maze_{size}-s{seed}-{number:05d}.npz" for number in range(episodes)}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if is_locked(out / LOCK):
+            raise UserError(f"{out}: another command is collecting here; let it end, or collect into another folder.")
+        with locked(out / LOCK):
+            return _fill(out, files, _open_manifest(out, settings), workers, report)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}.") from None
+
+
+def _fill(
+    out: Path, files: dict[int, Path], manifest: dict[str, Any], workers: int, report: Callable[[int, int], None]
+) -> Collected:
+    """Collect the episodes whose files are missing."""
+    size, steps, seed = manifest["size"], manifest["steps"], manifest["seed"]
     missing = [number for number, path in files.items() if not path.exists()]
-    kept, done = episodes - len(missing), 0
-    pool = ProcessPoolExecutor(
-        min(workers, max(len(missing), 1)), multiprocessing.get_context("spawn"), initializer=_prepare
-    )
+    kept, why = len(files) - len(missing), ""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, max(len(missing), 1)), context, initializer=_prepare)
     try:
         waiting: list[Future[None]] = [
             pool.submit(_collect_one, size, [seed, number], steps, files[number]) for number in missing
         ]
-        for future in as_completed(waiting):
+        for done, future in enumerate(as_completed(waiting), start=kept + 1):
             future.result()
-            done += 1
-            report(kept + done, episodes)
+            report(done, len(files))
     except OSError as error:
         why = "the disk is full" if error.errno in FULL else f"{error.strerror or error}"
-        raise UserError(_stopped(out, why, kept + done, episodes)) from None
     except BrokenProcessPool:
-        raise UserError(_stopped(out, "a collecting process was killed", kept + done, episodes)) from None
+        why = "a collecting process was killed"
     finally:
         _end(pool)
         for leftover in out.glob(".memory_maze*.tmp"):
             leftover.unlink(missing_ok=True)
         _finish_manifest(out, manifest)
-    return Collected(done, kept)
+    if why:
+        whole = sum(path.exists() for path in files.values())
+        raise UserError(
+            f"{out}: {why}. {whole} of {len(files)} episodes are whole and kept; the same command goes on from there."
+        )
+    return Collected(len(missing), kept)
 
 
 def _check(size: str, steps: int) -> None:
@@ -99,31 +119,34 @@ def _check(size: str, steps: int) -> None:
 def _open_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the folder's manifest, new or found. Raises `UserError` if the folder was begun with other settings."""
     path = out / MANIFEST
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            manifest: dict[str, Any] = json.loads(path.read_text())
-            for key, value in settings.items():
-                if manifest.get(key) != value:
-                    raise UserError(
-                        f"{out}: was begun with {key} {manifest.get(key)}, and this asks for {value}; collect into "
-                        "another folder."
-                    )
-            return manifest
-        versions = {name: metadata.version(name) for name in PACKAGES}
-        manifest = {"note": NOTE, **settings, "versions": versions, "renderer": os.environ["MUJOCO_GL"], "files": {}}
+    asked = {**settings, "renderer": os.environ["MUJOCO_GL"]}
+    versions = {name: metadata.version(name) for name in WORLD}
+    if not path.exists():
+        manifest = {"note": NOTE, **asked, "versions": versions | {"numpy": np.__version__}, "files": {}}
         write_atomically(path, _json(manifest))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: is not readable ({error}); remove it, and the same command writes it anew.") from None
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}.") from None
+        return manifest
+    try:
+        manifest = json.loads(path.read_text())
+        begun = {**manifest, **manifest["versions"]}
+        if not isinstance(manifest["files"], dict):
+            raise TypeError("files is not a mapping")
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: is not the manifest of a collection ({type(error).__name__}: {error}); remove it, and the same "
+            "command writes it anew."
+        ) from None
+    for key, value in {**asked, **versions}.items():
+        if begun.get(key) != value:
+            raise UserError(
+                f"{out}: was begun with {key} {begun.get(key)}, and this asks for {value}; collect into another folder."
+            )
     return manifest
 
 
 def _finish_manifest(out: Path, manifest: dict[str, Any]) -> None:
-    """Add the checksums of the files that are there."""
+    """Add the checksums of the collected files that are there; other files are none of its business."""
     known = manifest["files"]
-    for path in sorted(out.glob("*.npz")):
+    for path in sorted(out.glob(f"memory_maze_{manifest['size']}-s{manifest['seed']}-*.npz")):
         if path.name not in known:
             with path.open("rb") as file:
                 known[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -137,15 +160,31 @@ def _prepare() -> None:
     """Set up a collecting process."""
     import logging
     import signal
+    import threading
 
+    threading.Thread(target=_outlive_no_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     logging.getLogger("absl").setLevel(logging.ERROR)  # dm_control warns of a velocity that this agent cannot have
 
 
+def _outlive_no_parent() -> None:
+    """End this process when the one that began it is gone, however that ended: an idle worker would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _collect_one(size: str, seed: list[int], steps: int, path: Path) -> None:
     rng = np.random.default_rng(seed)
-    maze = FastMaze(size, int(rng.integers(1, 2**31 - 1)))
-    rows: list[Arrays] = [maze.reset()]
+    try:
+        maze = FastMaze(size, int(rng.integers(1, 2**31 - 1)))
+        rows: list[Arrays] = [maze.reset()]
+    except Exception as error:  # of a renderer that does not work here, or of versions that do not fit
+        raise UserError(
+            f"Memory Maze cannot be opened with MUJOCO_GL={os.environ['MUJOCO_GL']}: {type(error).__name__}: {error}. "
+            "MUJOCO_GL=osmesa and the versions of rad-bench[memory-maze] are known to work."
+        ) from error
     layout = rows[0]["maze_layout"].astype(bool)
     policy, taken = explorer.Explorer(layout, rng), [np.zeros(6, np.uint8)]
     for _ in range(steps):
@@ -179,10 +218,6 @@ def _end(pool: ProcessPoolExecutor) -> None:
             process.terminate()
     for process in processes:
         process.join()
-
-
-def _stopped(out: Path, why: str, done: int, of: int) -> str:
-    return f"{out}: {why}. {done} of {of} episodes are whole and kept; the same command goes on from there."
 
 
 def _json(value: Any) -> bytes:

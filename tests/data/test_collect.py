@@ -6,6 +6,8 @@ import ctypes.util
 import errno
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from rad_bench.data.collect import collect_memory_maze
 from rad_bench.data.explorer import Explorer
 from rad_bench.data.maze_env import FastMaze, StockMaze
 from rad_bench.errors import UserError
+from rad_bench.run_folder import locked
 
 installed = importlib.util.find_spec("memory_maze") and ctypes.util.find_library("OSMesa")
 needs_maze = pytest.mark.skipif(not installed, reason="needs the extra memory-maze and libosmesa6")
@@ -99,7 +102,7 @@ def test_what_is_collected_has_the_official_keys_and_our_reader_takes_it(collect
     manifest = json.loads((collected / "manifest.json").read_text())
     assert "not the published data set" in manifest["note"]
     assert set(manifest["files"]) == {file.name for file in files}
-    assert manifest["versions"]["memory-maze"] == "1.0.3"
+    assert manifest["versions"]["memory-maze"] == "1.0.3" and manifest["renderer"] == "osmesa"
 
 
 def test_an_interrupted_collection_goes_on_and_repeats_itself_exactly(collected: Path) -> None:
@@ -118,6 +121,10 @@ def test_an_interrupted_collection_goes_on_and_repeats_itself_exactly(collected:
 def test_other_settings_are_refused_in_a_folder_that_was_begun(collected: Path) -> None:
     with pytest.raises(UserError, match=r"was begun with steps 40, and this asks for 50"):
         collect_memory_maze("9x9", 3, 50, collected)
+    with pytest.raises(UserError, match=r"was begun with seed 0, and this asks for 1"):
+        collect_memory_maze("9x9", 3, 40, collected, seed=1)
+    with pytest.raises(UserError, match=r"was begun with size 9x9, and this asks for 11x11"):
+        collect_memory_maze("11x11", 3, 40, collected)
 
 
 class Pool:
@@ -140,29 +147,104 @@ class Pool:
     def shutdown(self, **_: Any) -> None: ...
 
 
-def test_a_full_disk_keeps_what_is_whole_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(collect, "_check", lambda size, steps: None)
-    monkeypatch.setattr(collect.metadata, "version", lambda name: "0")
-    real = np.savez_compressed
+@pytest.fixture
+def without_maze(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collect small files in this process, with nothing of Memory Maze."""
 
     def one_episode(size: str, seed: list[int], steps: int, path: Path) -> None:
         collect._save(path, {"image": np.zeros(seed[1] + 1)})
+
+    monkeypatch.setattr(collect, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(collect, "_check", lambda size, steps: None)
+    monkeypatch.setattr(collect.metadata, "version", lambda name: "0")
+    monkeypatch.setattr(collect, "_collect_one", one_episode)
+
+
+@pytest.mark.usefixtures("without_maze")
+def test_a_full_disk_keeps_what_is_whole_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = np.savez_compressed
 
     def fills(file: Any, **arrays: Any) -> None:
         real(file, **arrays)
         if len(arrays["image"]) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(collect, "_collect_one", one_episode)
     with monkeypatch.context() as full:
         full.setattr(np, "savez_compressed", fills)
-        with pytest.raises(UserError, match=r"the disk is full. \d of 3 episodes are whole.*goes on from there"):
+        with pytest.raises(UserError, match=r"the disk is full. 2 of 3 episodes are whole.*goes on from there"):
             collect_memory_maze("9x9", 3, 10, tmp_path)
-    assert sorted(path.name[-9:] for path in tmp_path.iterdir()) == ["00000.npz", "00002.npz", "fest.json"]
+    assert sorted(path.name[-9:] for path in tmp_path.iterdir()) == [".lock", "00000.npz", "00002.npz", "fest.json"]
     outcome = collect_memory_maze("9x9", 3, 10, tmp_path)
     assert (outcome.collected, outcome.kept) == (1, 2)
     assert len(json.loads((tmp_path / "manifest.json").read_text())["files"]) == 3
+
+
+@pytest.mark.usefixtures("without_maze")
+def test_episodes_of_another_world_are_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walls look different from MuJoCo 3.12 on, and other renderers may round otherwise."""
+    collect_memory_maze("9x9", 1, 10, tmp_path)
+    with monkeypatch.context() as other:
+        other.setattr(collect.metadata, "version", lambda name: "1" if name == "mujoco" else "0")
+        with pytest.raises(UserError, match=r"was begun with mujoco 0, and this asks for 1"):
+            collect_memory_maze("9x9", 2, 10, tmp_path)
+    with monkeypatch.context() as other:
+        other.setenv("MUJOCO_GL", "egl")
+        with pytest.raises(UserError, match=r"was begun with renderer osmesa, and this asks for egl"):
+            collect_memory_maze("9x9", 2, 10, tmp_path)
+    assert len(list(tmp_path.glob("*.npz"))) == 1
+
+
+@pytest.mark.usefixtures("without_maze")
+def test_files_from_elsewhere_are_not_called_ours(tmp_path: Path) -> None:
+    (tmp_path / "published.npz").write_bytes(b"")
+    collect_memory_maze("9x9", 1, 10, tmp_path)
+    assert list(json.loads((tmp_path / "manifest.json").read_text())["files"]) == ["memory_maze_9x9-s0-00000.npz"]
+
+
+@pytest.mark.usefixtures("without_maze")
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b"{}", b'{"versions": {}, "files": 3}'])
+def test_a_spoilt_manifest_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"manifest.json: is not the manifest of a collection.*remove it"):
+        collect_memory_maze("9x9", 1, 10, tmp_path)
+
+
+@pytest.mark.usefixtures("without_maze")
+def test_two_commands_do_not_collect_into_one_folder(tmp_path: Path) -> None:
+    with locked(tmp_path / ".lock"), pytest.raises(UserError, match="another command is collecting here"):
+        collect_memory_maze("9x9", 1, 10, tmp_path)
+    assert collect_memory_maze("9x9", 1, 10, tmp_path).collected == 1
+
+
+@pytest.mark.usefixtures("without_maze")
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/episodes: cannot be written: Not a directory"):
+        collect_memory_maze("9x9", 1, 10, tmp_path / "file" / "episodes")
+
+
+def test_a_collecting_process_ends_with_the_one_that_began_it() -> None:
+    """Even when that is killed: the pipe of its output closes only when the last process that holds it is gone."""
+    begin = """if True:
+        import multiprocessing, time
+        from concurrent.futures import ProcessPoolExecutor
+        from rad_bench.data import collect
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=collect._prepare)
+        print(pool.submit(abs, -1).result(), flush=True)
+        time.sleep(60)"""
+    process = subprocess.Popen([sys.executable, "-c", begin], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "1\n"
+    process.kill()
+    process.communicate(timeout=20)
+
+
+def test_a_maze_that_does_not_open_is_one_clear_paragraph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opens_not(size: str, seed: int) -> FastMaze:
+        raise AttributeError("no attribute 'flex_vertedge'")
+
+    monkeypatch.setattr(collect, "FastMaze", opens_not)
+    with pytest.raises(UserError, match=r"cannot be opened with MUJOCO_GL=osmesa: AttributeError: .*flex_vertedge"):
+        collect._collect_one("9x9", [0, 0], 10, tmp_path / "episode.npz")
 
 
 def test_mistakes_are_one_clear_paragraph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,56 @@
+"""Joining and comparing sweeps: what is the same is kept once, and nothing mixes that was scored differently."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from tests.sweep.tiny import TINY, rad_bench
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """One sweep whose seeds ran in two places."""
+    folder = tmp_path_factory.mktemp("halves")
+    (folder / "tiny.yaml").write_text(TINY)
+    for seed in (0, 1):
+        rad_bench("sweep", "tiny.yaml", "--only", f"seed={seed}", "--out", f"part{seed}", cwd=folder)
+    return folder
+
+
+def test_parts_of_a_sweep_merge_into_the_whole(halves):
+    rad_bench("merge", "whole", "part0/tiny", "part1/tiny", "part0/tiny", cwd=halves)
+    frames = pd.read_parquet(halves / "whole" / "frames.parquet")
+    assert set(frames["seed"]) == {0, 1}
+    assert len(list((halves / "whole" / "runs").iterdir())) == 4
+    assert not frames.duplicated(["block", "seed", "task", "intervention", "episode", "frame"]).any()
+    assert (halves / "whole" / "report" / "index.html").exists()
+    assert "exists already" in rad_bench("merge", "whole", "part0/tiny", cwd=halves, expect=2).stderr
+
+
+def test_a_sweep_compared_with_itself_differs_by_nothing(halves):
+    output = rad_bench("compare", "part0/tiny", "part0/tiny", cwd=halves).stdout
+    assert output.count("+0.00 [0.00, 0.00]") == 4  # two blocks on two tasks
+
+
+def test_other_metric_definitions_and_other_data_are_refused(halves):
+    other = halves / "other"
+    shutil.rmtree(other, ignore_errors=True)
+    shutil.copytree(halves / "part1" / "tiny", other)
+    frames = pd.read_parquet(other / "frames.parquet")
+    frames.assign(card="another").to_parquet(other / "frames.parquet")
+    for verb in (("compare", "part0/tiny", "other"), ("merge", "mixed", "part0/tiny", "other")):
+        refused = rad_bench(*verb, cwd=halves, expect=2)
+        assert "different metric definitions" in refused.stderr and "Traceback" not in refused.stderr
+    assert not (halves / "mixed").exists()
+    frames.to_parquet(other / "frames.parquet")
+    for path in other.glob("runs/*/result.json"):
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps({**result, "data": {**result["data"], "identity": "elsewhere"}}))
+    assert "ran on different data" in rad_bench("compare", "part0/tiny", "other", cwd=halves, expect=2).stderr
+
+
+def test_a_folder_that_is_no_sweep_is_named(halves):
+    (halves / "empty").mkdir(exist_ok=True)
+    assert "has no frames.parquet" in rad_bench("compare", "part0/tiny", "empty", cwd=halves, expect=2).stderr
