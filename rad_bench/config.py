@@ -135,6 +135,7 @@ class EvaluationConfig(Config):
         ge=1,
         description="revisits lie beyond this many frames; for comparing windows on the same frames",
     )
+    probe: int = Field(128, ge=0, description="training clips that a linear probe of the memory is fitted on; 0: none")
     strips: int = Field(3, ge=0, description="episodes, those with most revisits, whose frames are kept for the report")
 
     @model_validator(mode="after")

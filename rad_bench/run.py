@@ -27,6 +27,7 @@ from rad_bench.data.encoded import Encoded
 from rad_bench.data.recordings import Recordings
 from rad_bench.evaluation.evaluate import CONTROLS, Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
+from rad_bench.evaluation.probe import probe
 from rad_bench.model.budget import ModelPlan, build_trunk
 from rad_bench.model.codec import open_codec
 from rad_bench.run_folder import Run, RunFolder, load_run, write_atomically
@@ -59,11 +60,13 @@ def execute(folder: Path, launch: LaunchConfig) -> None:
             file.write(json.dumps({"phase": "evaluation", "done": done, "of": of}) + "\n")
 
     evaluation = evaluate(run.config, average, dataset, codec, device, log)
+    read = probe(run.config, average, dataset, codec, device)
     _write_frames(run, evaluation, paths)
     for name, frames in evaluation.strips.items():
         _write_strip(paths.strips / f"{name}.png", frames)
     result = _result(run, plan, progress, evaluation, device, launch.threads)
     result["trunk_hash"] = trunk_hash
+    result["probe"] = read
     result["strips"] = {
         task: {"episodes": episodes, "frames": _shown(evaluation.horizons[task])}
         for task, episodes in evaluation.shown.items()

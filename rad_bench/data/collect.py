@@ -117,29 +117,31 @@ def _check(size: str, steps: int) -> None:
 
 
 def _open_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the folder's manifest, new or found. Raises `UserError` if the folder was begun with other settings."""
+    """Return the folder's manifest, new or found. Raises `UserError` if its episodes were made with other settings."""
     path = out / MANIFEST
     asked = {**settings, "renderer": os.environ["MUJOCO_GL"]}
     versions = {name: metadata.version(name) for name in WORLD}
-    if not path.exists():
-        manifest = {"note": NOTE, **asked, "versions": versions | {"numpy": np.__version__}, "files": {}}
-        write_atomically(path, _json(manifest))
-        return manifest
-    try:
-        manifest = json.loads(path.read_text())
-        begun = {**manifest, **manifest["versions"]}
-        if not isinstance(manifest["files"], dict):
-            raise TypeError("files is not a mapping")
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path}: is not the manifest of a collection ({type(error).__name__}: {error}); remove it, and the same "
-            "command writes it anew."
-        ) from None
-    for key, value in {**asked, **versions}.items():
-        if begun.get(key) != value:
+    if path.exists():
+        try:
+            manifest = json.loads(path.read_text())
+            begun = {**manifest, **manifest["versions"]}
+            if not isinstance(manifest["files"], dict):
+                raise TypeError("files is not a mapping")
+        except (ValueError, TypeError, KeyError) as error:
             raise UserError(
-                f"{out}: was begun with {key} {begun.get(key)}, and this asks for {value}; collect into another folder."
-            )
+                f"{path}: is not the manifest of a collection ({type(error).__name__}: {error}); remove it, and the "
+                "same command writes it anew."
+            ) from None
+        if any(out.glob("memory_maze_*.npz")):
+            for key, value in {**asked, **versions}.items():
+                if begun.get(key) != value:
+                    raise UserError(
+                        f"{out}: was begun with {key} {begun.get(key)}, and this asks for {value}; collect into "
+                        "another folder."
+                    )
+            return manifest
+    manifest = {"note": NOTE, **asked, "versions": versions | {"numpy": np.__version__}, "files": {}}
+    write_atomically(path, _json(manifest))
     return manifest
 
 
@@ -182,7 +184,7 @@ def _collect_one(size: str, seed: list[int], steps: int, path: Path) -> None:
         rows: list[Arrays] = [maze.reset()]
     except Exception as error:  # of a renderer that does not work here, or of versions that do not fit
         raise UserError(
-            f"Memory Maze cannot be opened with MUJOCO_GL={os.environ['MUJOCO_GL']}: {type(error).__name__}: {error}. "
+            f"Memory Maze cannot be opened with MUJOCO_GL={os.environ['MUJOCO_GL']} ({type(error).__name__}: {error}). "
             "MUJOCO_GL=osmesa and the versions of rad-bench[memory-maze] are known to work."
         ) from error
     layout = rows[0]["maze_layout"].astype(bool)

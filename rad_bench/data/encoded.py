@@ -44,6 +44,10 @@ class Encoded:
         """Return what the recordings return: evaluation encodes its contexts itself."""
         return self.data.held_out(episodes, frames, context)
 
+    def probe_clips(self, training: bool, count: int, frames: int) -> Episodes:
+        """Return what the recordings return."""
+        return self.data.probe_clips(training, count, frames)
+
     def _latents(self, item: Item) -> np.ndarray:
         path = self.folder / f"{hashlib.sha256(item.name.encode()).hexdigest()[:32]}.npy"
         if not path.exists():

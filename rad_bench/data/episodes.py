@@ -16,6 +16,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Hidden:
+    """What an episode's end should let a memory know, for a probe."""
+
+    values: Tensor  # [B, Q] float64
+    known: Tensor  # [B, Q] bool: what the frames have shown
+
+
+@dataclass(frozen=True)
 class Episodes:
     """B episodes (or clips) of T frames each."""
 
@@ -26,13 +34,14 @@ class Episodes:
     surfaces: Tensor  # [B, T, R] int64: identity of the surface each ray meets, -1 for none; R = 0 if unknown
     names: tuple[str, ...]  # [B] where each comes from
     latents: Tensor | None = None  # [B, T, c, h, w] float32: the frames as an autoencoder gave them, if it was asked to
+    hidden: dict[str, Hidden] | None = None  # by name; only probe clips have it
 
     def __len__(self) -> int:
         return len(self.names)
 
     def select(self, index: slice) -> Episodes:
-        """Return the episodes under `index`, as views."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        """Return the episodes under `index`, as views, without what is hidden."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "hidden"}
         picked: dict[str, Any] = {name: None if part is None else part[index] for name, part in parts.items()}
         return Episodes(**picked)
 
@@ -52,6 +61,10 @@ class Dataset(Protocol):
 
     def held_out(self, episodes: int, frames: int, context: int) -> Episodes:
         """Return evaluation episodes with `surfaces`, the same for every run; never seen in training."""
+        ...
+
+    def probe_clips(self, training: bool, count: int, frames: int) -> Episodes:
+        """Return clips of training or held-out material, with what is `hidden` at their end where that is known."""
         ...
 
 

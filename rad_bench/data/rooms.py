@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from rad_bench.config import RoomsData
-from rad_bench.data.episodes import Episodes, egomotion_from_poses
+from rad_bench.data.episodes import Episodes, Hidden, egomotion_from_poses
 from rad_bench.data.raycast import FloatArray, IntArray, bearings, meet_circle, meet_square
 
 VERSION = 2  # of what is drawn and where the agent goes; part of the data's identity
@@ -35,7 +35,7 @@ WALL_SHADE = (1.0, 0.88, 1.0, 0.88)  # neighbouring walls differ even where thei
 SKY, FLOOR = (128, 179, 230), (102, 89, 77)
 SUBCOLUMNS = 2  # rays averaged into each column, against jagged edges
 SEGMENTS = 16  # identities along a wall, for telling which surface a ray meets
-TRAINING, HELD_OUT = 1, 2  # first word of every random key: the two kinds never share a stream
+TRAINING, HELD_OUT, PROBE = 1, 2, 3  # first word of every random key: the two kinds never share a stream
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,28 @@ class Rooms:
         layout = _Layout(colours, pillar)
         names = tuple(f"rooms/held-out/{e}" for e in range(episodes))
         return self._episodes(layout, actions, poses, names, surfaces=self._surfaces(layout, poses))
+
+    def probe_clips(self, training: bool, count: int, frames: int) -> Episodes:
+        """Return clips whose hidden part is the colour that each heading shows from where the clip began.
+
+        Headings count from the first frame's. A heading is known if the agent looked that way.
+        """
+        rng = np.random.default_rng([PROBE, training, count, frames])
+        layout = self._layouts(rng, count)
+        turns = np.stack([self._training_turns(rng, frames) for _ in range(count)])
+        actions, poses = self._move(rng, turns, layout)
+        turn = 2 * math.pi / self.config.headings
+        start = np.repeat(poses[:, :1], self.config.headings, 1)
+        start[..., 2] += turn * np.arange(self.config.headings)
+        _, wall, along = self._cast(layout, start, np.zeros(1))
+        panel = np.where(wall == 4, 4 * self.config.panels, wall * self.config.panels)
+        panel = panel + np.where(wall == 4, 0, (along * self.config.panels).astype(np.int64))
+        colour = np.take_along_axis(layout.colours, panel[..., 0][..., None], 1) / 255
+        looked = np.round((poses[..., 2] - poses[:, :1, 2]) / turn).astype(np.int64) % self.config.headings
+        known = (looked[:, :, None] == np.arange(self.config.headings)).any(1)
+        hidden = Hidden(torch.from_numpy(colour.reshape(count, -1)).double(), torch.from_numpy(np.repeat(known, 3, 1)))
+        clips = self._episodes(layout, actions, poses, tuple(f"rooms/probe/{training}/{b}" for b in range(count)))
+        return replace(clips, hidden={"wall colours": hidden})
 
     def _episodes(
         self,

@@ -24,6 +24,7 @@ DEFINITIONS = {
     "range 1.0, mean over channels; frames smaller than 11 pixels have none",
     "nmr": "SSIM of revisit pairs within a rollout, less that of pairs of different views as far apart, over the same "
     "for neighbouring frames; views same from 90 %, different to 10 % of shared surfaces",
+    "probe": "R^2 of ridge regression from the memory's state after a context to what is hidden, over what was shown",
     "mse": "mean squared error of a frame; the pooled PSNR is 10 log10(1 / mean MSE)",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,12 @@ class MemoryRow:
     nmr: Estimate  # NaN where it is undefined
     half_life: list[float]  # a seed each: generated frames until half of the gain is lost; inf if it never is
     horizon: int
+
+
+def probes(results: list[dict[str, Any]]) -> dict[str, Estimate]:
+    """Return what a linear probe read from a block's state (R^2), from the results of its runs."""
+    names = dict.fromkeys(name for result in results for name in result.get("probe", {}))
+    return {name: by_seed({r["seed"]: r["probe"].get(name, np.nan) for r in results}) for name in names}
 
 
 def memory_rows(frames: pd.DataFrame, blocks: list[str], tasks: list[str]) -> list[MemoryRow]:

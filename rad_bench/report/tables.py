@@ -103,6 +103,17 @@ def memory(rows: list[MemoryRow]) -> Table:
     return Table("memory", caption, header, cells, set())
 
 
+def probe(read: dict[str, dict[str, Estimate]]) -> Table:
+    """What a linear probe reads from each block's state."""
+    names = list(dict.fromkeys(name for found in read.values() for name in found))
+    cells = [[block, *(show(found.get(name)) for name in names)] for block, found in read.items() if found]
+    caption = (
+        "R^2 of a linear probe from the memory's state after the context, over what the context has shown; 0: no "
+        "better than the mean. A state that grows has no fixed places to read from"
+    )
+    return Table("probe", caption, ["block", *names], cells, set())
+
+
 def _lives(row: MemoryRow) -> str:
     lives = [life for life in row.half_life if not np.isnan(life)]
     if not lives:

@@ -195,6 +195,22 @@ def test_episodes_of_another_world_are_not_mixed_in(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("without_maze")
+def test_settings_bind_only_once_there_is_an_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first try with a renderer that does not work must not spoil the folder."""
+
+    def opens_not(*_: object) -> None:
+        raise UserError("cannot be opened")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(collect, "_collect_one", opens_not)
+        broken.setenv("MUJOCO_GL", "glfw")
+        with pytest.raises(UserError, match="cannot be opened"):
+            collect_memory_maze("9x9", 1, 10, tmp_path)
+    assert collect_memory_maze("9x9", 1, 10, tmp_path).collected == 1
+    assert json.loads((tmp_path / "manifest.json").read_text())["renderer"] == "osmesa"
+
+
+@pytest.mark.usefixtures("without_maze")
 def test_files_from_elsewhere_are_not_called_ours(tmp_path: Path) -> None:
     (tmp_path / "published.npz").write_bytes(b"")
     collect_memory_maze("9x9", 1, 10, tmp_path)
@@ -243,7 +259,7 @@ def test_a_maze_that_does_not_open_is_one_clear_paragraph(tmp_path: Path, monkey
         raise AttributeError("no attribute 'flex_vertedge'")
 
     monkeypatch.setattr(collect, "FastMaze", opens_not)
-    with pytest.raises(UserError, match=r"cannot be opened with MUJOCO_GL=osmesa: AttributeError: .*flex_vertedge"):
+    with pytest.raises(UserError, match=r"cannot be opened with MUJOCO_GL=osmesa \(AttributeError: .*flex_vertedge"):
         collect._collect_one("9x9", [0, 0], 10, tmp_path / "episode.npz")
 
 

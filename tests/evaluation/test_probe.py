@@ -1,0 +1,73 @@
+"""The probe reads what is there and nothing else."""
+
+import numpy as np
+import torch
+
+from rad_bench.config import MemoryMazeData, RoomsData, RunConfig
+from rad_bench.data import open_dataset
+from rad_bench.evaluation.probe import _score, probe
+from rad_bench.model.budget import build_trunk
+from rad_bench.model.codec import Pixels
+
+
+def test_what_is_linear_in_the_state_is_read_and_noise_is_not():
+    rng = np.random.default_rng(0)
+    x, x_test = rng.normal(size=(200, 40)), rng.normal(size=(100, 40))
+    weights = rng.normal(size=(40, 3))
+    known = np.ones((100, 3), bool)
+    assert _score(x, x @ weights + 5, x_test, x_test @ weights + 5, known) > 0.99
+    assert _score(x, rng.normal(size=(200, 3)), x_test, rng.normal(size=(100, 3)), known) < 0.05
+
+
+def test_only_what_was_shown_counts():
+    rng = np.random.default_rng(0)
+    x, x_test = rng.normal(size=(200, 5)), rng.normal(size=(100, 5))
+    y_test = np.concatenate([x_test[:, :1], rng.normal(size=(100, 1))], 1)
+    y = np.concatenate([x[:, :1], rng.normal(size=(200, 1))], 1)
+    known = np.tile([True, False], (100, 1))
+    assert _score(x, y, x_test, y_test, known) > 0.99 > _score(x, y, x_test, y_test, ~known)
+
+
+def test_the_embedded_worlds_hidden_colours_are_those_that_are_drawn():
+    clips = open_dataset(RoomsData(size=32)).probe_clips(True, 20, 12)
+    hidden = clips.hidden["wall colours"]
+    colours = hidden.values.reshape(20, 8, 3)
+    heading = ((clips.poses[..., 2] - clips.poses[:, :1, 2]) / (2 * torch.pi / 8)).round().long() % 8
+    drawn = clips.frames[:, :, :, 14, 15:17].double().mean(-1) / 255  # just above the horizon, in the middle
+    told = torch.stack([colours[b, heading[b]] for b in range(20)])
+    off = (drawn - told).abs().amax(-1)
+    assert (off < 0.02).double().mean() > 0.9  # but for edges between surfaces
+    assert hidden.known.reshape(20, 8, 3)[torch.arange(20), heading[:, -1]].all()
+
+
+def test_a_mazes_layout_around_the_agent_turns_with_it(tmp_path):
+    layout = np.zeros((5, 5), bool)
+    layout[2] = True  # a corridor along x, at y = 2.5
+    for number, direction in enumerate(([1.0, 0.0], [0.0, 1.0], [1.0, 0.0])):
+        np.savez(
+            tmp_path / f"{number}.npz",
+            image=np.full((6, 16, 16, 3), number, np.uint8),
+            action=np.zeros((6, 6)),
+            agent_pos=np.full((6, 2), 2.5),
+            agent_dir=np.tile(direction, (6, 1)),
+            maze_layout=layout,
+        )
+    data = open_dataset(MemoryMazeData(name="memory_maze", path=str(tmp_path)))
+    clips = data.probe_clips(True, 30, 4)
+    for name, values in zip(clips.names, clips.hidden["layout"].values.reshape(30, 5, 5), strict=True):
+        along = values[:, 2] if not name.startswith("1.npz") else values[2]  # ahead, or to both sides
+        assert along.all() and values.sum() == 5
+    assert not clips.hidden["position"].values.any()
+
+
+def test_a_trunk_is_probed_where_its_state_is_of_constant_size():
+    for block, probed in (("lstm", True), ("attention", False), ("none", False)):
+        run = RunConfig.model_validate(
+            {"memory": block, "data": {"name": "rooms", "size": 16}, "trunk": {"patch": 8, "width": 16, "depth": 1},
+             "evaluation": {"probe": 12, "context": 8}}
+        )  # fmt: skip
+        data = open_dataset(run.data)
+        trunk, _ = build_trunk(run, data.frame_shape, data.action_size)
+        found = probe(run, trunk, data, Pixels(data.frame_shape), torch.device("cpu"))
+        assert list(found) == (["wall colours"] if probed else [])
+        assert all(np.isfinite(value) for value in found.values())
