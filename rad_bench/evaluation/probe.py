@@ -73,7 +73,7 @@ def _score(
     x: Floats, y: Floats, x_test: Floats, y_test: Floats,
     known: NDArray[np.bool_],
 ) -> float:  # fmt: skip
-    """R^2 of a ridge regression from x [B, E] to y [B, Q] on test rows, over what is known of them; NaN without spread."""
+    """R^2 of ridge regression from x [B, E] to y [B, Q] on test rows, over what is known; NaN without spread."""
     centre, mean = x.mean(0), y.mean(0)
     x, x_test, y = x - centre, x_test - centre, y - mean
     scale = float((x**2).sum(1).mean()) or 1.0
