@@ -145,7 +145,7 @@ def _draw_drops(axes: Axes, rows: list[Row], colours: dict[str, str]) -> None:
             axes.errorbar(number + offset, drop.mean, yerr=error, fmt=marker, color=colours[row.block], capsize=2)
         axes.plot([], [], marker, color="#333333", label=intervention)
     axes.axhline(0, color="#333333", linewidth=0.8)
-    axes.set_xticks(range(len(shown)), [row.block for row in shown], rotation=20)
+    axes.set_xticks(range(len(shown)), [row.block for row in shown], rotation=30, ha="right", rotation_mode="anchor")
     _finish(axes, "", "revisit PSNR lost, dB")
 
 

@@ -80,8 +80,8 @@ class Row:
 
 
 def base_name(block: str) -> str:
-    """Return a block's name without options and other axes: `ttt(inner=mlp), window=2` -> `ttt`."""
-    return block.split(",")[0].split("(")[0]
+    """Return a block's name without options and other axes: `ttt(inner=mlp) / window=2` -> `ttt`."""
+    return block.split(" / ")[0].split("(")[0]
 
 
 def read_sweep(folder: Path) -> Sweep:

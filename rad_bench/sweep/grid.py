@@ -109,7 +109,7 @@ def _label(sweep: SweepConfig, config: RunConfig, axes: dict[str, Any]) -> str:
         for axis, value in axes.items()
         if axis not in ("memory", "seed")
     ]
-    return ", ".join([label, *others])
+    return " / ".join([label, *others])
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:

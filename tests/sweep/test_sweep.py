@@ -37,7 +37,7 @@ def test_set_only_and_extends_change_the_plan_as_they_say(tmp_path):
     child = tmp_path / "child.yaml"
     child.write_text("name: child\nextends: tiny.yaml\nrun: {trunk: {window: 3}}\ngrid: {trunk.depth: [1, 2]}\n")
     runs = plan_runs(load_sweep(child, ["run.seed=7", "run.training.steps=40"]), ["memory=lstm"])
-    assert [run.label for run in runs] == ["lstm(hidden=8), depth=1", "lstm(hidden=8), depth=2"]
+    assert [run.label for run in runs] == ["lstm(hidden=8) / depth=1", "lstm(hidden=8) / depth=2"]
     for run in runs:
         assert (run.config.seed, run.config.training.steps, run.config.trunk.window) == (7, 40, 3)
         assert run.config.trunk.width == 16
@@ -168,9 +168,9 @@ def test_an_axis_may_have_named_points_that_set_several_paths(tmp_path):
     )  # fmt: skip
     sweep = load_sweep(tmp_path / "tiny.yaml", ["run.evaluation.reach=4"])
     runs = plan_runs(sweep)
-    assert [run.label for run in runs][:2] == ["none, frames", "none, chunks"]
+    assert [run.label for run in runs][:2] == ["none / frames", "none / chunks"]
     assert [(r.config.trunk.window, r.config.trunk.frames_per_step) for r in runs[:2]] == [(2, 1), (0, 2)]
-    assert [run.label for run in plan_runs(sweep, ["regime=chunks", "memory=none"])] == ["none, chunks"]
+    assert [run.label for run in plan_runs(sweep, ["regime=chunks", "memory=none"])] == ["none / chunks"]
     with pytest.raises(UserError, match=r"regime has no value 'chunk'; did you mean 'chunks'"):
         plan_runs(sweep, ["regime=chunk"])
     with pytest.raises(UserError, match=r"evaluation.reach 1 is less than attention reaches, 2 frames"):
