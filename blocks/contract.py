@@ -93,6 +93,15 @@ def _same_state(what: str, actual: State, expected: State) -> None:
         _same(what, a, b)
 
 
+def _differentiable(state: State) -> State:
+    """A copy of a state that gradients can be asked of; counters in it have none."""
+    return map_state(lambda leaf: leaf.detach().clone().requires_grad_(leaf.is_floating_point()), state)
+
+
+def _floating(state: State) -> list[Tensor]:
+    return [leaf for leaf in leaves(state) if leaf.is_floating_point()]
+
+
 def shapes(probe: Probe) -> str:
     """Outputs have the input's shape; every state tensor leads with the number of sequences."""
     y, state = probe.block.step(probe.x_STKD[:, 0], probe.start())
@@ -172,14 +181,14 @@ def reaches_far_back(probe: Probe) -> str:
     """The last frame has a gradient to the first one and to the state before it; a memoryless block has none."""
     probe.x_STKD.requires_grad_()
     warm = probe.block.prefetch(torch.randn_like(probe.x_STKD[:, :5]), probe.start()).state
-    state = map_state(lambda leaf: leaf.detach().clone().requires_grad_(), warm)
+    state = _differentiable(warm)
     prefetched = probe.block.prefetch(probe.x_STKD, state)
     y = probe.block.retrieve(probe.noisy_STKD, prefetched)[:, -1]
     if probe.block.memoryless:
         (gradient,) = torch.autograd.grad((y + 0 * probe.x_STKD[:, 0]).sum(), probe.x_STKD)
         assert not gradient[:, :-1].any(), "declared memoryless, yet earlier frames have a gradient"
         return "memoryless, as declared"
-    wanted = [probe.x_STKD, *leaves(state)]
+    wanted = [probe.x_STKD, *_floating(state)]
     weights = torch.randn_like(y)
     first, *states = torch.autograd.grad((y * weights).sum(), wanted, allow_unused=True)
     reach = 0.0 if first is None else float(first[:, 0].abs().max())
@@ -233,10 +242,10 @@ def fast_path_equals_reference(probe: Probe) -> str:
         x = probe.x_STKD.detach().float().requires_grad_()
         noisy = probe.noisy_STKD.detach().float().requires_grad_()
         warm = block.prefetch(x[:, :5], block.initial_state(SEQUENCES)).state
-        state = map_state(lambda leaf: leaf.detach().clone().requires_grad_(), warm)
+        state = _differentiable(warm)
         prefetched = prefetch(block, x, state)
         y = torch.cat([prefetched.y_STKD, retrieve(block, noisy, prefetched)], 1)
-        inputs = [x, noisy, *leaves(state), *block.parameters()]
+        inputs = [x, noisy, *_floating(state), *block.parameters()]
         loss = (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() + sum(i.sum() * 0 for i in inputs)
         return [y, *leaves(prefetched.state), *torch.autograd.grad(loss, inputs)]
 

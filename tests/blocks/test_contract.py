@@ -9,10 +9,11 @@ from blocks.contract import CHECKS, check_block
 from blocks.gated_deltanet import GatedDeltaNet
 from blocks.gated_deltanet import _write as write_delta
 from blocks.lstm import LSTM
-from blocks.memory import MemoryBlock, Prefetched
+from blocks.memory import MemoryBlock, Prefetched, map_state
 from blocks.minlstm import MinLSTM
 from blocks.mlstm import MLSTM
 from blocks.ttt import TTT
+from blocks.ttt_chunk import ChunkTTT
 from rad_bench.registry import block_names, find_block
 
 VARIANTS = {
@@ -20,6 +21,11 @@ VARIANTS = {
     "mamba2": [{"head_dim": 4, "state": 5, "chunk": 8}, {"head_dim": 4, "state": 5, "chunk": 64}],
     "ttt": [{"head_dim": 8}, {"head_dim": 8, "inner": "mlp"}, {"head_dim": 8, "inner_norm": False}],
     "attention": [{"head_dim": 8}],
+    "ttt_chunk": [
+        {"head_dim": 8, "chunk": 4},
+        {"head_dim": 8, "chunk": 1},
+        {"head_dim": 8, "inner": "mlp", "chunk": 5},
+    ],
     "feedforward": [{"hidden": 12}],
     "minlstm": [{"hidden": 12}],
     "mlstm": [{"head_dim": 8}, {"heads": 1, "head_dim": 5}],
@@ -225,3 +231,23 @@ def test_minlstm_is_its_equation():
         outputs.append(block.output(h))
     found = block.prefetch(x_STKD, block.initial_state(2)).y_STKD[:, :, 0]
     torch.testing.assert_close(found, torch.stack(outputs, 1))
+
+
+def test_chunks_of_one_frame_are_ttt():
+    plain, chunked = TTT(8, head_dim=4).double(), ChunkTTT(8, head_dim=4, chunk=1).double()
+    chunked.load_state_dict(plain.state_dict())
+    x_STKD = random_tokens(plain, 9)
+    chunked.load_state_dict(plain.state_dict())
+    one, other = (block.prefetch(x_STKD, block.initial_state(2)).y_STKD for block in (plain, chunked))
+    torch.testing.assert_close(one, other)
+
+
+def test_sequences_may_stand_at_different_places_of_a_chunk():
+    block = ChunkTTT(8, head_dim=4, chunk=4).double()
+    x_STKD = random_tokens(block, 11)
+    ahead = block.prefetch(x_STKD[:1, :3], block.initial_state(1)).state
+    mixed = map_state(lambda a, b: torch.cat([a, b]), ahead, block.initial_state(1))
+    together = block.prefetch(x_STKD[:, 3:], mixed).y_STKD
+    alone = block.prefetch(x_STKD[:1, 3:], ahead).y_STKD
+    torch.testing.assert_close(together[:1], alone)
+    torch.testing.assert_close(together[1:], block.prefetch(x_STKD[1:, 3:], block.initial_state(1)).y_STKD)

@@ -130,7 +130,7 @@ def test_without_memory_the_reach_is_depth_times_window(window, depth):
 
 @pytest.mark.parametrize("block", [name for name in block_names() if not find_block(name).memoryless])
 def test_memory_reaches_every_earlier_frame(block):
-    trunk = make_trunk(block, window=1)
+    trunk = make_trunk(block, window=3, depth=1)  # a memory that learns in chunks of four leaves three to the window
     clean, noisy, level, motion = make_inputs(trunk)
     clean.requires_grad_()
     (gradient,) = torch.autograd.grad(trunk(clean, noisy, level, motion)[:, -1].sum(), clean)

@@ -1,0 +1,89 @@
+"""TTT with large chunks (Zhang et al. 2025, arXiv 2505.23884): the inner model learns once in several frames.
+
+    y_t = f(q_t; W),   G <- G + grad loss_t(W)      for each of the `chunk` frames that share W
+    W <- W - G,        G <- 0                       after the last of them
+
+Inner model, loss and rate are those of `ttt`; with `chunk: 1` it is `ttt`. A frame does not see the frames of its own
+chunk: the trunk's window of attention does, if it is as long. All frames of a chunk are written and read at once.
+The state is W and G, each the inner model's parameters [S, H, ...], and the frames written since W moved, [S].
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from blocks.memory import Prefetched, State, map_state
+from blocks.ttt import TTT
+
+
+class ChunkTTT(TTT):
+    """Test-time training in chunks of frames: fewer, larger inner steps."""
+
+    def __init__(
+        self,
+        dim: int,
+        inner: Literal["linear", "mlp"] = "linear",
+        heads: int = 4,
+        head_dim: int = 16,
+        rate: float = 1.0,
+        inner_norm: bool = True,
+        chunk: int = 4,
+    ) -> None:
+        super().__init__(dim, inner, heads, head_dim, rate, inner_norm)
+        if chunk < 1:
+            raise ValueError("ttt_chunk needs chunk >= 1")
+        self.chunk = chunk
+
+    def initial_state(self, sequences: int) -> State:
+        weights = super().initial_state(sequences)
+        written = torch.zeros(sequences, dtype=torch.int64, device=weights[0].device)
+        return weights, map_state(torch.zeros_like, weights), written
+
+    def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
+        weights, gradient, written = state
+        q, k, v, eta = self._project(x_SKD[:, None])
+        y_SKD = self._finish(self._recall(q[:, 0], weights)[:, None])[:, 0]
+        return y_SKD, self._add(self._gradient(k, v, eta, weights), 1, weights, gradient, written)
+
+    def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
+        weights, gradient, written = state
+        q, k, v, eta = self._project(x_STKD)
+        T, first, before = x_STKD.shape[1], 0, []
+        while first < T:
+            # Sequences of one batch may stand at different places of a chunk; then it ends with whoever ends first.
+            last = min(first + self.chunk - int(written.max()), T)
+            frames = slice(first, last)
+            before.append(
+                map_state(lambda weight, n=last - first: weight[:, None].expand(-1, n, *weight.shape[1:]), weights)
+            )
+            found = self._gradient(k[:, frames], v[:, frames], eta[:, frames], weights)
+            weights, gradient, written = self._add(found, last - first, weights, gradient, written)
+            first = last
+        memory = map_state(lambda *parts: torch.cat(parts, 1), *before)
+        return Prefetched(self._finish(self._recall(q, memory)), memory, (weights, gradient, written))
+
+    def _gradient(self, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> State:
+        """Sum over frames of the loss's gradient at the given weights; k, v [S, T, H, K, P], eta [S, T, H, K, 1]."""
+        S, T = k.shape[:2]
+        each = map_state(lambda weight: weight.flatten(0, 1), _for_each_frame(weights, T))
+        moved = self._write(k.flatten(0, 1), v.flatten(0, 1), eta.flatten(0, 1), each)
+        return map_state(lambda weight, other: (weight - other).unflatten(0, (S, T)).sum(1), each, moved)
+
+    def _add(self, found: State, frames: int, weights: State, gradient: State, written: Tensor) -> State:
+        """Add the gradient of some frames, and move the weights of the sequences whose chunk ends with them."""
+        gradient, written = map_state(torch.add, gradient, found), written + frames
+        ends = written == self.chunk
+
+        def where_it_ends(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(ends.view(-1, *[1] * (old.ndim - 1)), new, old)
+
+        weights = map_state(lambda weight, g: where_it_ends(weight - g, weight), weights, gradient)
+        gradient = map_state(lambda g: where_it_ends(torch.zeros_like(g), g), gradient)
+        return weights, gradient, where_it_ends(torch.zeros_like(written), written)
+
+
+def _for_each_frame(weights: State, frames: int) -> State:
+    return map_state(lambda weight: weight[:, None].expand(-1, frames, *weight.shape[1:]), weights)
