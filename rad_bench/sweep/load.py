@@ -92,12 +92,16 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must be a mapping with the keys {', '.join(SweepConfig.model_fields)} at its top.")
     own: dict[str, Any] = tree
-    parent = own.pop("extends", None)
-    if parent is None:
-        return own
-    if not isinstance(parent, str):
-        raise UserError(f"{path}: extends is {parent!r}, and must be the path of another sweep file.")
-    return _merge(_read(path.parent / parent, (*chain, path.resolve())), own)
+    extends = own.pop("extends", [])
+    parents = [extends] if isinstance(extends, str) else extends
+    if not (isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)):
+        raise UserError(
+            f"{path}: extends is {extends!r}, and must be the path of another sweep file, or a list of them."
+        )
+    merged: dict[str, Any] = {}
+    for parent in parents:
+        merged = _merge(merged, _read(path.parent / parent, (*chain, path.resolve())))
+    return _merge(merged, own)
 
 
 def _yaml_reason(error: Exception) -> str:
