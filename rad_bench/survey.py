@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rad_bench.config import EvaluationConfig
 from rad_bench.data.episodes import Episodes, egomotion_from_poses
 from rad_bench.data.recordings import Item, Recording, Recordings
+from rad_bench.errors import UserError
 
 GAP_EDGES = (0, 6, 12, 25, 50, 100, 200, 400, 1000, 10_000)
 JUMP = 10.0  # a step this many times the data set's median moving step is no walk but a jump
@@ -154,8 +155,12 @@ def draw(data: Recordings, out: Path, episodes: int = 6, frames: int = 12) -> No
                     axes.set_ylabel(f"{Path(item.name).stem[-18:]}\n{part}", rotation=0, ha="right", va="center")
             if recording.poses is not None:
                 _draw_path(figure.add_subplot(grid[row, frames:]), recording, shown)
-        figure.savefig(out, dpi=110)
-        plt.close(figure)
+        try:
+            figure.savefig(out, dpi=110)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--out {out}: cannot be written: {getattr(error, 'strerror', None) or error}.") from None
+        finally:
+            plt.close(figure)
 
 
 def _draw_path(axes: Any, recording: Recording, shown: NDArray[np.int64]) -> None:

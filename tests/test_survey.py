@@ -12,6 +12,7 @@ from PIL import Image
 
 from rad_bench.cli import cli
 from rad_bench.data import open_folder
+from rad_bench.errors import UserError
 from rad_bench.survey import survey
 
 
@@ -66,6 +67,12 @@ def test_bad_files_are_named_and_the_exit_status_tells(folder: Path) -> None:
     assert "left out: torn.npz: File is not a zip file" in result.output
     assert "look at: dark.npz: 3 black frames" in result.output
     assert "look at: jumping.npz: jumps 3.00 at frame 40 (1 jumps)" in result.output
+
+
+def test_a_picture_that_cannot_be_written_is_one_paragraph(folder: Path, tmp_path: Path) -> None:
+    for out in (tmp_path / "nowhere" / "sheet.png", tmp_path / "sheet.xyz"):
+        error = run("data", "show", folder, "--out", out).exception
+        assert isinstance(error, UserError) and "cannot be written" in str(error)
 
 
 def test_show_draws_a_picture_and_pack_makes_the_same_data(folder: Path, tmp_path: Path) -> None:
