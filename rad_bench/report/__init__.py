@@ -7,11 +7,12 @@ from pathlib import Path
 
 def write_report(sweep_folder: Path) -> Path:
     """Write summary.csv and report/ of a sweep from its frames.parquet and results; return the page."""
+    from rad_bench.report.ablation import ablation_rows
     from rad_bench.report.memory import memory_rows, probes
     from rad_bench.report.page import write_page
     from rad_bench.report.plots import draw_plots
     from rad_bench.report.summary import read_sweep, summarise, summary_table
-    from rad_bench.report.tables import cost, headline, interventions, matrix, memory, pairs_table, probe
+    from rad_bench.report.tables import ablations, cost, headline, interventions, matrix, memory, pairs_table, probe
 
     sweep = read_sweep(sweep_folder)
     rows, pairs = summarise(sweep)
@@ -20,7 +21,7 @@ def write_report(sweep_folder: Path) -> Path:
     recalled = memory_rows(sweep.frames, sweep.blocks, sweep.tasks)
     read = {block: probes(sweep.results_of(block)) for block in sweep.blocks}
     tables = [headline(rows), interventions(rows), memory(recalled), probe(read), cost(rows)]
-    tables += [matrix(pairs), pairs_table(pairs)]
+    tables += [ablations(ablation_rows(sweep)), matrix(pairs), pairs_table(pairs)]
     (report / "tables").mkdir(parents=True, exist_ok=True)
     for table in tables:
         (report / "tables" / f"{table.name}.md").write_text(table.markdown())

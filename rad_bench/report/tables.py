@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rad_bench.report.ablation import AblationRow
 from rad_bench.report.memory import MemoryRow
 from rad_bench.report.statistics import Estimate, Pair
 from rad_bench.report.summary import CONTROLS, Row
@@ -147,6 +148,21 @@ def matrix(pairs: dict[str, list[Pair]]) -> Table:
             cells.append(line)
     caption = "Revisit PSNR of the row less that of the column, dB; bold: p below 0.05 after Holm's correction"
     return Table("matrix", caption, ["block", "task", *blocks], cells, bold)
+
+
+def ablations(rows: list[AblationRow]) -> Table:
+    """One axis at a time, all else equal."""
+    cells: list[list[str]] = []
+    bold: set[tuple[int, int]] = set()
+    for row in rows:
+        if row.p_holm is not None and row.p_holm < 0.05:
+            bold |= {(len(cells), 5), (len(cells), 6)}
+        p = "" if row.p_holm is None else f"{row.p_holm:.2g}" if np.isfinite(row.p_holm) else "one seed"
+        line = [row.axis, row.task, row.others, row.value, show(row.revisit), show(row.less_first, signed=True), p]
+        cells.append(line)
+    header = ["axis", "task", "with", "value", "revisit PSNR, dB", "less the axis's first, dB", "p (Holm)"]
+    caption = "One axis at a time, paired by seed; bold: p below 0.05 after Holm's correction over the axis's values"
+    return Table("ablations", caption, header, cells, bold)
 
 
 def cost(rows: list[Row]) -> Table:

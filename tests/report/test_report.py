@@ -2,6 +2,7 @@
 
 import hashlib
 import html.parser
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,8 @@ import pandas as pd
 import pytest
 
 from rad_bench.report import write_report
+from rad_bench.report.ablation import ablation_rows
+from rad_bench.report.summary import read_sweep
 from tests.report.synthetic import BASE, SWAP_LOSS, write_sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -110,6 +113,28 @@ def test_a_single_block_without_interventions_is_still_reported(tmp_path):
     frames[frames.intervention == "keep"].to_parquet(folder / "frames.parquet")
     write_report(folder)
     assert "not shown to use its memory" in (folder / "report" / "tables" / "interventions.md").read_text()
+
+
+def test_a_sweep_over_two_axes_is_read_one_axis_at_a_time(tmp_path):
+    base = {"lstm / short": 15.0, "lstm / long": 18.0, "mamba2 / short": 20.0, "mamba2 / long": 20.0}
+    folder = write_sweep(tmp_path, base=base, swap_loss=dict.fromkeys(base, 5.0))
+    for path in folder.glob("runs/*/result.json"):
+        result = json.loads(path.read_text())
+        memory, clip = result["block"].split(" / ")
+        path.write_text(json.dumps({**result, "axes": {"memory": memory, "clip": clip, "seed": result["seed"]}}))
+    write_report(folder)
+    rows = {
+        (row.axis, row.others, row.value): row for row in ablation_rows(read_sweep(folder)) if row.task == "retrieval"
+    }
+    assert rows["clip", "lstm", "short"].less_first is None
+    assert rows["clip", "lstm", "long"].less_first.mean == pytest.approx(3.0, abs=0.3)
+    assert rows["clip", "lstm", "long"].p_holm < 0.05 < rows["clip", "mamba2", "long"].p_holm
+    assert rows["memory", "long", "mamba2"].less_first.mean == pytest.approx(2.0, abs=0.3)
+    assert "One axis at a time" in page_of(folder)
+
+
+def test_a_sweep_over_blocks_alone_has_no_such_table(sweep):
+    assert "One axis at a time" not in page_of(sweep)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
