@@ -58,11 +58,15 @@ def _points(sweep: Sweep) -> dict[str, dict[str, str]]:
     points: dict[str, dict[str, str]] = {}
     for result in sorted(sweep.results, key=lambda result: order.get(result["run"], len(order))):
         axes = {axis: _text(value) for axis, value in result.get("axes", {}).items() if axis != "seed"}
-        if "memory" in axes:
-            axes["memory"] = result["block"].split(" / ")[0]
         points.setdefault(result["block"], axes)
     return points
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    """Write an axis's value; a block with options as its label does."""
+    if isinstance(value, str):
+        return value.rpartition(":")[2]
+    if isinstance(value, dict) and "name" in value:
+        options = value.get("options") or {key: option for key, option in value.items() if key != "name"}
+        return f"{value['name']}({', '.join(f'{key}={option}' for key, option in options.items())})"
+    return json.dumps(value)
