@@ -99,7 +99,7 @@ def memory(rows: list[MemoryRow]) -> Table:
     header = ["block", "task", "NMR", "revisit pairs", "half-life of memory's gain, frames"]
     caption = (
         "NMR: revisits within the model's own rollout, 0: no memory, 1: as consistent as neighbouring frames, more "
-        "where these turn far. Half-life: frames until half of what a swap would lose is lost, median (range) over seeds"
+        "where these turn far. Half-life: frames until half of what a swap would lose is lost, median (range)"
     )
     return Table("memory", caption, header, cells, set())
 
