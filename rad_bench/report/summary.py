@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from rad_bench.evaluation.evaluate import CONTROLS
 from rad_bench.report.statistics import (
     Estimate,
     Pair,
@@ -22,7 +23,6 @@ from rad_bench.report.statistics import (
     memory_verdict,
 )
 
-CONTROLS = ("copy-last", "autoencoder")  # rows that are no run
 ORDER = ("none", "lstm", "mamba2", "ttt", "attention")  # others follow in alphabetical order, controls last
 
 
