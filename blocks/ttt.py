@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.memory import MemoryBlock, Prefetched, State, map_state
+from blocks.memory import MemoryBlock, Prefetched, State
 
 
 class TTT(MemoryBlock):
@@ -59,41 +59,54 @@ class TTT(MemoryBlock):
 
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
         q, k, v, eta = self._project(x_SKD[:, None])
-        y_SKD = self._finish(self._recall(q[:, 0], state)[:, None])[:, 0]
+        y_SKD = self._finish(self._normed(q, inner_model(q[:, 0], state)[0][:, None]))[:, 0]
         return y_SKD, self._write(k[:, 0], v[:, 0], eta[:, 0], state)
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
-        # Projections and reads of all frames are one product each; only the writes depend on one another.
+        # Projections and norms of all frames are one call each; only the inner model is taken frame by frame. A frame
+        # is read while its weights are at hand: reading all of them later, from one stack, is bound by bandwidth.
         q, k, v, eta = self._project(x_STKD)
-        memory = []
-        for k_t, v_t, eta_t in zip(k.unbind(1), v.unbind(1), eta.unbind(1), strict=True):
+        memory, recalled = [], []
+        for q_t, k_t, v_t, eta_t in zip(*(part.unbind(1) for part in (q, k, v, eta)), strict=True):
             memory.append(state)
+            recalled.append(inner_model(q_t, state)[0])
             state = self._write(k_t, v_t, eta_t, state)
-        stacked = map_state(lambda *leaf: torch.stack(leaf, 1), *memory)
-        return Prefetched(self._finish(self._recall(q, stacked)), stacked, state)
+        return Prefetched(self._finish(self._normed(q, torch.stack(recalled, 1))), memory, state)
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
-        frames = x_STKD.shape[1]
         q = self._project(x_STKD)[0]
-        return self._finish(self._recall(q, map_state(lambda leaf: leaf[:, -frames:], prefetched.memory)))
+        memory = prefetched.memory[-x_STKD.shape[1] :]
+        recalled = [inner_model(q_t, weights)[0] for q_t, weights in zip(q.unbind(1), memory, strict=True)]
+        return self._finish(self._normed(q, torch.stack(recalled, 1)))
 
     def _project(self, x_STKD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return q, k, v as [S, T, H, K, P] and the rates eta as [S, T, H, K, 1]."""
+        """Return q, k, v as [S, T, H, K, P] and the rates eta / K as [S, T, H, K, 1]."""
         qkv = self.qkv(x_STKD).unflatten(-1, (3, self.heads, self.head_dim))
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
-        eta = self.rate * self.rate_logit(x_STKD).sigmoid().transpose(2, 3)[..., None]
+        eta = self.rate / x_STKD.shape[2] * self.rate_logit(x_STKD).sigmoid().transpose(2, 3)[..., None]
         return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, eta
 
-    def _recall(self, q: Tensor, weights: State) -> Tensor:
-        """f(q; W) for q [..., H, K, P]."""
-        out = _inner(q, weights)[0]
+    def _normed(self, q: Tensor, out: Tensor) -> Tensor:
+        """f(q; W) = q + LN(out), both [..., H, K, P]."""
         if self.inner_norm:
             out = F.layer_norm(out, out.shape[-1:]) * self.norm_scale + self.norm_shift
         return q + out
 
     def _write(self, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> State:
-        """One gradient step on a frame, the gradient written out; k, v [S, H, K, P], eta [S, H, K, 1]."""
-        out, hidden, slope = _inner(k, weights)
+        """One gradient step on a frame; k, v [S, H, K, P], eta [S, H, K, 1]."""
+        written: State = ()
+        for number, (inputs, error) in enumerate(self._gradient(k, v, eta, weights)):
+            weight, bias = weights[2 * number : 2 * number + 2]
+            step = (part.flatten(0, 1) for part in (weight, inputs.transpose(-1, -2), error))
+            written += torch.baddbmm(*step, alpha=-1).view_as(weight), bias - error.sum(-2, keepdim=True)
+        return written
+
+    def _gradient(self, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> list[tuple[Tensor, Tensor]]:
+        """Return, for each layer of the inner model, its inputs and the loss's gradient at its output, written out.
+
+        The gradient of a weight is inputs^T error, that of a bias the error's sum over K.
+        """
+        out, hidden, slope = inner_model(k, weights)
         if self.inner_norm:
             mean, variance = out.mean(-1, keepdim=True), out.var(-1, keepdim=True, unbiased=False)
             deviation = torch.rsqrt(variance + 1e-5)
@@ -103,19 +116,17 @@ class TTT(MemoryBlock):
             error = (centred - normal * (error * normal).mean(-1, keepdim=True)) * deviation
         else:
             error = k + out - v
-        error = error * (eta / k.shape[-2])
-        updates = [hidden.transpose(-1, -2) @ error, error.sum(-2, keepdim=True)]
-        if slope is not None:
-            error = (error @ weights[2].transpose(-1, -2)) * slope
-            updates = [k.transpose(-1, -2) @ error, error.sum(-2, keepdim=True), *updates]
-        return tuple(weight - update for weight, update in zip(weights, updates, strict=True))
+        error = error * eta
+        if slope is None:
+            return [(hidden, error)]
+        return [(k, (error @ weights[2].transpose(-1, -2)) * slope), (hidden, error)]
 
     def _finish(self, y_STHKP: Tensor) -> Tensor:
         y = y_STHKP.transpose(2, 3).flatten(3)
         return self.output(F.rms_norm(y, y.shape[-1:], self.output_norm))
 
 
-def _inner(k: Tensor, weights: State) -> tuple[Tensor, Tensor, Tensor | None]:
+def inner_model(k: Tensor, weights: State) -> tuple[Tensor, Tensor, Tensor | None]:
     """Apply the inner model. Return its output, the input of its last layer, and gelu's slope (None if linear)."""
     if len(weights) == 2:
         return k @ weights[0] + weights[1], k, None

@@ -10,13 +10,14 @@ The state is W and G, each the inner model's parameters [S, H, ...], and the fra
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from blocks.memory import Prefetched, State, map_state
-from blocks.ttt import TTT
+from blocks.ttt import TTT, inner_model
 
 
 class ChunkTTT(TTT):
@@ -45,32 +46,42 @@ class ChunkTTT(TTT):
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
         weights, gradient, written = state
         q, k, v, eta = self._project(x_SKD[:, None])
-        y_SKD = self._finish(self._recall(q[:, 0], weights)[:, None])[:, 0]
-        return y_SKD, self._add(self._gradient(k, v, eta, weights), 1, weights, gradient, written)
+        y_SKD = self._finish(self._normed(q, inner_model(q[:, 0], weights)[0][:, None]))[:, 0]
+        return y_SKD, self._add(self._sum(k, v, eta, weights), 1, weights, gradient, written)
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
         weights, gradient, written = state
         q, k, v, eta = self._project(x_STKD)
-        T, first, before = x_STKD.shape[1], 0, []
+        T, first = x_STKD.shape[1], 0
+        memory: list[State] = []
         while first < T:
             # Sequences of one batch may stand at different places of a chunk; then it ends with whoever ends first.
             last = min(first + self.chunk - int(written.max()), T)
-            frames = slice(first, last)
-            before.append(
-                map_state(lambda weight, n=last - first: weight[:, None].expand(-1, n, *weight.shape[1:]), weights)
-            )
-            found = self._gradient(k[:, frames], v[:, frames], eta[:, frames], weights)
+            memory += [weights] * (last - first)
+            found = self._sum(k[:, first:last], v[:, first:last], eta[:, first:last], weights)
             weights, gradient, written = self._add(found, last - first, weights, gradient, written)
             first = last
-        memory = map_state(lambda *parts: torch.cat(parts, 1), *before)
-        return Prefetched(self._finish(self._recall(q, memory)), memory, (weights, gradient, written))
+        return Prefetched(self._finish(self._read(q, memory)), memory, (weights, gradient, written))
 
-    def _gradient(self, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> State:
+    def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
+        return self._finish(self._read(self._project(x_STKD)[0], prefetched.memory[-x_STKD.shape[1] :]))
+
+    def _read(self, q: Tensor, memory: list[State]) -> Tensor:
+        """f(q; W) for q [S, T, H, K, P]; frames that share W are one product."""
+        recalled, T = [], q.shape[1]
+        for _, group in itertools.groupby(range(T), key=lambda t: id(memory[t])):
+            frames = list(group)
+            part = q[:, frames[0] : frames[-1] + 1]
+            out = inner_model(_as_one_frame(part), memory[frames[0]])[0]
+            recalled.append(out.unflatten(2, (len(frames), -1)).transpose(1, 2))
+        return self._normed(q, torch.cat(recalled, 1))
+
+    def _sum(self, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> State:
         """Sum over frames of the loss's gradient at the given weights; k, v [S, T, H, K, P], eta [S, T, H, K, 1]."""
-        S, T = k.shape[:2]
-        each = map_state(lambda weight: weight.flatten(0, 1), _for_each_frame(weights, T))
-        moved = self._write(k.flatten(0, 1), v.flatten(0, 1), eta.flatten(0, 1), each)
-        return map_state(lambda weight, other: (weight - other).unflatten(0, (S, T)).sum(1), each, moved)
+        found: State = ()
+        for inputs, error in self._gradient(_as_one_frame(k), _as_one_frame(v), _as_one_frame(eta), weights):
+            found += inputs.transpose(-1, -2) @ error, error.sum(-2, keepdim=True)
+        return found
 
     def _add(self, found: State, frames: int, weights: State, gradient: State, written: Tensor) -> State:
         """Add the gradient of some frames, and move the weights of the sequences whose chunk ends with them."""
@@ -85,5 +96,6 @@ class ChunkTTT(TTT):
         return weights, gradient, where_it_ends(torch.zeros_like(written), written)
 
 
-def _for_each_frame(weights: State, frames: int) -> State:
-    return map_state(lambda weight: weight[:, None].expand(-1, frames, *weight.shape[1:]), weights)
+def _as_one_frame(x_STHKP: Tensor) -> Tensor:
+    """Put the tokens of all T frames into one: [S, H, T * K, P]."""
+    return x_STHKP.transpose(1, 2).flatten(2, 3)

@@ -127,7 +127,7 @@ class EvaluationConfig(Config):
     interventions: tuple[Literal["keep", "reset", "swap"], ...] = ("keep", "reset", "swap")
     episodes: int = Field(32, ge=2, description="held-out episodes")
     context: int = Field(20, ge=2, description="true frames before the first generated one")
-    horizon: int = Field(40, ge=1, description="generated frames in continuation")
+    horizon: int = Field(80, ge=1, description="generated frames in continuation")
     batch: int = Field(32, ge=1, description="episodes rolled out together; does not change any result")
     seed: int = Field(0, ge=0, description="seed of the sampling noise")
     reach: int | None = Field(

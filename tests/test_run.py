@@ -227,4 +227,4 @@ def test_state_is_constant_for_recurrent_blocks_and_grows_for_attention():
     for block in ("lstm", "mamba2", "ttt"):
         assert len(set(sizes[block])) == 1
     assert sizes["lstm"][0] == 2 * 128 * 4 * 4 * 2  # h and c, floats, locations, layers
-    assert sizes["attention"] == [sizes["attention"][0] * frames for frames in (1, 20, 60)]
+    assert sizes["attention"] == [sizes["attention"][0] * frames for frames in (1, 20, 100)]

@@ -152,7 +152,7 @@ def test_ttt_writes_the_gradient_of_its_inner_loss(inner, inner_norm):
 
     loss = 0.5 * (eta * (inner_model(k) - v) ** 2).sum() / k.shape[-2]
     gradients = torch.autograd.grad(loss, weights)
-    written = block._write(k, v, eta, weights)
+    written = block._write(k, v, eta / k.shape[-2], weights)
     for new, weight, gradient in zip(written, weights, gradients, strict=True):
         torch.testing.assert_close(new, weight - gradient, rtol=1e-9, atol=1e-11)
 
