@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,14 +97,28 @@ def status(folder: Path) -> None:
     """Show how far each run of a sweep's FOLDER is."""
     from rich.table import Table
 
-    from rad_bench.sweep.progress import run_status
-    from rad_bench.sweep.sweep import planned_runs, run_folders
+    from rad_bench.sweep.sweep import planned_runs, sweep_status
 
+    statuses, silence = sweep_status(folder, planned_runs(folder))
     table = Table("run", "state", "progress", "detail")
-    for run_folder in run_folders(folder, planned_runs(folder)):
-        found = run_status(run_folder)
+    for found in statuses:
         table.add_row(found.name, found.state, f"{found.share:.0%}", found.detail)
     _print(table)
+    states = collections.Counter(found.state for found in statuses)
+    click.echo(", ".join(f"{count} {state}" for state, count in states.items()))
+    if silence:
+        click.echo(f"SLURM did not answer, so queued jobs look stopped or missing: {silence}", err=True)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def cancel(folder: Path) -> None:
+    """Stop the launcher and the jobs of a sweep's FOLDER. Checkpoints stay, and the sweep command goes on from them."""
+    from rad_bench.sweep.sweep import cancel_sweep, planned_runs
+
+    planned_runs(folder)  # raises if this is no sweep
+    for line in cancel_sweep(folder) or ["nothing of this sweep is running"]:
+        click.echo(line)
 
 
 @cli.command()

@@ -248,6 +248,7 @@ class SlurmConfig(Config):
     timeout: str = Field("4h", pattern=r"^\d+(\.\d+)?\s*[mhd]$", description="such as 30m, 4h, 2d")
     setup: tuple[str, ...] = Field((), description="shell lines run before the job")
     extra: dict[str, str | int | bool] = Field({}, description="further sbatch options, without the dashes")
+    python: str | None = Field(None, description="how jobs start Python, such as `apptainer exec image.sif python`")
 
 
 class LaunchConfig(Config):
@@ -257,7 +258,12 @@ class LaunchConfig(Config):
     parallel: int = Field(2, ge=1, description="runs at a time")
     loaders: int = Field(1, ge=0, description="threads a run that prepare clips ahead of training; 0: none")
     threads: int = Field(1, ge=1, description="CPU threads a run")
+    attempts: int = Field(3, ge=1, description="how often a command starts a run whose process is lost")
+    lease: float = Field(90, gt=1, description="seconds without a sign of life after which an attempt counts as dead")
     slurm: SlurmConfig = SlurmConfig()
+    where: dict[str, dict[str, Any]] = Field(
+        {}, description="what points of the grid have otherwise: `memory=attention: {slurm: {memory_gb: 32}}`"
+    )
 
 
 class SweepConfig(Config):

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,22 +30,21 @@ from rad_bench.evaluation.metrics import metric_card
 from rad_bench.evaluation.probe import probe
 from rad_bench.model.budget import ModelPlan, build_trunk
 from rad_bench.model.codec import open_codec
-from rad_bench.run_folder import Run, RunFolder, load_run, write_atomically
+from rad_bench.run_folder import Run, RunFolder, load_run
 from rad_bench.training import Progress, train
 
 STRIP_FRAMES = 20  # frames of a strip, evenly spread over the horizon
 TIMED_STEPS = 5  # steps at either end of a rollout whose median time is reported
 
 
-def execute(folder: Path, launch: LaunchConfig) -> None:
-    """Bring the run in `folder` to its end. Does nothing if it is done; resumes if it was begun."""
-    paths = RunFolder(folder)
+def execute(paths: RunFolder, launch: LaunchConfig) -> None:
+    """Bring a run to its end. Does nothing if it is done; resumes if it was begun."""
     if paths.is_done:
         return
-    run = load_run(folder)
+    run = load_run(paths.path)
     device = choose_device(launch.device)
     _be_deterministic(launch.threads, device)
-    write_atomically(folder / "environment.json", _json(environment(device, launch.threads)))
+    _write_json(paths, "environment.json", environment(device, launch.threads))
     dataset: Dataset = open_dataset(run.config.data)
     codec = open_codec(run.config.autoencoder, dataset.frame_shape)
     if not codec.lossless and isinstance(dataset, Recordings):
@@ -53,17 +52,18 @@ def execute(folder: Path, launch: LaunchConfig) -> None:
     trunk, plan = build_trunk(run.config, codec.frame_shape, dataset.action_size)
     trunk_hash = trunk.trunk_hash()
     average, progress = train(run.config, trunk.to(device), dataset, codec, paths, device, launch.loaders)
-    save_file({name: p.contiguous() for name, p in average.state_dict().items()}, folder / "model.safetensors")
+    weights = save({name: p.contiguous() for name, p in average.state_dict().items()})
+    paths.replace(paths.path / "model.safetensors", lambda file: file.write(weights))
 
     def log(done: int, of: int) -> None:
-        with paths.log.open("a") as file:
-            file.write(json.dumps({"phase": "evaluation", "done": done, "of": of}) + "\n")
+        paths.append(paths.log, json.dumps({"phase": "evaluation", "done": done, "of": of}))
 
     evaluation = evaluate(run.config, average, dataset, codec, device, log)
     read = probe(run.config, average, dataset, codec, device)
     _write_frames(run, evaluation, paths)
     for name, frames in evaluation.strips.items():
-        _write_strip(paths.strips / f"{name}.png", frames)
+        image = _strip(frames)
+        paths.replace(paths.strips / f"{name}.png", lambda file, image=image: image.save(file, "PNG"))  # type: ignore[misc]
     result = _result(run, plan, progress, evaluation, device, launch.threads)
     result["trunk_hash"] = trunk_hash
     result["probe"] = read
@@ -72,8 +72,9 @@ def execute(folder: Path, launch: LaunchConfig) -> None:
         for task, episodes in evaluation.shown.items()
     }
     result["data"] = {"identity": dataset.identity, "name": run.config.data.name, "codec": codec.identity}
-    write_atomically(paths.result, _json(result))
     paths.failure.unlink(missing_ok=True)
+    paths.checkpoint_before.unlink(missing_ok=True)
+    _write_json(paths, paths.result.name, result)
 
 
 def choose_device(name: str) -> torch.device:
@@ -140,8 +141,9 @@ def _commit() -> str | None:
     return commit.stdout.strip()[:12] + (" (dirty)" if dirty.stdout.strip() else "")
 
 
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode()
+def _write_json(paths: RunFolder, name: str, value: Any) -> None:
+    text = json.dumps(value, indent=1, sort_keys=True, default=str) + "\n"
+    paths.replace(paths.path / name, lambda file: file.write(text.encode()))
 
 
 def _write_frames(run: Run, evaluation: Evaluation, paths: RunFolder) -> None:
@@ -149,9 +151,7 @@ def _write_frames(run: Run, evaluation: Evaluation, paths: RunFolder) -> None:
     frames.insert(0, "run", paths.path.name)
     frames["block"] = frames["block"].where(frames["block"].isin(CONTROLS), run.label)
     frames["seed"] = run.config.seed
-    temporary = paths.frames.with_name(".frames.parquet.tmp")
-    frames.to_parquet(temporary, index=False)
-    os.replace(temporary, paths.frames)
+    paths.replace(paths.frames, lambda file: frames.to_parquet(file, index=False))
 
 
 def _shown(horizon: int) -> list[int]:
@@ -159,11 +159,10 @@ def _shown(horizon: int) -> list[int]:
     return torch.linspace(0, horizon - 1, min(STRIP_FRAMES, horizon)).round().int().tolist()
 
 
-def _write_strip(path: Path, frames: Tensor) -> None:
-    """Write frames [H, C, h, w] side by side, a white pixel between them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _strip(frames: Tensor) -> Image.Image:
+    """Lay frames [H, C, h, w] side by side, a white pixel between them."""
     framed = F.pad(frames[_shown(len(frames))], (0, 1), value=255)
-    Image.fromarray(torch.cat(list(framed), -1)[..., :-1].permute(1, 2, 0).numpy()).save(path)
+    return Image.fromarray(torch.cat(list(framed), -1)[..., :-1].permute(1, 2, 0).numpy())
 
 
 def _result(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 from pydantic import ValidationError
@@ -30,9 +28,10 @@ class Run:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Names within a run's folder. A run is done when `result` exists."""
+    """Names within a run's folder, and the one door through which a run writes there. Done when `result` exists."""
 
     path: Path
+    fence: Callable[[], None] = lambda: None  # raises if another attempt has taken over
 
     @property
     def config(self) -> Path:
@@ -45,6 +44,11 @@ class RunFolder:
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint.pt"
+
+    @property
+    def checkpoint_before(self) -> Path:
+        """The last checkpoint but one, for when the last cannot be read."""
+        return self.path / "checkpoint.before.pt"
 
     @property
     def frames(self) -> Path:
@@ -63,12 +67,24 @@ class RunFolder:
         return self.path / "failure.txt"
 
     @property
-    def lock(self) -> Path:
-        return self.path / "lock"
+    def attempts(self) -> Path:
+        """Claims on this run, one file an attempt."""
+        return self.path / "attempts"
 
     @property
     def is_done(self) -> bool:
         return self.result.exists()
+
+    def replace(self, target: Path, write: Callable[[BinaryIO], object]) -> None:
+        """Write a file of this folder behind the fence: a reader, or a kill, sees the old content or the new."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_atomically(target, write, self.fence)
+
+    def append(self, target: Path, line: str) -> None:
+        """Add a line to a file of this folder behind the fence."""
+        self.fence()
+        with target.open("a") as file:
+            file.write(line + "\n")
 
 
 def save_run(run: Run, folder: Path) -> None:
@@ -89,31 +105,23 @@ def load_run(folder: Path) -> Run:
         raise UserError(f"{path}: not the config of a run: {error}") from None
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a file's lock, waiting for it. The lock ends with the process, however that ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def is_locked(path: Path) -> bool:
-    """Return whether some process holds the file's lock."""
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no such file, or a file system without locks
-        return False
-    return False
-
-
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a kill, sees the old content or the new, never a part."""
+    replace_atomically(path, lambda file: file.write(content))
+
+
+def replace_atomically(
+    path: Path, write: Callable[[BinaryIO], object], fence: Callable[[], None] = lambda: None
+) -> None:
+    """Let `write` fill a file that takes the place of `path` once it is whole and on disk, and the fence lets it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        fence()
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # a full disk must not fill further
+        raise

@@ -8,12 +8,13 @@ import itertools
 import json
 import math
 import os
+import pickle
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,13 +59,11 @@ def train(
     config = run.training
     optimiser = make_optimiser(trunk, config)
     average = copy.deepcopy(trunk).requires_grad_(False)
-    progress = Progress()
-    if folder.checkpoint.exists():
-        progress = _load(folder.checkpoint, trunk, average, optimiser, device)
-    _cut_log(folder.log, progress.step)
+    progress = _resume(folder, trunk, average, optimiser, device)
+    _cut_log(folder, progress.step)
     diffusion = Diffusion(run.diffusion, codec.bound)
     losses = [torch.tensor(loss, device=device) for loss in progress.pending]
-    with folder.log.open("a") as log, _batches(run, dataset, progress.step, loaders) as batches:
+    with _batches(run, dataset, progress.step, loaders) as batches:
         while progress.step < config.steps:
             began = time.perf_counter()
             episodes = next(batches)
@@ -87,11 +86,10 @@ def train(
                     "steps": config.steps,
                     "loss": progress.loss_last,
                 }
-                log.write(json.dumps({**line, "seconds": round(progress.seconds, 3)}) + "\n")
-                log.flush()
+                folder.append(folder.log, json.dumps({**line, "seconds": round(progress.seconds, 3)}))
             if progress.step % config.checkpoint_every == 0 or progress.step == config.steps:
                 progress.pending = [float(loss) for loss in losses]
-                _save(folder.checkpoint, trunk, average, optimiser, progress)
+                _save(folder, trunk, average, optimiser, progress)
     return average, progress
 
 
@@ -164,39 +162,50 @@ def _step(
     return loss.detach()
 
 
-def _save(path: Path, trunk: Trunk, average: Trunk, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
+def _save(
+    folder: RunFolder, trunk: Trunk, average: Trunk, optimiser: torch.optim.Optimizer, progress: Progress
+) -> None:
     state = {
         "trunk": trunk.state_dict(),
         "average": average.state_dict(),
         "optimiser": optimiser.state_dict(),
         "progress": vars(progress),
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    if folder.checkpoint.exists():
+        folder.fence()
+        os.replace(folder.checkpoint, folder.checkpoint_before)
+    folder.replace(folder.checkpoint, lambda file: torch.save(state, file))
 
 
-def _load(path: Path, trunk: Trunk, average: Trunk, optimiser: torch.optim.Optimizer, device: torch.device) -> Progress:
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    trunk.load_state_dict(state["trunk"])
-    average.load_state_dict(state["average"])
-    optimiser.load_state_dict(state["optimiser"])
-    return Progress(**state["progress"])
+def _resume(
+    folder: RunFolder, trunk: Trunk, average: Trunk, optimiser: torch.optim.Optimizer, device: torch.device
+) -> Progress:
+    """Take up the newest checkpoint that can be read whole. A spoilt one costs time, never the run."""
+    for path in (folder.checkpoint, folder.checkpoint_before):
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except FileNotFoundError:
+            continue
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            print(f"{path}: cannot be read, and is passed over: {error}", file=sys.stderr)
+            continue
+        trunk.load_state_dict(state["trunk"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        return Progress(**state["progress"])
+    return Progress()
 
 
-def _cut_log(path: Path, step: int) -> None:
+def _cut_log(folder: RunFolder, step: int) -> None:
     """Drop log lines that a killed attempt wrote after the checkpoint that training resumes from."""
-    if not path.exists():
+    if not folder.log.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in folder.log.read_text(errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue  # half a line, written when the process died
         if record.get("phase") == "training" and record["step"] <= step:
             kept.append(line)
-    path.write_text("".join(line + "\n" for line in kept))
+    folder.replace(folder.log, lambda file: file.write("".join(line + "\n" for line in kept).encode()))

@@ -42,7 +42,7 @@ def start(folder, config):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = start(tmp_path_factory.mktemp("runs") / "lstm-seed0", tiny())
-    execute(folder, LaunchConfig())
+    execute(RunFolder(folder), LaunchConfig())
     return folder
 
 
@@ -61,10 +61,10 @@ def test_a_run_killed_in_training_and_resumed_ends_with_the_same_bits(tmp_path, 
 
     monkeypatch.setattr(training, "_step", dies)
     with pytest.raises(Killed):
-        execute(folder, LaunchConfig(loaders=2))
+        execute(RunFolder(folder), LaunchConfig(loaders=2))
     assert not RunFolder(folder).is_done
     monkeypatch.undo()
-    execute(folder, LaunchConfig(loaders=0))  # who prepares the clips does not matter either
+    execute(RunFolder(folder), LaunchConfig(loaders=0))  # who prepares the clips does not matter either
     for name, weight in load_file(finished / "model.safetensors").items():
         assert torch.equal(weight, load_file(folder / "model.safetensors")[name]), name
     pd.testing.assert_frame_equal(
@@ -83,7 +83,7 @@ def test_a_run_killed_in_training_and_resumed_ends_with_the_same_bits(tmp_path, 
 
 def test_a_finished_run_is_not_touched(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    execute(finished, LaunchConfig())
+    execute(RunFolder(finished), LaunchConfig())
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 

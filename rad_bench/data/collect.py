@@ -29,9 +29,11 @@ import numpy as np
 from rad_bench.data import explorer
 from rad_bench.data.maze_env import SIZES, Arrays, FastMaze
 from rad_bench.errors import UserError, did_you_mean
-from rad_bench.run_folder import is_locked, locked, write_atomically
+from rad_bench.lease import BusyError, hold
+from rad_bench.run_folder import write_atomically
 
-MANIFEST, LOCK = "manifest.json", ".lock"
+MANIFEST, CLAIMS = "manifest.json", ".claims"
+LEASE_SECONDS = 60.0
 NOTE = (
     "generated with Memory Maze by rad-bench's own policy (shortest paths to cells, half of them visited before; one "
     "action in ten random); not the published data set, nor comparable with it"
@@ -61,10 +63,12 @@ def collect_memory_maze(
     files = {number: out / f"memory_maze_{size}-s{seed}-{number:05d}.npz" for number in range(episodes)}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if is_locked(out / LOCK):
-            raise UserError(f"{out}: another command is collecting here; let it end, or collect into another folder.")
-        with locked(out / LOCK):
+        with hold(out / CLAIMS, LEASE_SECONDS):
             return _fill(out, files, _open_manifest(out, settings), workers, report)
+    except BusyError as error:
+        raise UserError(
+            f"{out}: another command is collecting here: {error}; let it end, or collect into another folder."
+        ) from None
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}.") from None
 

@@ -148,7 +148,7 @@ def _cost(results: list[dict[str, Any]]) -> dict[str, float]:
     """Return what a block costs; times and memory are means over its runs."""
     if not results:
         return {}
-    bytes_ = list(results[0]["state_bytes"].values())
+    state_bytes = {int(frames): count for frames, count in results[0]["state_bytes"].items()}
 
     def mean(*keys: str) -> float:
         values: list[Any] = list(results)
@@ -161,8 +161,8 @@ def _cost(results: list[dict[str, Any]]) -> dict[str, float]:
         "trunk_parameters": results[0]["parameters"]["trunk"],
         "memory_flops_per_frame": results[0]["flops_per_frame"]["memory"],
         "trunk_flops_per_frame": results[0]["flops_per_frame"]["trunk"],
-        "state_bytes_start": bytes_[0],
-        "state_bytes_end": bytes_[-1],
+        "state_bytes_start": state_bytes[min(state_bytes)],
+        "state_bytes_end": state_bytes[max(state_bytes)],
         "seconds_per_step": mean("training", "seconds_per_step"),
         "seconds_per_frame_start": mean("rollout", "seconds_per_frame_start"),
         "seconds_per_frame_end": mean("rollout", "seconds_per_frame_end"),

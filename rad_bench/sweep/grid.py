@@ -10,14 +10,14 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from rad_bench.config import SCIENCE_VERSION, RunConfig, SweepConfig
+from rad_bench.config import SCIENCE_VERSION, LaunchConfig, RunConfig, SweepConfig
 from rad_bench.data import Dataset, open_dataset
 from rad_bench.errors import UserError, did_you_mean
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.model.codec import open_codec
 from rad_bench.registry import block_identity, check_options
 from rad_bench.run_folder import Run
-from rad_bench.sweep.load import absolute_paths, split_assignment, validate
+from rad_bench.sweep.load import absolute_paths, merge, split_assignment, validate
 
 MOST_RUNS = 100_000
 NOT_SCIENCE = (
@@ -49,7 +49,23 @@ def plan_runs(sweep: SweepConfig, only: Iterable[str] = (), where: str = "sweep"
         if run.key in runs:
             raise UserError(f"{where}: the grid holds '{run.label}' with seed {run.config.seed} twice: the same run.")
         runs[run.key] = run
+    for run in runs.values():
+        launch_of(sweep, run, where)  # what it says wrongly is better known before anything is launched
     return list(runs.values())
+
+
+def launch_of(sweep: SweepConfig, run: Run, where: str = "sweep") -> LaunchConfig:
+    """Return how a run is to be launched: the sweep's `launch`, changed by entries of `launch.where` that fit it."""
+    if not sweep.launch.where:
+        return sweep.launch
+    tree = sweep.launch.model_dump(mode="json", exclude={"where"})
+    for text, changes in sweep.launch.where.items():
+        if all(
+            run.axes[axis] in values for axis, values in _parse_only(sweep, [text], f"{where}: launch.where").items()
+        ):
+            tree = merge(tree, changes)
+    launch: LaunchConfig = validate(LaunchConfig, tree, where, "launch.where")
+    return launch
 
 
 def run_key(config: RunConfig, dataset: Dataset) -> str:
@@ -141,18 +157,17 @@ def _short(value: Any) -> str:
     return str(value.get("name", value)) if isinstance(value, dict) else str(value)
 
 
-def _parse_only(sweep: SweepConfig, only: Iterable[str]) -> dict[str, list[Any]]:
+def _parse_only(sweep: SweepConfig, only: Iterable[str], option: str = "--only") -> dict[str, list[Any]]:
     """Return the kept values of each restricted axis; a block with options also goes by its name alone."""
     keep: dict[str, list[Any]] = {}
     for text in only:
-        axis, value = split_assignment(text, "--only")
+        axis, value = split_assignment(text, option)
         axis = axis.removeprefix("run.").removeprefix("grid.")
         if axis not in sweep.grid:
-            raise UserError(f"--only {text}: '{axis}' is no axis of this grid{did_you_mean(axis, sweep.grid)}")
+            raise UserError(f"{option} {text}: '{axis}' is no axis of this grid{did_you_mean(axis, sweep.grid)}")
         matches = [v for v in sweep.grid[axis] if v == value or _short(v) == str(value)]
         if not matches:
-            raise UserError(
-                f"--only {text}: {axis} has no value '{value}'{did_you_mean(str(value), map(_short, sweep.grid[axis]))}"
-            )
+            hint = did_you_mean(str(value), map(_short, sweep.grid[axis]))
+            raise UserError(f"{option} {text}: {axis} has no value '{value}'{hint}")
         keep.setdefault(axis, []).extend(matches)
     return keep

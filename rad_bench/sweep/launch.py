@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import shutil
-import subprocess
 import threading
 import time
 import traceback
-import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +19,47 @@ import submitit
 
 from rad_bench.config import LaunchConfig
 from rad_bench.errors import UserError
-from rad_bench.run_folder import RunFolder, locked, write_atomically
+from rad_bench.lease import SupersededError, hold
+from rad_bench.run_folder import RunFolder, write_atomically
 
 POLL_SECONDS = 0.5
-QUEUE_SECONDS = 10.0  # between questions to SLURM, one for all jobs
 FOREVER_MINUTES = 60 * 24 * 365
+
+Notes = dict[str, str]  # run -> why it has no result, as far as its folder does not say
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A run that is to be brought to its end."""
+
+    folder: Path
+    launch: LaunchConfig
+
+    @property
+    def paths(self) -> RunFolder:
+        return RunFolder(self.folder)
 
 
 class RunJob(submitit.helpers.Checkpointable):
     """What a job executes: one run. On preemption or time-out submitit submits it again, and the run resumes."""
 
     def __call__(self, folder: Path, launch: LaunchConfig) -> str:
-        """Return `done` or `failed`; a failure's traceback goes to failure.txt, so that others are left alone."""
+        """Return `done`, `superseded`, or the last line of a failure, which also stands in failure.txt."""
         from rad_bench.run import execute
 
-        paths = RunFolder(folder)
         # A job whose launcher was killed goes on by itself. Whoever comes second waits here, and finds it done.
-        with locked(paths.lock):
+        with hold(RunFolder(folder).attempts, launch.lease, wait=math.inf) as lease:
+            paths = RunFolder(folder, lease.fence)
+            paths.failure.unlink(missing_ok=True)  # it tells of an earlier attempt
             try:
-                execute(folder, launch)
-            except Exception:
-                write_atomically(paths.failure, traceback.format_exc().encode())
-                return "failed"
+                execute(paths, launch)
+            except SupersededError:
+                return "superseded"
+            except Exception as error:
+                text = traceback.format_exc()
+                with contextlib.suppress(OSError, SupersededError):  # the disk may be full, which is the failure then
+                    paths.replace(paths.failure, lambda file: file.write(text.encode()))
+                return f"{type(error).__name__}: {error}"
         return "done"
 
 
@@ -55,42 +75,83 @@ def choose_cluster(cluster: str, launch: LaunchConfig) -> str:
     return cluster
 
 
-def launch_runs(
-    folders: list[Path],
-    sweep_folder: Path,
-    launch: LaunchConfig,
-    cluster: str,
-    watch: Callable[[], None],
-    detach: bool = False,
-) -> None:
-    """Execute the runs in `folders` and return when none is running. `watch()` is called about twice a second."""
-    if not folders:
-        return
-    # A fresh folder a submission: job ids come again after a cluster is rebuilt, and with them old results.
-    logs = sweep_folder / "submitit" / uuid.uuid4().hex[:8]
-    executor = _make_executor(cluster, logs, launch, sweep_folder.name)
-    if cluster == "slurm":
-        with executor.batch():
-            jobs = [executor.submit(RunJob(), folder, launch) for folder in folders]
-        if not detach:
-            _wait_for_slurm(jobs, folders, watch)
-    elif cluster == "debug":
-        for folder in folders:
-            executor.submit(RunJob(), folder, launch).result()
-            watch()
-    else:
-        _run_here(executor, folders, launch, watch)
+def launch_here(missing: list[Missing], logs: Path, parallel: int, watch: Callable[[], None]) -> Notes:
+    """Execute runs on this machine, `parallel` at a time, and return when all have ended.
+
+    submitit's local executor has no cap of its own, so threads are one. `watch()` is called about twice a second.
+    """
+    stop, submitting = threading.Event(), threading.Lock()
+    jobs: list[Any] = []
+    notes: Notes = {}
+
+    def attempt(run: Missing) -> str | None:
+        """Start a process and wait for it. Return what it said; None if it died."""
+        with submitting:
+            if stop.is_set():
+                return "stopped"
+            with _threads(run.launch.threads):
+                job = make_executor("local", logs, run.launch, logs.parent.name).submit(
+                    RunJob(), run.folder, run.launch
+                )
+            jobs.append(job)
+        try:
+            return str(job.result())
+        except submitit.core.utils.UncompletedJobError:
+            return None
+        except submitit.core.utils.FailedJobError as error:
+            return str(error)
+
+    def run_one(run: Missing) -> None:
+        for _ in range(run.launch.attempts):
+            said = attempt(run)
+            if said is not None:
+                if said != "done":
+                    notes[run.folder.name] = said.strip().splitlines()[-1]
+                return
+        text = f"its process was killed {run.launch.attempts} times; was there too little memory?"
+        notes[run.folder.name] = text
+        with contextlib.suppress(OSError):
+            write_atomically(run.paths.failure, text.encode())
+
+    with ThreadPoolExecutor(parallel) as pool:
+        futures = [pool.submit(run_one, run) for run in missing]
+        try:
+            while not all(future.done() for future in futures):
+                watch()
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            stop.set()
+            for job in jobs:
+                job.cancel(check=False)
+            raise
+        for future in futures:
+            future.result()
+    watch()
+    return notes
 
 
-def _make_executor(cluster: str, logs: Path, launch: LaunchConfig, name: str) -> submitit.AutoExecutor:
+def launch_in_process(missing: list[Missing], watch: Callable[[], None]) -> Notes:
+    """Execute runs one after the other in this very process, for a debugger."""
+    notes = {}
+    for run in missing:
+        said = RunJob()(run.folder, run.launch)
+        if said != "done":
+            notes[run.folder.name] = said
+        watch()
+    return notes
+
+
+def make_executor(cluster: str, logs: Path, launch: LaunchConfig, name: str) -> submitit.AutoExecutor:
+    """Return submitit's executor for jobs called `name`, which leave their files in `logs`."""
     slurm = launch.slurm
-    executor = submitit.AutoExecutor(folder=logs, cluster=cluster, slurm_max_num_timeout=1000)
+    python = {"slurm_python": slurm.python} if slurm.python else {}
+    executor = submitit.AutoExecutor(folder=logs, cluster=cluster, slurm_max_num_timeout=1000, **python)
     named = {"partition": slurm.partition, "account": slurm.account, "qos": slurm.qos, "constraint": slurm.constraint}
     options: dict[str, Any] = {f"slurm_{key}": value for key, value in named.items() if value is not None}
     if slurm.gpus:
         options["slurm_gpus_per_node"] = slurm.gpus
     executor.update_parameters(
-        name=f"rad-bench-{name}",
+        name=name,
         timeout_min=_minutes(slurm.timeout) if cluster == "slurm" else FOREVER_MINUTES,
         cpus_per_task=slurm.cpus,
         mem_gb=slurm.memory_gb,
@@ -100,7 +161,8 @@ def _make_executor(cluster: str, logs: Path, launch: LaunchConfig, name: str) ->
             "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # srun stopped inheriting it in SLURM 22.05
             *slurm.setup,
         ],
-        slurm_additional_parameters=dict(slurm.extra),
+        # A node that fails gives its jobs back to the queue, whatever the cluster's default.
+        slurm_additional_parameters={"requeue": True, **slurm.extra},
         **options,
     )
     return executor
@@ -111,71 +173,16 @@ def _minutes(text: str) -> int:
     return max(1, round(number * {"m": 1, "h": 60, "d": 1440}[unit]))
 
 
-def _run_here(executor: Any, folders: list[Path], launch: LaunchConfig, watch: Callable[[], None]) -> None:
-    """Keep `launch.parallel` processes busy. submitit's local executor has no cap of its own, so threads are one."""
-    stop, submitting = threading.Event(), threading.Lock()
-    jobs: list[Any] = []
-
-    def run(folder: Path) -> None:
-        with submitting:
-            if stop.is_set():
-                return
-            job = executor.submit(RunJob(), folder, launch)
-            jobs.append(job)
-        error = job.exception()  # waits
-        if error is not None and not stop.is_set():
-            write_atomically(RunFolder(folder).failure, f"the process ended without a result: {error}\n".encode())
-
+@contextlib.contextmanager
+def _threads(count: int) -> Any:
+    """Set what children read before they import torch."""
     kept = {key: os.environ.get(key) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ.update(dict.fromkeys(kept, str(launch.threads)))  # children read it before they import torch
+    os.environ.update(dict.fromkeys(kept, str(count)))
     try:
-        with ThreadPoolExecutor(launch.parallel) as pool:
-            futures = [pool.submit(run, folder) for folder in folders]
-            try:
-                while not all(future.done() for future in futures):
-                    watch()
-                    time.sleep(POLL_SECONDS)
-            except BaseException:
-                stop.set()
-                for job in jobs:
-                    job.cancel(check=False)
-                raise
-            for future in futures:
-                future.result()
+        yield
     finally:
         for key, value in kept.items():
             if value is None:
                 os.environ.pop(key)
             else:
                 os.environ[key] = value
-    watch()
-
-
-def _wait_for_slurm(jobs: list[Any], folders: list[Path], watch: Callable[[], None]) -> None:
-    """Wait until every run has a result or its job has left the queue (seen absent twice: the queue lags)."""
-    absences = dict.fromkeys(range(len(jobs)), 0)
-    asked = 0.0
-    while True:
-        watch()
-        open_runs = [i for i in absences if not RunFolder(folders[i]).is_done and absences[i] < 2]
-        if not open_runs:
-            return
-        if time.monotonic() - asked > QUEUE_SECONDS:
-            asked = time.monotonic()
-            queued = _queued(jobs)
-            for i in open_runs if queued is not None else []:
-                absences[i] = 0 if jobs[i].job_id in queued else absences[i] + 1  # type: ignore[operator]
-        time.sleep(POLL_SECONDS)
-
-
-def _queued(jobs: Iterable[Any]) -> set[str] | None:
-    """Return the ids, of these jobs, that SLURM still holds, from one call; None if it did not answer."""
-    arrays = ",".join(sorted({job.job_id.split("_")[0] for job in jobs}))
-    command = ["squeue", "-h", "-r", "-j", arrays, "-o", "%i"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if answer.returncode and "Invalid job id" not in answer.stderr:
-        return None
-    return set(answer.stdout.split())

@@ -100,8 +100,8 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         )
     merged: dict[str, Any] = {}
     for parent in parents:
-        merged = _merge(merged, _read(path.parent / parent, (*chain, path.resolve())))
-    return _merge(merged, own)
+        merged = merge(merged, _read(path.parent / parent, (*chain, path.resolve())))
+    return merge(merged, own)
 
 
 def _yaml_reason(error: Exception) -> str:
@@ -110,13 +110,13 @@ def _yaml_reason(error: Exception) -> str:
     return place + str(problem or error).replace("\n", " ")
 
 
-def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Lay `own` over `base`, mapping by mapping; a mapping of another `name` (a different kind of data) replaces."""
     merged = dict(base)
     for key, value in own.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict) and value.get("name") in (None, old.get("name")):
-            merged[key] = _merge(old, value)
+            merged[key] = merge(old, value)
         else:
             merged[key] = value
     return merged

@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rad_bench.run_folder import RunFolder, is_locked
+from rad_bench.lease import ruling_claim
+from rad_bench.run_folder import RunFolder
 
 TAIL_BYTES = 4096
 QUIET_SECONDS = 30.0  # between lines where there is no terminal
@@ -31,15 +32,14 @@ def run_status(folder: Path) -> RunStatus:
     paths = RunFolder(folder)
     if paths.is_done:
         return RunStatus(folder.name, "done", 1.0, "")
-    last = _last_record(paths.log)
-    if paths.failure.exists() and (
-        not paths.log.exists() or paths.failure.stat().st_mtime >= paths.log.stat().st_mtime
-    ):
+    claim, last = ruling_claim(paths.attempts), _last_record(paths.log)
+    running = claim is not None and claim.is_alive()
+    if not running and paths.failure.exists():
         lines = paths.failure.read_text(errors="replace").strip().splitlines() or ["unknown"]
         return RunStatus(folder.name, "failed", 0.0, lines[-1][:200])
     if last is None:
-        return RunStatus(folder.name, "missing", 0.0, "")
-    state = "running" if is_locked(paths.lock) else "stopped"
+        return RunStatus(folder.name, "running" if running else "missing", 0.0, "starting" if running else "")
+    state = "running" if running else "stopped"
     if last.get("phase") == "training":
         detail = f"step {last['step']}/{last['steps']} loss {last['loss']:.4f}"
         return RunStatus(folder.name, state, 0.9 * last["step"] / last["steps"], detail)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import signal
+import uuid
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,9 +15,16 @@ from rich.console import Console
 from rad_bench.config import SweepConfig
 from rad_bench.errors import UserError
 from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.lease import BusyError, hold, ruling_claim
 from rad_bench.run_folder import Run, RunFolder, save_run, write_atomically
-from rad_bench.sweep.launch import choose_cluster, launch_runs
+from rad_bench.sweep import queue
+from rad_bench.sweep.cluster import ClusterLaunch, Waiting
+from rad_bench.sweep.grid import launch_of
+from rad_bench.sweep.journal import read_submissions
+from rad_bench.sweep.launch import Missing, Notes, choose_cluster, launch_here, launch_in_process
 from rad_bench.sweep.progress import ProgressView, RunStatus, run_status
+
+LAUNCHERS = "launchers"  # claims on the launching of a sweep
 
 
 @dataclass(frozen=True)
@@ -40,37 +49,113 @@ def run_sweep(
     cluster = choose_cluster(cluster, sweep.launch)
     if detach and cluster != "slurm":
         raise UserError(f"--detach: needs a cluster that goes on by itself, and --cluster is {cluster}.")
-    folders = run_folders(sweep_folder, runs)
-    missing = [(run, folder) for run, folder in zip(runs, folders, strict=True) if not RunFolder(folder).is_done]
     try:
-        for run, folder in missing:
+        with hold(sweep_folder / LAUNCHERS, sweep.launch.lease):
+            notes, detached = _launch(sweep, runs, sweep_folder, cluster, detach, console)
+    except BusyError as error:
+        raise UserError(
+            f"{sweep_folder}: another rad-bench is launching this sweep: {error}. Wait for it, end it by `rad-bench "
+            f"cancel {sweep_folder}`, or, if it was killed on another machine, try again in {sweep.launch.lease:.0f} "
+            "seconds."
+        ) from None
+    except OSError as error:
+        raise UserError(f"{error.filename or sweep_folder}: cannot be written: {error.strerror or error}.") from None
+    if detached:
+        statuses = [run_status(folder) for folder in run_folders(sweep_folder, runs)]
+        open_runs = [status for status in statuses if status.state != "done"]
+        return Outcome(len(runs) - len(open_runs), open_runs, None, detached=True)
+    return finish(sweep_folder, runs, notes)
+
+
+def _launch(
+    sweep: SweepConfig, runs: list[Run], sweep_folder: Path, cluster: str, detach: bool, console: Console
+) -> tuple[Notes, bool]:
+    """Execute what is missing. Return what is to be said of runs that ended without a result; whether jobs go on."""
+    missing = []
+    for run, folder in zip(runs, run_folders(sweep_folder, runs), strict=True):
+        if not RunFolder(folder).is_done:
             if not RunFolder(folder).config.exists():
                 save_run(run, folder)
-        tree = {**sweep.model_dump(mode="json"), "planned": [run.name for run in runs]}
-        write_atomically(sweep_folder / "sweep.yaml", yaml.safe_dump(tree, sort_keys=False).encode())
-    except OSError as error:
-        raise UserError(f"{sweep_folder}: cannot be written: {error.strerror}.") from None
+            missing.append(Missing(folder, launch_of(sweep, run)))
+    tree = {**sweep.model_dump(mode="json"), "planned": [run.name for run in runs]}
+    write_atomically(sweep_folder / "sweep.yaml", yaml.safe_dump(tree, sort_keys=False).encode())
     console.print(
         f"{len(runs) - len(missing)} of {len(runs)} runs are done, {len(missing)} to go on {cluster}", highlight=False
     )
-    with ProgressView([folder for _, folder in missing], console) as view:
-        launch_runs([folder for _, folder in missing], sweep_folder, sweep.launch, cluster, view.update, detach)
-    if detach:
-        return Outcome(len(runs) - len(missing), [run_status(folder) for _, folder in missing], None, detached=True)
-    return finish(sweep_folder, runs)
+    if not missing:
+        return {}, False
+    with ProgressView([run.folder for run in missing], console) as view:
+        if cluster == "slurm":
+            on_slurm = ClusterLaunch(sweep_folder, {run.folder.name: Waiting(run) for run in missing}, view.update)
+            on_slurm.start()
+            if detach:
+                return {}, True
+            on_slurm.follow()
+            return on_slurm.notes, False
+        if cluster == "debug":
+            return launch_in_process(missing, view.update), False
+        # A fresh folder a launch: a process id comes again, and submitit's files are named after it.
+        logs = sweep_folder / "submitit" / uuid.uuid4().hex[:8]
+        return launch_here(missing, logs, sweep.launch.parallel, view.update), False
 
 
-def finish(sweep_folder: Path, runs: list[Run]) -> Outcome:
-    """Aggregate the runs that are done and write the report from them."""
+def finish(sweep_folder: Path, runs: list[Run], notes: Notes | None = None) -> Outcome:
+    """Aggregate the runs that are done and write the report from them. `notes` say what is known of the others."""
     from rad_bench.report import write_report
 
     statuses = [run_status(folder) for folder in run_folders(sweep_folder, runs)]
-    unfinished = [status for status in statuses if status.state != "done"]
+    unfinished = [_noted(status, notes or {}) for status in statuses if status.state != "done"]
     done = [status.name for status in statuses if status.state == "done"]
     if not done:
         return Outcome(0, unfinished, None)
     aggregate(sweep_folder, done)
     return Outcome(len(done), unfinished, write_report(sweep_folder))
+
+
+def _noted(status: RunStatus, notes: Notes) -> RunStatus:
+    if status.state == "failed" or status.name not in notes:
+        return status
+    return replace(status, detail=f"{status.detail}; {notes[status.name]}".removeprefix("; "))
+
+
+def sweep_status(sweep_folder: Path, runs: list[Run]) -> tuple[list[RunStatus], str]:
+    """Return how every run stands, by its files and one question to SLURM; and what SLURM did not answer."""
+    statuses = [run_status(folder) for folder in run_folders(sweep_folder, runs)]
+    submissions = read_submissions(sweep_folder)
+    if not submissions or all(status.state == "done" for status in statuses):
+        return statuses, ""
+    try:
+        tasks = queue.ask(submissions)
+    except queue.SilentError as error:
+        return statuses, str(error)
+    told = []
+    for status in statuses:
+        task = tasks.get(status.name)
+        if status.state in ("missing", "stopped") and task is not None:
+            state = "queued" if task.is_live else status.state
+            status = replace(status, state=state, detail=f"{status.detail}; job {task.id}: {task}".removeprefix("; "))
+        told.append(status)
+    return told, ""
+
+
+def cancel_sweep(sweep_folder: Path) -> list[str]:
+    """Stop whatever is launching or running this sweep. Return what was done, a line each. Raises `UserError`."""
+    done = []
+    claim = ruling_claim(sweep_folder / LAUNCHERS)
+    launcher = claim.holder if claim is not None and claim.is_alive() else None
+    if launcher is not None and launcher.is_here:
+        os.kill(launcher.process, signal.SIGINT)  # it takes its processes with it
+        done.append(f"told {launcher} to stop")
+    try:
+        tasks = [task for task in queue.ask(read_submissions(sweep_folder)).values() if task.is_live]
+        queue.cancel(tasks)
+    except queue.SilentError as error:
+        raise UserError(f"{sweep_folder}: {error}; its jobs are not cancelled.") from None
+    if tasks:
+        done.append(f"cancelled {len(tasks)} jobs")
+    if launcher is not None and not launcher.is_here and not tasks:
+        raise UserError(f"{sweep_folder}: {launcher} launches this sweep, and can only be stopped there.")
+    return done
 
 
 def aggregate(sweep_folder: Path, names: list[str]) -> None:

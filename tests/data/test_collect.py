@@ -22,7 +22,7 @@ from rad_bench.data.collect import collect_memory_maze
 from rad_bench.data.explorer import Explorer
 from rad_bench.data.maze_env import FastMaze, StockMaze
 from rad_bench.errors import UserError
-from rad_bench.run_folder import locked
+from rad_bench.lease import hold
 
 installed = importlib.util.find_spec("memory_maze") and ctypes.util.find_library("OSMesa")
 needs_maze = pytest.mark.skipif(not installed, reason="needs the extra memory-maze and libosmesa6")
@@ -173,7 +173,7 @@ def test_a_full_disk_keeps_what_is_whole_and_says_so(tmp_path: Path, monkeypatch
         full.setattr(np, "savez_compressed", fills)
         with pytest.raises(UserError, match=r"the disk is full. 2 of 3 episodes are whole.*goes on from there"):
             collect_memory_maze("9x9", 3, 10, tmp_path)
-    assert sorted(path.name[-9:] for path in tmp_path.iterdir()) == [".lock", "00000.npz", "00002.npz", "fest.json"]
+    assert sorted(path.name[-9:] for path in tmp_path.iterdir()) == [".claims", "00000.npz", "00002.npz", "fest.json"]
     outcome = collect_memory_maze("9x9", 3, 10, tmp_path)
     assert (outcome.collected, outcome.kept) == (1, 2)
     assert len(json.loads((tmp_path / "manifest.json").read_text())["files"]) == 3
@@ -227,7 +227,7 @@ def test_a_spoilt_manifest_is_named(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.usefixtures("without_maze")
 def test_two_commands_do_not_collect_into_one_folder(tmp_path: Path) -> None:
-    with locked(tmp_path / ".lock"), pytest.raises(UserError, match="another command is collecting here"):
+    with hold(tmp_path / ".claims", 60), pytest.raises(UserError, match="another command is collecting here"):
         collect_memory_maze("9x9", 1, 10, tmp_path)
     assert collect_memory_maze("9x9", 1, 10, tmp_path).collected == 1
 

@@ -18,7 +18,7 @@ from rad_bench.data.recordings import Recordings, resize
 from rad_bench.errors import UserError
 from rad_bench.report import write_report
 from rad_bench.run import execute
-from rad_bench.run_folder import save_run
+from rad_bench.run_folder import RunFolder, save_run
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from rad_bench.sweep.sweep import aggregate
@@ -189,7 +189,7 @@ def test_data_without_poses_are_trained_and_reported_without_a_word_on_memory(tm
     )
     folder = tmp_path / "results"
     save_run(run, folder / "runs" / run.name)
-    execute(folder / "runs" / run.name, LaunchConfig(device="cpu"))
+    execute(RunFolder(folder / "runs" / run.name), LaunchConfig(device="cpu"))
     (folder / "sweep.yaml").write_text(f"name: mc\nplanned: [{run.name}]\n")
     aggregate(folder, [run.name])
     page = write_report(folder).read_text()

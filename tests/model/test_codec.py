@@ -14,7 +14,7 @@ from rad_bench.data.encoded import Encoded
 from rad_bench.errors import UserError
 from rad_bench.model.codec import KL, Pixels, open_codec
 from rad_bench.run import execute
-from rad_bench.run_folder import save_run
+from rad_bench.run_folder import RunFolder, save_run
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from rad_bench.torchvision import import_torchvision
@@ -115,7 +115,7 @@ run:
 """)
     (run,) = plan_runs(load_sweep(sweep))
     save_run(run, tmp_path / run.name)
-    execute(tmp_path / run.name, LaunchConfig(device="cpu"))
+    execute(RunFolder(tmp_path / run.name), LaunchConfig(device="cpu"))
     frames = pd.read_parquet(tmp_path / run.name / "frames.parquet")
     assert set(frames["block"]) == {"lstm(hidden=8)", "copy-last", "autoencoder"}
     ceiling = frames[frames["block"] == "autoencoder"]

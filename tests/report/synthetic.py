@@ -65,7 +65,7 @@ def _result(run, block, seed):
         "parameters": {"memory": 0 if block == "none" else 1000, "trunk": 5000},
         "match": {"by": "none", "budget": None, "residual": None},
         "flops_per_frame": {"memory": 0 if block == "none" else 200, "trunk": 900},
-        "state_bytes": {"1": 0, "20": 0} if block == "none" else {"1": 512, "20": 512},
+        "state_bytes": {"1": 0, "100": 0, "20": 0} if block == "none" else {"1": 512, "100": 51_200, "20": 10_240},
         "training": {"seconds_per_step": 0.01},
         "rollout": {"seconds_per_frame_start": 0.001, "seconds_per_frame_end": 0.001, "videos": 6},
         "peak_memory_bytes": 10**8, "trunk_hash": f"hash{seed}", "metrics": CARD, "reach": 6, "episodes": 6,

@@ -62,6 +62,13 @@ def test_a_metric_that_was_not_measured_has_no_column_and_the_page_says_why(swee
     assert "unavailable: weights missing" in text_of(page_of(sweep))
 
 
+def test_the_state_at_the_end_is_the_one_after_most_frames(sweep):
+    """Counts of frames are text in result.json, and as text 100 comes before 20."""
+    summary = pd.read_csv(sweep / "summary.csv").set_index("block")
+    for column, expected in {"state_bytes_start": 512, "state_bytes_end": 51_200}.items():
+        assert (summary[column].drop(["none", "copy-last"]) == expected).all()
+
+
 def test_what_is_missing_is_named_with_its_reason_and_cannot_inject(sweep):
     page = page_of(sweep)
     assert "ttt-seed0: RuntimeError: &lt;b&gt;no such luck&lt;/b&gt;" in page

@@ -24,6 +24,9 @@ CredType=cred/none
 # A requeued job waits for its old credential to expire, which must outlast KillWait and two seconds.
 AuthInfo=cred_expire=8
 KillWait=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -39,19 +42,20 @@ SelectTypeParameters=CR_Core
 MpiDefault=none
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 ReturnToService=2
-MaxArraySize=1001
+MaxArraySize={largest_array}
 MinJobAge=300
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=50000,sched_interval=2,bf_interval=1
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={node1} CPUs=4 RealMemory=16000 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={node2} CPUs=4 RealMemory=16000 State=UNKNOWN
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=debug Nodes=ALL Default=YES PriorityTier=1 GraceTime=20 MaxTime=INFINITE State=UP
+PartitionName=high Nodes=ALL Default=NO PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
 
 
 class Slurm:
     """A running cluster; `environment` leads clients to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, largest_array: int = 1001) -> None:
         self.folder = folder
         for name in ("state", "spool/n1", "spool/n2"):
             (folder / name).mkdir(parents=True)
@@ -60,9 +64,10 @@ class Slurm:
         config = folder / "slurm.conf"
         config.write_text(
             CONFIG.format(
-                host=host, controller=controller, node1=node1, node2=node2, user=getpass.getuser(), folder=folder
+                host=host, controller=controller, node1=node1, node2=node2, user=getpass.getuser(), folder=folder,
+                largest_array=largest_array,
             )
-        )
+        )  # fmt: skip
         path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
         self.environment = {**os.environ, "SLURM_CONF": str(config), "PATH": path}
 

@@ -149,10 +149,10 @@ def test_a_block_that_cannot_step_is_refused_before_anything_is_launched(tmp_pat
 
 
 def test_no_more_runs_at_a_time_than_asked_for(undisturbed):
-    """A run begins with its lock file and ends with its result: at no moment are there more than two between."""
+    """A run begins with its environment and ends with its result: at no moment are there more than two between."""
     spans = []
     for folder in (undisturbed / "results" / "tiny" / "runs").iterdir():
-        spans += [((folder / "lock").stat().st_ctime, 1), ((folder / "result.json").stat().st_mtime, -1)]
+        spans += [((folder / "environment.json").stat().st_mtime, 1), ((folder / "result.json").stat().st_mtime, -1)]
     running, most = 0, 0
     for _, change in sorted(spans):
         running += change

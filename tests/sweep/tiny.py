@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +19,7 @@ grid:
   seed: [0, 1]
 launch: {parallel: 2}
 """
+ON_SLURM = TINY.replace("launch: {parallel: 2}", "launch: {parallel: 2, slurm: {partition: debug, memory_gb: 2}}")
 GRU = """
 import torch
 from torch import nn
@@ -66,3 +68,12 @@ def rad_bench(*arguments, cwd, expect=0, environment=None):
     result = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == expect, result.stdout + result.stderr
     return result
+
+
+def wait_for(condition, seconds=240):
+    """Wait until `condition()` is true, and return what it gave."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return found

@@ -1,0 +1,175 @@
+"""Bring runs to their end on SLURM: journal, submit, watch, and submit again what was lost.
+
+Result files say what is done, the journal says what was submitted, one squeue call a while says what still runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import submitit
+
+from rad_bench.config import LaunchConfig
+from rad_bench.errors import UserError
+from rad_bench.sweep import queue
+from rad_bench.sweep.journal import Submission, new_submission, read_submissions
+from rad_bench.sweep.launch import Missing, Notes, RunJob, make_executor
+from rad_bench.sweep.queue import SilentError, Task
+
+QUEUE_SECONDS = 10.0  # between questions to SLURM
+CONFIRM_SECONDS = 3.0  # before a job that has ended without a result is believed to have none
+REFUSED_SECONDS = 60.0  # before sbatch is asked again
+NOT_RETRIED = {
+    "CANCELLED": "its job was cancelled",
+    "OUT_OF_MEMORY": "its job ran out of memory; give it more by launch.slurm.memory_gb or launch.where",
+}
+
+
+@dataclass
+class Waiting:
+    """Where one run stands in this launch."""
+
+    run: Missing
+    attempts: int = 0  # submissions by this command
+    absences: int = 0  # times in a row that SLURM had no live job for it
+
+
+@dataclass
+class ClusterLaunch:
+    """One command's work on SLURM."""
+
+    sweep_folder: Path
+    runs: dict[str, Waiting]  # those without a result, by name
+    watch: Callable[[], None]
+    notes: Notes = field(default_factory=dict)
+    submissions: list[Submission] = field(default_factory=list)
+    to_submit: list[str] = field(default_factory=list)
+    refused: str = ""  # what sbatch last said, if it took nothing
+
+    def start(self) -> None:
+        """Take over what earlier commands left in the queue, and submit the rest. Raises `UserError`."""
+        self.submissions = read_submissions(self.sweep_folder)
+        try:
+            tasks = queue.ask(self.submissions)
+            queue.cancel(self._orphans(tasks))
+        except SilentError as error:
+            raise UserError(f"SLURM does not answer, and jobs of this sweep may be in its queue: {error}.") from None
+        self.to_submit = [name for name in self.runs if not (name in tasks and tasks[name].is_live)]
+        self._submit()
+        if self.refused:
+            raise UserError(f"sbatch took nothing: {self.refused}")
+
+    def follow(self) -> None:
+        """Return when no run is open: each has a result, has failed, or is given up with a note."""
+        asked, pause = time.monotonic(), QUEUE_SECONDS
+        while True:
+            self.watch()
+            for name in [name for name, waiting in self.runs.items() if waiting.run.paths.is_done]:
+                del self.runs[name]
+            if not self.runs:
+                return
+            if time.monotonic() - asked > pause:
+                pause = self._poll()
+                asked = time.monotonic()
+            # Many folders are looked at less often: a shared file system has other users.
+            time.sleep(max(0.5, len(self.runs) / 200))
+
+    def _poll(self) -> float:
+        """Ask SLURM for all runs; return in how many seconds to ask again."""
+        try:
+            tasks = queue.ask(self.submissions)
+        except SilentError:
+            return QUEUE_SECONDS  # a controller may be away for hours, while its jobs run on
+        gone = []
+        for name, waiting in self.runs.items():
+            if name in self.to_submit:
+                continue
+            task = tasks.get(name)
+            waiting.absences = 0 if task is not None and task.is_live else waiting.absences + 1
+            if waiting.absences >= 2:  # the queue lags, and so may a shared file system
+                gone.append(name)
+        told = queue.forgotten(self.submissions) if any(name not in tasks for name in gone) else {}
+        for name in gone:
+            state = tasks[name].state if name in tasks else told.get(name, "")
+            self._ended(name, state)
+        self._submit()
+        if self.refused and not any(task.is_live for task in tasks.values()):
+            raise UserError(f"sbatch takes no more jobs, and none of this sweep is left: {self.refused}")
+        if self.refused:
+            return REFUSED_SECONDS
+        return CONFIRM_SECONDS if any(waiting.absences for waiting in self.runs.values()) else QUEUE_SECONDS
+
+    def _ended(self, name: str, state: str) -> None:
+        """Decide on a run whose job has left the queue."""
+        waiting = self.runs[name]
+        if waiting.run.paths.is_done:
+            return
+        if waiting.run.paths.failure.exists():  # removed when it was submitted, so it is new
+            del self.runs[name]
+        elif state in NOT_RETRIED:
+            self.notes[name] = NOT_RETRIED[state]
+            del self.runs[name]
+        elif waiting.attempts >= waiting.run.launch.attempts:
+            ended = state.lower().replace("_", " ") or "gone from the queue"
+            self.notes[name] = f"its job was lost {waiting.attempts} times; the last is {ended}"
+            del self.runs[name]
+        else:
+            self.to_submit.append(name)
+
+    def _submit(self) -> None:
+        """Submit what is due: an array for each set of resources, in chunks that SLURM accepts."""
+        groups: dict[str, list[Missing]] = {}
+        for name in self.to_submit:
+            run = self.runs[name].run
+            groups.setdefault(run.launch.model_dump_json(), []).append(run)
+        self.refused = ""
+        if not groups:
+            return
+        try:
+            largest = queue.largest_array()
+        except SilentError as error:
+            self.refused = str(error)
+            return
+        for runs in groups.values():
+            for first in range(0, len(runs), largest):
+                chunk = runs[first : first + largest]
+                share = max(1, runs[0].launch.parallel * len(chunk) // len(runs))
+                try:
+                    self._sbatch(chunk, runs[0].launch.model_copy(update={"parallel": share}))
+                except submitit.core.utils.FailedJobError as error:
+                    self.refused = str(error).strip().splitlines()[-1]
+                    return
+
+    def _sbatch(self, runs: list[Missing], launch: LaunchConfig) -> None:
+        names = [run.folder.name for run in runs]
+        for run in runs:
+            run.paths.failure.unlink(missing_ok=True)
+        submission = new_submission(self.sweep_folder, names)
+        executor = make_executor("slurm", submission.folder, launch, submission.name)
+        with executor.batch():
+            for run in runs:
+                executor.submit(RunJob(), run.folder, run.launch)
+        submission = replace(submission, submitted=True)
+        submission.write()
+        self.submissions.append(submission)
+        for name in names:
+            self.runs[name].attempts += 1
+            self.runs[name].absences = 0
+            self.to_submit.remove(name)
+
+    def _orphans(self, tasks: dict[str, Task]) -> list[Task]:
+        """Return live tasks that will never run: their launcher died before it gave them their work.
+
+        They are taken out of `tasks`. submitit hands a task its work in a file named after the job's id, once it knows
+        that; without the file the task waits a minute and fails.
+        """
+        found = []
+        for submission in self.submissions:
+            for run in submission.runs if not submission.submitted else ():
+                task = tasks.get(run)
+                if task and task.is_live and not (submission.folder / f"{task.id}_submitted.pkl").exists():
+                    found.append(tasks.pop(run))
+        return found

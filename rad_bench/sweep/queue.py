@@ -1,0 +1,113 @@
+"""What SLURM says of a sweep's jobs, asked for all of them at once."""
+
+from __future__ import annotations
+
+import getpass
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rad_bench.sweep.journal import Submission
+
+PATIENCE_SECONDS = 60  # with one SLURM command
+ENDED = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT",
+}  # fmt: skip
+
+
+class SilentError(RuntimeError):
+    """SLURM did not answer."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job, or one task of an array, as SLURM last saw it."""
+
+    id: str
+    state: str
+    reason: str
+
+    @property
+    def is_live(self) -> bool:
+        """Return whether SLURM still runs it, or means to."""
+        return self.state not in ENDED
+
+    def __str__(self) -> str:
+        told = self.reason not in ("None", "") and self.state != "RUNNING"
+        return self.state.lower().replace("_", " ") + (f" ({self.reason})" if told else "")
+
+
+def ask(submissions: Iterable[Submission]) -> dict[str, Task]:
+    """Return the task of each run that SLURM knows of: one squeue call. Raises `SilentError`.
+
+    A run that was submitted more than once goes by its latest submission, so `submissions` come oldest first. Jobs stay
+    known for a while after their end (MinJobAge, five minutes on most clusters); older ones are asked of sacct, where
+    there is accounting.
+    """
+    submissions = list(submissions)
+    if not submissions:
+        return {}
+    names = ",".join(submission.name for submission in submissions)
+    lines = _call("squeue", "-h", "-r", "-t", "all", "-u", getpass.getuser(), f"--name={names}", "-o", "%j|%K|%i|%T|%r")
+    known: dict[tuple[str, int], Task] = {}
+    for line in lines:
+        name, index, number, state, reason = line.split("|", 4)
+        known[name, int(index) if index.isdigit() else 0] = Task(number, state, reason)
+    tasks: dict[str, Task] = {}
+    for submission in submissions:
+        for place, run in enumerate(submission.runs):
+            task = known.get((submission.name, place))
+            if task is not None:
+                tasks[run] = task
+            else:
+                tasks.pop(run, None)  # the latest submission counts, and SLURM has forgotten it
+    return tasks
+
+
+def forgotten(submissions: Iterable[Submission]) -> dict[str, str]:
+    """Return how each run's job ended, from accounting: one sacct call; empty where there is none."""
+    submissions = list(submissions)
+    names = ",".join(submission.name for submission in submissions)
+    command = ("sacct", "-n", "-P", "-X", "-S", "now-30days", f"--name={names}", "-o", "JobName,JobID,State")
+    try:
+        lines = _call(*command) if submissions else []
+    except SilentError:
+        return {}
+    known = {}
+    for line in lines:
+        name, number, state = line.split("|", 2)
+        index = number.partition("_")[2]
+        known[name, int(index) if index.isdigit() else 0] = state.split(" ")[0]  # "CANCELLED by 0"
+    found = {}
+    for submission in submissions:
+        for place, run in enumerate(submission.runs):
+            if (submission.name, place) in known:
+                found[run] = known[submission.name, place]
+    return found
+
+
+def cancel(tasks: Iterable[Task]) -> None:
+    """Cancel jobs. Raises `SilentError`."""
+    ids = [task.id for task in tasks]
+    for first in range(0, len(ids), 500):  # a command line has an end
+        _call("scancel", *ids[first : first + 500])
+
+
+def largest_array() -> int:
+    """Return how many tasks an array may have. Raises `SilentError`."""
+    for line in _call("scontrol", "show", "config"):
+        key, _, value = line.partition("=")
+        if key.strip() == "MaxArraySize" and value.strip().isdigit():
+            return max(int(value), 1)
+    return 1000
+
+
+def _call(*command: str) -> list[str]:
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SilentError(f"{command[0]} did not answer: {error}") from None
+    if answer.returncode:
+        raise SilentError(f"{command[0]}: {answer.stderr.strip() or f'exit status {answer.returncode}'}")
+    return [line for line in answer.stdout.splitlines() if line.strip()]
