@@ -25,6 +25,7 @@ from rad_bench.config import SCIENCE_VERSION, LaunchConfig
 from rad_bench.data import Dataset, open_dataset
 from rad_bench.data.encoded import Encoded
 from rad_bench.data.recordings import Recordings
+from rad_bench.distributed import Group
 from rad_bench.evaluation.evaluate import CONTROLS, Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.evaluation.probe import probe
@@ -37,22 +38,31 @@ STRIP_FRAMES = 20  # frames of a strip, evenly spread over the horizon
 TIMED_STEPS = 5  # steps at either end of a rollout whose median time is reported
 
 
-def execute(folder: Path, launch: LaunchConfig) -> None:
-    """Bring the run in `folder` to its end. Does nothing if it is done; resumes if it was begun."""
+def execute(folder: Path, launch: LaunchConfig, group: Group = Group()) -> None:
+    """Bring the run in `folder` to its end. Does nothing if it is done; resumes if it was begun.
+
+    All processes of the group train; then rank 0 goes on alone.
+    """
     paths = RunFolder(folder)
-    if paths.is_done:
+    if group.rank == 0:
+        paths.failure.unlink(missing_ok=True)
+    if group.told("done", paths.is_done):
         return
     run = load_run(folder)
-    device = choose_device(launch.device)
+    device = choose_device(launch.device, group)
     _be_deterministic(launch.threads, device)
-    write_atomically(folder / "environment.json", _json(environment(device, launch.threads)))
+    if group.rank == 0:
+        write_atomically(folder / "environment.json", _json(environment(device, launch.threads, group.world)))
     dataset: Dataset = open_dataset(run.config.data)
     codec = open_codec(run.config.autoencoder, dataset.frame_shape)
     if not codec.lossless and isinstance(dataset, Recordings):
         dataset = Encoded(dataset, codec, device)
     trunk, plan = build_trunk(run.config, codec.frame_shape, dataset.action_size)
     trunk_hash = trunk.trunk_hash()
-    average, progress = train(run.config, trunk.to(device), dataset, codec, paths, device, launch.loaders)
+    with group.connected(device):
+        average, progress = train(run.config, trunk.to(device), dataset, codec, paths, device, launch, group)
+    if group.rank:
+        return
     save_file({name: p.contiguous() for name, p in average.state_dict().items()}, folder / "model.safetensors")
 
     def log(done: int, of: int) -> None:
@@ -64,7 +74,7 @@ def execute(folder: Path, launch: LaunchConfig) -> None:
     _write_frames(run, evaluation, paths)
     for name, frames in evaluation.strips.items():
         _write_strip(paths.strips / f"{name}.png", frames)
-    result = _result(run, plan, progress, evaluation, device, launch.threads)
+    result = _result(run, plan, progress, evaluation, device, launch.threads, group.world)
     result["trunk_hash"] = trunk_hash
     result["probe"] = read
     result["strips"] = {
@@ -73,17 +83,19 @@ def execute(folder: Path, launch: LaunchConfig) -> None:
     }
     result["data"] = {"identity": dataset.identity, "name": run.config.data.name, "codec": codec.identity}
     write_atomically(paths.result, _json(result))
-    paths.failure.unlink(missing_ok=True)
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device that `launch.device` names; auto takes a GPU where there is one."""
+def choose_device(name: str, group: Group) -> torch.device:
+    """Return the device that `launch.device` names; auto takes a GPU where there is one, and each process its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and group.world > 1:
+        # A scheduler may show a process all GPUs of its node, or its own alone.
+        return torch.device("cuda", group.local_rank % torch.cuda.device_count())
     return torch.device(name)
 
 
-def environment(device: torch.device, threads: int) -> dict[str, Any]:
+def environment(device: torch.device, threads: int, processes: int) -> dict[str, Any]:
     """Return what the run ran on and with."""
     packages = ("torch", "numpy", "pandas", "scikit-image", "submitit", "lpips", "torchvision")
     versions = {}
@@ -99,6 +111,7 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": _device_name(device),
         "threads": threads,
+        "processes": processes,
         "packages": versions,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
@@ -167,8 +180,9 @@ def _write_strip(path: Path, frames: Tensor) -> None:
 
 
 def _result(
-    run: Run, plan: ModelPlan, progress: Progress, evaluation: Evaluation, device: torch.device, threads: int
-) -> dict[str, Any]:
+    run: Run, plan: ModelPlan, progress: Progress, evaluation: Evaluation, device: torch.device, threads: int,
+    processes: int,
+) -> dict[str, Any]:  # fmt: skip
     config = run.config
     longest = max(evaluation.seconds.values(), key=len)
     per_frame = [seconds / config.trunk.frames_per_step / evaluation.videos for seconds in longest]
@@ -201,6 +215,7 @@ def _result(
         "peak_memory_bytes": peak,
         "device": _device_name(device),
         "threads": threads,
+        "processes": processes,
         "metrics": metric_card(),
         "science_version": SCIENCE_VERSION,
         "commit": _commit(),

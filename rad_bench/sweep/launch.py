@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -30,15 +31,19 @@ class RunJob(submitit.helpers.Checkpointable):
 
     def __call__(self, folder: Path, launch: LaunchConfig) -> str:
         """Return `done` or `failed`; a failure's traceback goes to failure.txt, so that others are left alone."""
+        from rad_bench.distributed import join
         from rad_bench.run import execute
 
-        paths = RunFolder(folder)
+        paths, group = RunFolder(folder), join()
         # A job whose launcher was killed goes on by itself. Whoever comes second waits here, and finds it done.
-        with locked(paths.lock):
+        with locked(paths.lock) if group.rank == 0 else contextlib.nullcontext():
             try:
-                execute(folder, launch)
+                execute(folder, launch, group)
             except Exception:
-                write_atomically(paths.failure, traceback.format_exc().encode())
+                if not paths.failure.exists():  # who failed first knows why; the others only miss it
+                    write_atomically(paths.failure, traceback.format_exc().encode())
+                if group.rank:
+                    raise  # srun ends the job's other processes when one exits with an error
                 return "failed"
         return "done"
 
@@ -89,9 +94,14 @@ def _make_executor(cluster: str, logs: Path, launch: LaunchConfig, name: str) ->
     options: dict[str, Any] = {f"slurm_{key}": value for key, value in named.items() if value is not None}
     if slurm.gpus:
         options["slurm_gpus_per_node"] = slurm.gpus
+    nodes, tasks = launch.tasks(cluster)
+    if nodes * tasks > 1:  # end all with one that fails, and none because another has left after training
+        options["slurm_srun_args"] = ["--kill-on-bad-exit=1", "--wait=0"]
     executor.update_parameters(
         name=f"rad-bench-{name}",
         timeout_min=_minutes(slurm.timeout) if cluster == "slurm" else FOREVER_MINUTES,
+        nodes=nodes,
+        tasks_per_node=tasks,
         cpus_per_task=slurm.cpus,
         mem_gb=slurm.memory_gb,
         slurm_array_parallelism=launch.parallel,

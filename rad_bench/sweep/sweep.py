@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from rich.console import Console
 
 from rad_bench.config import SweepConfig
+from rad_bench.distributed import check_shares
 from rad_bench.errors import UserError
 from rad_bench.evaluation.evaluate import CONTROLS
 from rad_bench.run_folder import Run, RunFolder, save_run, write_atomically
@@ -40,6 +42,8 @@ def run_sweep(
     cluster = choose_cluster(cluster, sweep.launch)
     if detach and cluster != "slurm":
         raise UserError(f"--detach: needs a cluster that goes on by itself, and --cluster is {cluster}.")
+    for run in runs:
+        check_shares(run.config, math.prod(sweep.launch.tasks(cluster)), sweep.launch.accumulate)
     folders = run_folders(sweep_folder, runs)
     missing = [(run, folder) for run, folder in zip(runs, folders, strict=True) if not RunFolder(folder).is_done]
     try:
