@@ -43,8 +43,15 @@ class Group:
             return value
         if self.rank == 0:
             self.store.set(key, str(int(value)))
+            self._await_others(self.store, f"{key}, heard by")  # its end would be the store's
+            return value
         self.store.wait([key], FOREVER)
-        return bool(int(self.store.get(key)))
+        value = bool(int(self.store.get(key)))
+        self.store.set(f"{key}, heard by {self.rank}", "")
+        return value
+
+    def _await_others(self, store: dist.Store, said: str) -> None:
+        store.wait([f"{said} {rank}" for rank in range(1, self.world)], MEETING)
 
     @contextlib.contextmanager
     def connected(self, device: torch.device) -> Iterator[None]:
@@ -62,8 +69,11 @@ class Group:
         dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world)
         yield
         # Who closes its connections while another is still in the last collective would break that one.
-        self.store.set(f"leaves {self.rank}", "")
-        self.store.wait([f"leaves {rank}" for rank in range(self.world)], MEETING)
+        if self.rank == 0:
+            self._await_others(self.store, "trained by")
+        else:
+            self.store.set(f"trained by {self.rank}", "")
+        self.told("trained by all", True)
         dist.destroy_process_group()
 
     def gather(self, value: Any) -> list[Any]:
