@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.memory import MemoryBlock, Prefetched, State
+from blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
 
 
 class GatedDeltaNet(MemoryBlock):
@@ -76,6 +76,7 @@ class GatedDeltaNet(MemoryBlock):
         return self.output(F.rms_norm(h, h.shape[-1:], self.norm) * F.silu(self.open(x)))
 
 
+@in_full_precision
 def _write(k: Tensor, v: Tensor, a: Tensor, b: Tensor, M: Tensor) -> Tensor:
     """Write the K tokens of a frame in order; k, v [S, H, K, P], gates [S, H, K], M [S, H, P, P]."""
     for token in range(k.shape[2]):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks.memory import MemoryBlock, Prefetched, State
+from blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
 
 
 class LSTM(MemoryBlock):
@@ -64,6 +64,7 @@ class LSTM(MemoryBlock):
         y_STKD = self.output(torch.stack(outputs, 1)).unflatten(1, (T, K))
         return Prefetched(y_STKD, memory, (h, c))
 
+    @in_full_precision
     def _cell(self, gates: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         i, f, g, o = (gates + self.recurrent(h)).chunk(4, -1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from blocks.memory import MemoryBlock, Prefetched, State
+from blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class Mamba2(MemoryBlock):
         entering = []
         for first in range(0, T, self._chunk_frames(K)):
             entering.append(ssm)
-            ssm = self._advance(ssm, tokens, slice(first, first + self._chunk_frames(K)))
+            chunk = _frames(tokens, slice(first, first + self._chunk_frames(K)))
+            ssm = self._advance(ssm, chunk.x_STKHP, chunk.B_STKN, chunk.dt_STKH)
         memory = Memory(tokens, entering, conv_history)
         y_STKD = self._finish(self._read(tokens, memory), tokens, z)
         return Prefetched(y_STKD, memory, (inputs[:, -(self.conv - 1) :], ssm))
@@ -132,13 +133,14 @@ class Mamba2(MemoryBlock):
         x_STKHP = x.unflatten(-1, (self.heads, self.head_dim))
         return Tokens(x_STKHP, B, C, F.softplus(dt_STKH + self.dt_bias))
 
-    def _advance(self, ssm: Tensor, tokens: Tokens, frames: slice) -> Tensor:
+    @in_full_precision
+    def _advance(self, ssm: Tensor, x_STKHP: Tensor, B_STKN: Tensor, dt_STKH: Tensor) -> Tensor:
         """Carry the SSM state over the given frames at once."""
-        dt_SLH = tokens.dt_STKH[:, frames].flatten(1, 2)
+        dt_SLH = dt_STKH.flatten(1, 2)
         a_SLH = (dt_SLH * -self.A_log.exp()).cumsum(1)
         weight_SLH = dt_SLH * torch.exp(a_SLH[:, -1:] - a_SLH)
-        x, B = tokens.x_STKHP[:, frames].flatten(1, 2), tokens.B_STKN[:, frames].flatten(1, 2)
-        write = torch.einsum("slhp,sln->shpn", weight_SLH[..., None] * x, B)
+        x_SLHP, B_SLN = x_STKHP.flatten(1, 2), B_STKN.flatten(1, 2)
+        write = torch.einsum("slhp,sln->shpn", weight_SLH[..., None] * x_SLHP, B_SLN)
         return torch.exp(a_SLH[:, -1])[..., None, None] * ssm + write
 
     def _read(self, queries: Tokens, memory: Memory) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.memory import MemoryBlock, Prefetched, State
+from blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
 
 
 class MinLSTM(MemoryBlock):
@@ -56,10 +56,14 @@ class MinLSTM(MemoryBlock):
 
     def _gates(self, x_SLD: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is kept of h, and what is added to it, for each token."""
-        f, i, candidate = self.input(x_SLD).chunk(3, -1)
-        # f / (f + i) without a quotient that could lose its digits.
-        keep = torch.sigmoid(F.logsigmoid(f) - F.logsigmoid(i))
-        return keep, (1 - keep) * candidate
+        return _open(*self.input(x_SLD).chunk(3, -1))
+
+
+@in_full_precision
+def _open(f: Tensor, i: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
+    # f / (f + i) without a quotient that could lose its digits.
+    keep = torch.sigmoid(F.logsigmoid(f) - F.logsigmoid(i))
+    return keep, (1 - keep) * candidate
 
 
 def _scan(keep_SLE: Tensor, write_SLE: Tensor, h_SE: Tensor) -> Tensor:

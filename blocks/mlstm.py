@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.memory import MemoryBlock, Prefetched, State, map_state
+from blocks.memory import MemoryBlock, Prefetched, State, in_full_precision, map_state
 
 
 class MLSTM(MemoryBlock):
@@ -77,6 +77,7 @@ class MLSTM(MemoryBlock):
         return self.output(F.rms_norm(h, h.shape[-1:], self.norm) * self.open(x_STKD).sigmoid())
 
 
+@in_full_precision  # a quotient of sums that may cancel
 def _recall(q: Tensor, memory: State) -> Tensor:
     """h for queries q [..., H, K, P]."""
     C, n, m = memory

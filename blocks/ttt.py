@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.memory import MemoryBlock, Prefetched, State
+from blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
 
 
 class TTT(MemoryBlock):
@@ -92,6 +92,7 @@ class TTT(MemoryBlock):
             out = F.layer_norm(out, out.shape[-1:]) * self.norm_scale + self.norm_shift
         return q + out
 
+    @in_full_precision
     def _write(self, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> State:
         """One gradient step on a frame; k, v [S, H, K, P], eta [S, H, K, 1]."""
         written: State = ()

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blocks.memory import Prefetched, State, map_state
+from blocks.memory import Prefetched, State, in_full_precision, map_state
 from blocks.ttt import TTT, inner_model
 
 
@@ -76,6 +76,7 @@ class ChunkTTT(TTT):
             recalled.append(out.unflatten(2, (len(frames), -1)).transpose(1, 2))
         return self._normed(q, torch.cat(recalled, 1))
 
+    @in_full_precision
     def _sum(self, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> State:
         """Sum over frames of the loss's gradient at the given weights; k, v [S, T, H, K, P], eta [S, T, H, K, 1]."""
         found: State = ()

@@ -111,6 +111,9 @@ class TrainingConfig(Config):
     warmup: int = Field(30, ge=0, description="steps of linear warm-up; cosine decay follows")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights used in evaluation")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: mixed precision in training; weights, recurrences and evaluation stay in fp32"
+    )
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
 
     @model_validator(mode="after")
@@ -242,9 +245,10 @@ class SlurmConfig(Config):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: int = Field(0, ge=0)
-    cpus: int = Field(1, ge=1)
-    memory_gb: float = Field(8, gt=0)
+    nodes: int = Field(1, ge=1, description="nodes a run")
+    gpus: int = Field(0, ge=0, description="GPUs a node; each is driven by a process of its own")
+    cpus: int = Field(1, ge=1, description="CPUs a process")
+    memory_gb: float = Field(8, gt=0, description="memory a node")
     timeout: str = Field("4h", pattern=r"^\d+(\.\d+)?\s*[mhd]$", description="such as 30m, 4h, 2d")
     setup: tuple[str, ...] = Field((), description="shell lines run before the job")
     extra: dict[str, str | int | bool] = Field({}, description="further sbatch options, without the dashes")
@@ -257,13 +261,33 @@ class LaunchConfig(Config):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     parallel: int = Field(2, ge=1, description="runs at a time")
     loaders: int = Field(1, ge=0, description="threads a run that prepare clips ahead of training; 0: none")
-    threads: int = Field(1, ge=1, description="CPU threads a run")
+    threads: int = Field(1, ge=1, description="CPU threads a process")
+    processes: int = Field(
+        1, ge=1, description="processes that train a run together, here or on each SLURM node without GPUs"
+    )
+    accumulate: int = Field(1, ge=1, description="micro-batches a step, whose gradients add up: less memory")
+    compile: bool = Field(False, description="torch.compile each layer in training; long loops take long to compile")
+    activation_checkpointing: bool = Field(
+        False, description="keep no activations within layers, compute them again in the backward pass: less memory"
+    )
     attempts: int = Field(3, ge=1, description="how often a command starts a run whose process is lost")
     lease: float = Field(90, gt=1, description="seconds without a sign of life after which an attempt counts as dead")
     slurm: SlurmConfig = SlurmConfig()
     where: dict[str, dict[str, Any]] = Field(
         {}, description="what points of the grid have otherwise: `memory=attention: {slurm: {memory_gb: 32}}`"
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LaunchConfig:
+        if ":" in self.device and max(self.processes, self.slurm.gpus) > 1:
+            raise ValueError(f"device {self.device} is one GPU, and several processes need one each: say cuda")
+        return self
+
+    def tasks(self, cluster: str) -> tuple[int, int]:
+        """Return on how many nodes a run executes on that cluster, and with how many processes on each."""
+        if cluster == "slurm":
+            return self.slurm.nodes, self.slurm.gpus or self.processes
+        return 1, self.processes if cluster == "local" else 1
 
 
 class SweepConfig(Config):

@@ -25,6 +25,7 @@ from rad_bench.config import SCIENCE_VERSION, LaunchConfig
 from rad_bench.data import Dataset, open_dataset
 from rad_bench.data.encoded import Encoded
 from rad_bench.data.recordings import Recordings
+from rad_bench.distributed import Group
 from rad_bench.evaluation.evaluate import CONTROLS, Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.evaluation.probe import probe
@@ -37,21 +38,28 @@ STRIP_FRAMES = 20  # frames of a strip, evenly spread over the horizon
 TIMED_STEPS = 5  # steps at either end of a rollout whose median time is reported
 
 
-def execute(paths: RunFolder, launch: LaunchConfig) -> None:
-    """Bring a run to its end. Does nothing if it is done; resumes if it was begun."""
-    if paths.is_done:
+def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> None:
+    """Bring a run to its end. Does nothing if it is done; resumes if it was begun.
+
+    All processes of the group train; then rank 0 goes on alone.
+    """
+    if group.told("done", paths.is_done):
         return
     run = load_run(paths.path)
-    device = choose_device(launch.device)
+    device = choose_device(launch.device, group)
     _be_deterministic(launch.threads, device)
-    _write_json(paths, "environment.json", environment(device, launch.threads))
+    if group.rank == 0:
+        _write_json(paths, "environment.json", environment(device, launch.threads, group.world))
     dataset: Dataset = open_dataset(run.config.data)
     codec = open_codec(run.config.autoencoder, dataset.frame_shape)
     if not codec.lossless and isinstance(dataset, Recordings):
         dataset = Encoded(dataset, codec, device)
     trunk, plan = build_trunk(run.config, codec.frame_shape, dataset.action_size)
     trunk_hash = trunk.trunk_hash()
-    average, progress = train(run.config, trunk.to(device), dataset, codec, paths, device, launch.loaders)
+    with group.connected(device):
+        average, progress = train(run.config, trunk.to(device), dataset, codec, paths, device, launch, group)
+    if group.rank:
+        return
     weights = save({name: p.contiguous() for name, p in average.state_dict().items()})
     paths.replace(paths.path / "model.safetensors", lambda file: file.write(weights))
 
@@ -64,7 +72,7 @@ def execute(paths: RunFolder, launch: LaunchConfig) -> None:
     for name, frames in evaluation.strips.items():
         image = _strip(frames)
         paths.replace(paths.strips / f"{name}.png", lambda file, image=image: image.save(file, "PNG"))  # type: ignore[misc]
-    result = _result(run, plan, progress, evaluation, device, launch.threads)
+    result = _result(run, plan, progress, evaluation, device, launch.threads, group.world)
     result["trunk_hash"] = trunk_hash
     result["probe"] = read
     result["strips"] = {
@@ -72,19 +80,21 @@ def execute(paths: RunFolder, launch: LaunchConfig) -> None:
         for task, episodes in evaluation.shown.items()
     }
     result["data"] = {"identity": dataset.identity, "name": run.config.data.name, "codec": codec.identity}
-    paths.failure.unlink(missing_ok=True)
     paths.checkpoint_before.unlink(missing_ok=True)
     _write_json(paths, paths.result.name, result)
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device that `launch.device` names; auto takes a GPU where there is one."""
+def choose_device(name: str, group: Group) -> torch.device:
+    """Return the device that `launch.device` names; auto takes a GPU where there is one, and each process its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and group.world > 1:
+        # A scheduler may show a process all GPUs of its node, or its own alone.
+        return torch.device("cuda", group.local_rank % torch.cuda.device_count())
     return torch.device(name)
 
 
-def environment(device: torch.device, threads: int) -> dict[str, Any]:
+def environment(device: torch.device, threads: int, processes: int) -> dict[str, Any]:
     """Return what the run ran on and with."""
     packages = ("torch", "numpy", "pandas", "scikit-image", "submitit", "lpips", "torchvision")
     versions = {}
@@ -100,6 +110,7 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": _device_name(device),
         "threads": threads,
+        "processes": processes,
         "packages": versions,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
@@ -166,8 +177,9 @@ def _strip(frames: Tensor) -> Image.Image:
 
 
 def _result(
-    run: Run, plan: ModelPlan, progress: Progress, evaluation: Evaluation, device: torch.device, threads: int
-) -> dict[str, Any]:
+    run: Run, plan: ModelPlan, progress: Progress, evaluation: Evaluation, device: torch.device, threads: int,
+    processes: int,
+) -> dict[str, Any]:  # fmt: skip
     config = run.config
     longest = max(evaluation.seconds.values(), key=len)
     per_frame = [seconds / config.trunk.frames_per_step / evaluation.videos for seconds in longest]
@@ -200,6 +212,7 @@ def _result(
         "peak_memory_bytes": peak,
         "device": _device_name(device),
         "threads": threads,
+        "processes": processes,
         "metrics": metric_card(),
         "science_version": SCIENCE_VERSION,
         "commit": _commit(),

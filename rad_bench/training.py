@@ -1,4 +1,8 @@
-"""Config and data in, trained trunk out. Stopped at any moment and called again, it ends the same."""
+"""Config and data in, trained trunk out. Stopped at any moment and called again, it ends the same.
+
+A step is defined on its global batch. How many processes share that out, in how many micro-batches, and what is
+compiled or computed twice does not change the step but for rounding.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +23,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from rad_bench.config import RunConfig, TrainingConfig
+from rad_bench.config import LaunchConfig, RunConfig, TrainingConfig
 from rad_bench.data import Dataset, Episodes
+from rad_bench.distributed import Group, check_shares
 from rad_bench.model.codec import Codec
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_features
@@ -49,26 +55,40 @@ class DivergedError(RuntimeError):
 
 def train(
     run: RunConfig, trunk: Trunk, dataset: Dataset, codec: Codec, folder: RunFolder, device: torch.device,
-    loaders: int = 0,
+    launch: LaunchConfig, group: Group,
 ) -> tuple[Trunk, Progress]:  # fmt: skip
-    """Train `trunk` in place and return its averaged (EMA) copy. `loaders` threads prepare clips ahead.
+    """Train `trunk` in place, together with the (connected) group, and return its averaged (EMA) copy.
 
     Resumes from the folder's checkpoint. All randomness of step s is a function of (seed, s), so nothing but
-    weights, averages and optimiser state needs saving. Raises `DivergedError` if the loss is not finite.
+    weights, averages and optimiser state needs saving. Rank 0 writes checkpoints and log. Raises `DivergedError`, on
+    every rank, if the loss is not finite.
     """
-    config = run.training
+    config, leads = run.training, group.rank == 0
+    check_shares(run, group.world, launch.accumulate)
     optimiser = make_optimiser(trunk, config)
     average = copy.deepcopy(trunk).requires_grad_(False)
     progress = _resume(folder, trunk, average, optimiser, device)
-    _cut_log(folder, progress.step)
+    # Rank 0 replaces no checkpoint, and cuts no log, before all have come here: all have read the same one.
+    if len(steps := set(group.gather(progress.step))) > 1:
+        raise RuntimeError(f"{folder.checkpoint}: processes read it at different steps, {sorted(steps)}")
+    if leads:
+        _cut_log(folder, progress.step)
+    trunk.recompute = launch.activation_checkpointing
+    if launch.compile:
+        for layer in trunk.layers:
+            layer.compile(dynamic=False)
+    network = group.wrap(trunk, device)
+    rows = group.rows(config.batch)
     diffusion = Diffusion(run.diffusion, codec.bound)
     losses = [torch.tensor(loss, device=device) for loss in progress.pending]
-    with _batches(run, dataset, progress.step, loaders) as batches:
+    with _batches(run, dataset, progress.step, rows, launch.loaders) as batches:
         while progress.step < config.steps:
             began = time.perf_counter()
             episodes = next(batches)
             progress.seconds_waiting += time.perf_counter() - began
-            losses.append(_step(run, trunk, average, episodes, codec, diffusion, optimiser, progress.step, device))
+            shares = _shares(run, trunk, episodes, diffusion, progress.step, rows, launch.accumulate)
+            losses.append(group.mean(_backward(run, network, shares, codec, diffusion, device)))
+            _step(run, trunk, average, optimiser, progress.step)
             progress.step += 1
             if progress.step % LOG_EVERY == 0 or progress.step == config.steps:
                 mean = float(torch.stack(losses).mean())  # also waits for the device, so that time is honest
@@ -86,8 +106,9 @@ def train(
                     "steps": config.steps,
                     "loss": progress.loss_last,
                 }
-                folder.append(folder.log, json.dumps({**line, "seconds": round(progress.seconds, 3)}))
-            if progress.step % config.checkpoint_every == 0 or progress.step == config.steps:
+                if leads:
+                    folder.append(folder.log, json.dumps({**line, "seconds": round(progress.seconds, 3)}))
+            if leads and (progress.step % config.checkpoint_every == 0 or progress.step == config.steps):
                 progress.pending = [float(loss) for loss in losses]
                 _save(folder, trunk, average, optimiser, progress)
     return average, progress
@@ -113,12 +134,15 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 @contextlib.contextmanager
-def _batches(run: RunConfig, dataset: Dataset, first: int, loaders: int) -> Iterator[Iterator[Episodes]]:
-    """Give the batches from step `first` on. A batch is a function of its step, so who prepares it does not matter."""
+def _batches(run: RunConfig, dataset: Dataset, first: int, rows: slice, loaders: int) -> Iterator[Iterator[Episodes]]:
+    """Give the rows of the batches from step `first` on. `loaders` threads prepare them ahead.
+
+    A batch is a function of its step, so who prepares it does not matter.
+    """
     config = run.training
 
     def batch(step: int) -> Episodes:
-        return dataset.training_batch(run.seed, step, config.batch, config.frames)
+        return dataset.training_batch(run.seed, step, config.batch, config.frames, rows)
 
     if not loaders:
         yield map(batch, itertools.count(first))
@@ -140,26 +164,49 @@ def _batches(run: RunConfig, dataset: Dataset, first: int, loaders: int) -> Iter
                 future.cancel()
 
 
-def _step(
-    run: RunConfig, trunk: Trunk, average: Trunk, episodes: Episodes, codec: Codec, diffusion: Diffusion,
-    optimiser: torch.optim.Optimizer, step: int, device: torch.device,
-) -> Tensor:  # fmt: skip
+def _shares(
+    run: RunConfig, trunk: Trunk, episodes: Episodes, diffusion: Diffusion, step: int, rows: slice, accumulate: int
+) -> list[tuple[Tensor, ...]]:
+    """Return the micro-batches of this process: frames (or latents), motion, noise levels and noise."""
     config = run.training
-    motion = motion_features(run.trunk.motion, episodes.actions, episodes.egomotion).to(device)
+    motion = motion_features(run.trunk.motion, episodes.actions, episodes.egomotion)
+    # Drawn for the whole global batch: whoever trains on a row, its noise is the same.
     generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
+    level, noise = diffusion.draw(trunk, config.batch, config.frames - config.loss_from, generator)
+    frames = episodes.frames if episodes.latents is None else episodes.latents
+    parts = (frames, motion, level[rows], noise[rows])
+    return list(zip(*(part.chunk(accumulate) for part in parts), strict=True))
+
+
+def _backward(
+    run: RunConfig, network: nn.Module, shares: list[tuple[Tensor, ...]], codec: Codec, diffusion: Diffusion,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """Leave the gradient, mean over shares and processes, in the weights; return the mean loss of these shares."""
+    losses = []
+    for number, share in enumerate(shares, 1):
+        frames, motion, level, noise = (part.to(device) for part in share)
+        clean = frames if frames.is_floating_point() else codec.encode(frames)
+        more = number < len(shares)  # to come: gradients travel between processes with the last
+        with network.no_sync() if more and isinstance(network, DistributedDataParallel) else contextlib.nullcontext():
+            with torch.autocast(device.type, torch.bfloat16, enabled=run.training.precision == "bf16"):
+                loss = diffusion.loss(network, clean, motion, level, noise)
+            (loss / len(shares)).backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).mean()
+
+
+def _step(run: RunConfig, trunk: Trunk, average: Trunk, optimiser: torch.optim.Optimizer, step: int) -> None:
+    """Apply the gradient to the weights, and the weights to their average."""
+    config = run.training
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(config, step)
-    latents = episodes.latents
-    clean = codec.encode(episodes.frames.to(device)) if latents is None else latents.to(device)
-    loss = diffusion.loss(trunk, clean, motion, config.loss_from, generator)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
     nn.utils.clip_grad_norm_(trunk.parameters(), config.clip)
     optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
     with torch.no_grad():
         decay = min(config.ema, (1 + step) / (10 + step))  # a young average forgets its random start
         torch._foreach_lerp_(list(average.parameters()), list(trunk.parameters()), 1 - decay)
-    return loss.detach()
 
 
 def _save(

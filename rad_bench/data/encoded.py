@@ -34,9 +34,9 @@ class Encoded:
         self.has_poses, self.same_view = data.has_poses, data.same_view
         self.folder = cache_folder() / "latents" / encoder.identity / data.identity
 
-    def training_batch(self, seed: int, step: int, batch: int, frames: int) -> Episodes:
+    def training_batch(self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None)) -> Episodes:
         """Return what the recordings return, with latents."""
-        clips = self.data.draw(seed, step, batch, frames)
+        clips = self.data.draw(seed, step, batch, frames)[rows]
         latents = [torch.from_numpy(np.array(self._latents(item)[start : start + frames])) for item, start in clips]
         return replace(self.data.clips(clips, frames), latents=torch.stack(latents))
 

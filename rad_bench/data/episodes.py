@@ -55,8 +55,8 @@ class Dataset(Protocol):
     same_view: tuple[float, float] | None  # distance and radians within which poses show one view, where no map tells
     identity: str  # hash of everything that decides its content
 
-    def training_batch(self, seed: int, step: int, batch: int, frames: int) -> Episodes:
-        """Return the clips of one training step: a pure function of its arguments."""
+    def training_batch(self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None)) -> Episodes:
+        """Return the given rows of the `batch` clips of one training step: a pure function of its arguments."""
         ...
 
     def held_out(self, episodes: int, frames: int, context: int) -> Episodes:

@@ -124,9 +124,9 @@ class Recordings:
         self._keeps_all = sum(item.length for item in items) * pixels <= CACHE_BYTES
         self._kept: OrderedDict[str, Recording] = OrderedDict()
 
-    def training_batch(self, seed: int, step: int, batch: int, frames: int) -> Episodes:
+    def training_batch(self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None)) -> Episodes:
         """Return random clips of random training items: a pure function of the files and the arguments."""
-        return self.clips(self.draw(seed, step, batch, frames), frames)
+        return self.clips(self.draw(seed, step, batch, frames)[rows], frames)
 
     def draw(self, seed: int, step: int, batch: int, frames: int) -> list[tuple[Item, int]]:
         """Return the clips of a training batch, as items and first frames."""

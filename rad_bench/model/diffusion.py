@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rad_bench.config import DiffusionConfig
 from rad_bench.model.trunk import Trunk
@@ -33,21 +33,21 @@ class Diffusion:
         alpha2 = (high - torch.sigmoid(6 * level - 3)) / (high - low)
         return alpha2.clamp(0, 1).sqrt(), (1 - alpha2).clamp(0, 1).sqrt()
 
-    def loss(
-        self, trunk: Trunk, clean: Tensor, motion_BTM: Tensor, loss_from: int, generator: torch.Generator
-    ) -> Tensor:
-        """Mean squared error over the noisy stream, which covers the frames from `loss_from` on.
+    def draw(self, trunk: Trunk, videos: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw the levels [B, T] and the noise [B, T, C, H, W] of a batch's noisy streams, of `frames` each.
 
         Every step has a noise level of its own, 1 - u^2: biased towards noise, where memory is needed.
         """
-        B, T = clean.shape[:2]
         F = trunk.config.frames_per_step
-        target = clean[:, loss_from:]
-        u = torch.rand(B, (T - loss_from) // F, generator=generator).repeat_interleave(F, 1)
-        noise = torch.randn(target.shape, generator=generator).to(clean.device)
-        level = (1 - u**2).clamp(LOWEST, HIGHEST).to(clean.device)
+        u = torch.rand(videos, frames // F, generator=generator).repeat_interleave(F, 1)
+        noise = torch.randn(videos, frames, *trunk.frame_shape, generator=generator)
+        return (1 - u**2).clamp(LOWEST, HIGHEST), noise
+
+    def loss(self, network: nn.Module, clean: Tensor, motion_BTM: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        """Mean squared error over the noisy stream, which covers the clip's last frames; `network` is the trunk."""
+        target = clean[:, clean.shape[1] - noise.shape[1] :]
         alpha, sigma = (part[..., None, None, None] for part in self.alpha_sigma(level))
-        output = trunk(clean, alpha * target + sigma * noise, level, motion_BTM)
+        output = network(clean, alpha * target + sigma * noise, level, motion_BTM)
         wanted = target if self.config.prediction == "x0" else alpha * noise - sigma * target
         return (output - wanted).square().mean()
 

@@ -7,22 +7,25 @@ from torch import Tensor
 
 
 def rotation_1d(position_L: Tensor, head_dim: int, base: float = 10_000.0) -> Tensor:
-    """Return complex unit numbers [L, 1, head_dim / 2] that `rotate` multiplies with."""
+    """Return the cosines and sines, [L, 1, head_dim / 2, 2], that `rotate` turns by.
+
+    Not complex numbers, which torch.compile makes no code for.
+    """
     frequency = base ** (-torch.arange(0, head_dim, 2, device=position_L.device).double() / head_dim)
     angle = position_L.double()[:, None] * frequency
-    return torch.polar(torch.ones_like(angle), angle)[:, None]
+    return torch.stack([angle.cos(), angle.sin()], -1)[:, None]
 
 
 def rotation_2d(rows: int, columns: int, head_dim: int, device: torch.device) -> Tensor:
     """Rotations for a grid in row-major order: half of the channels turn with the row, half with the column."""
     row = torch.arange(rows, device=device).repeat_interleave(columns)
     column = torch.arange(columns, device=device).repeat(rows)
-    return torch.cat([rotation_1d(axis, head_dim // 2, base=100.0) for axis in (row, column)], -1)
+    return torch.cat([rotation_1d(axis, head_dim // 2, base=100.0) for axis in (row, column)], -2)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotate pairs of channels of x [..., L, H, P] by the rotations [L, 1, P / 2]."""
+    """Rotate pairs of channels of x [..., L, H, P] by the rotations [L, 1, P / 2, 2]."""
     real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cosine, sine = rotation.real.to(x.dtype), rotation.imag.to(x.dtype)
+    cosine, sine = rotation.to(x.dtype).unbind(-1)
     turned = torch.stack([real * cosine - imaginary * sine, real * sine + imaginary * cosine], -1)
     return turned.flatten(-2)

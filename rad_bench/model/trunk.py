@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from blocks.memory import MemoryBlock, State, state_bytes
 from blocks.none import NoMemory
@@ -175,6 +176,7 @@ class Trunk(nn.Module):
         channels, height, width = frame_shape
         rows, columns, D = height // config.patch, width // config.patch, config.width
         self.config, self.frame_shape, self.stabilisation = config, frame_shape, stabilisation
+        self.recompute = False  # in the backward pass, what layers computed, instead of keeping it
         self.rows, self.columns = rows, columns
         self.scan = Scan(config.scan, rows, columns, config.frames_per_step, config.scan_block)
         motion = motion_size(config.motion, action_size)
@@ -260,7 +262,11 @@ class Trunk(nn.Module):
         )
         layers = []
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            x, layer_cache = layer(x, condition, motion, streams, layer_cache, rotations)
+            inputs = (x, condition, motion, streams, layer_cache, rotations)
+            if self.recompute and torch.is_grad_enabled():
+                x, layer_cache = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                x, layer_cache = layer(*inputs)
             layers.append(layer_cache)
         x, condition = x[:, T_c:], condition[:, T_c:]
         shift, scale = self.modulation(condition)[:, :, None].chunk(2, -1)

@@ -45,20 +45,27 @@ class RunJob(submitit.helpers.Checkpointable):
 
     def __call__(self, folder: Path, launch: LaunchConfig) -> str:
         """Return `done`, `superseded`, or the last line of a failure, which also stands in failure.txt."""
+        from rad_bench.distributed import join
         from rad_bench.run import execute
 
-        # A job whose launcher was killed goes on by itself. Whoever comes second waits here, and finds it done.
-        with hold(RunFolder(folder).attempts, launch.lease, wait=math.inf) as lease:
-            paths = RunFolder(folder, lease.fence)
-            paths.failure.unlink(missing_ok=True)  # it tells of an earlier attempt
+        paths, group = RunFolder(folder), join()
+        with contextlib.ExitStack() as stack:
+            if group.rank == 0:
+                # A job whose launcher was killed goes on by itself. Whoever comes second waits here, and finds it done.
+                lease = stack.enter_context(hold(paths.attempts, launch.lease, wait=math.inf))
+                paths = RunFolder(folder, lease.fence)
+                paths.failure.unlink(missing_ok=True)  # it tells of an earlier attempt
             try:
-                execute(paths, launch)
+                execute(paths, launch, group)
             except SupersededError:
                 return "superseded"
             except Exception as error:
                 text = traceback.format_exc()
-                with contextlib.suppress(OSError, SupersededError):  # the disk may be full, which is the failure then
-                    paths.replace(paths.failure, lambda file: file.write(text.encode()))
+                if not paths.failure.exists():  # who failed first knows why; the others only miss it
+                    with contextlib.suppress(OSError, SupersededError):  # the disk may be full, which is the failure
+                        paths.replace(paths.failure, lambda file: file.write(text.encode()))
+                if group.rank:
+                    raise  # srun ends the job's other processes when one exits with an error
                 return f"{type(error).__name__}: {error}"
         return "done"
 
@@ -95,7 +102,7 @@ def launch_here(missing: list[Missing], logs: Path, parallel: int, watch: Callab
                 )
             jobs.append(job)
         try:
-            return str(job.result())
+            return str(job.results()[0])
         except submitit.core.utils.UncompletedJobError:
             return None
         except submitit.core.utils.FailedJobError as error:
@@ -150,9 +157,14 @@ def make_executor(cluster: str, logs: Path, launch: LaunchConfig, name: str) -> 
     options: dict[str, Any] = {f"slurm_{key}": value for key, value in named.items() if value is not None}
     if slurm.gpus:
         options["slurm_gpus_per_node"] = slurm.gpus
+    nodes, tasks = launch.tasks(cluster)
+    if nodes * tasks > 1:  # end all with one that fails, and none because another has left after training
+        options["slurm_srun_args"] = ["--kill-on-bad-exit=1", "--wait=0"]
     executor.update_parameters(
         name=name,
         timeout_min=_minutes(slurm.timeout) if cluster == "slurm" else FOREVER_MINUTES,
+        nodes=nodes,
+        tasks_per_node=tasks,
         cpus_per_task=slurm.cpus,
         mem_gb=slurm.memory_gb,
         slurm_array_parallelism=launch.parallel,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import uuid
@@ -13,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from rad_bench.config import SweepConfig
+from rad_bench.distributed import check_shares
 from rad_bench.errors import UserError
 from rad_bench.evaluation.evaluate import CONTROLS
 from rad_bench.lease import BusyError, hold, ruling_claim
@@ -49,6 +51,9 @@ def run_sweep(
     cluster = choose_cluster(cluster, sweep.launch)
     if detach and cluster != "slurm":
         raise UserError(f"--detach: needs a cluster that goes on by itself, and --cluster is {cluster}.")
+    for run in runs:
+        launch = launch_of(sweep, run)
+        check_shares(run.config, math.prod(launch.tasks(cluster)), launch.accumulate)
     try:
         with hold(sweep_folder / LAUNCHERS, sweep.launch.lease):
             notes, detached = _launch(sweep, runs, sweep_folder, cluster, detach, console)

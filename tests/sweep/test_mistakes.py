@@ -40,6 +40,8 @@ MISTAKES = {
     "the same run twice": (GOOD.replace("[0, 1]", "[0, 0]"), "twice", "seed 0"),
     "extends itself": (GOOD + "extends: bad.yaml\n", "extends", "circle"),
     "missing file of a block": (GOOD.replace("lstm", "mine.py:GRU"), "mine.py", "no file"),
+    "batch that cannot be shared out": (GOOD + "launch: {processes: 3}\n", "run.training.batch: 8", "launch.processes"),
+    "one GPU for two": (GOOD + "launch: {device: 'cuda:1', processes: 2}\n", "launch", "one GPU"),
 }
 
 
