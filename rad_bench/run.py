@@ -10,6 +10,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,15 @@ def execute(folder: Path, launch: LaunchConfig) -> None:
         with paths.log.open("a") as file:
             file.write(json.dumps({"phase": "evaluation", "done": done, "of": of}) + "\n")
 
+    began = time.perf_counter()
     evaluation = evaluate(run.config, average, dataset, codec, device, log)
     read = probe(run.config, average, dataset, codec, device)
+    seconds = time.perf_counter() - began
     _write_frames(run, evaluation, paths)
     for name, frames in evaluation.strips.items():
         _write_strip(paths.strips / f"{name}.png", frames)
     result = _result(run, plan, progress, evaluation, device, launch.threads)
+    result["evaluation"] = {"seconds": seconds}
     result["trunk_hash"] = trunk_hash
     result["probe"] = read
     result["strips"] = {
