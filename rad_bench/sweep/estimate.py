@@ -129,15 +129,15 @@ def probe_cost(
 ) -> Cost:  # fmt: skip
     """Time a few steps of the run's training and evaluation on `device`, and return what they come to.
 
-    Raises what the run would raise, such as `torch.OutOfMemoryError`.
+    `trunk` is moved there and trained. Raises what the run would raise, such as `torch.OutOfMemoryError`.
     """
     trunk = trunk.to(device)
     clock = _Clock(device)
     step = _training_step(run, trunk, dataset, codec, device, launch.loaders, clock)
     with torch.no_grad():
         evaluation = _evaluation(run, plan, trunk.eval(), dataset, codec, device, clock)
-    parts = f"timed, {' and '.join(clock.cut)}" if clock.cut else "timed"
-    return Cost(step, run.training.steps, evaluation, parts)
+    source = f"timed; in part: {', '.join(clock.cut)}" if clock.cut else "timed"
+    return Cost(step, run.training.steps, evaluation, source)
 
 
 class _Clock:
@@ -155,9 +155,9 @@ class _Clock:
         return time.perf_counter() - began
 
     def often(self, work: Callable[[], Any], enough: float = ENOUGH) -> float:
-        """Return the mean seconds of `work`, after a first time that does not count unless it was too long already."""
+        """Return the mean seconds of `work`, after a first time that only counts if one is all there is time for."""
         first = self.once(work)
-        if first > TOO_LONG:
+        if first > 5 * TOO_LONG:  # below that it may be the device that warms up
             return first
         took: list[float] = []
         while not took or (sum(took) < enough and len(took) < MOST_TIMES):
@@ -174,7 +174,7 @@ class _Clock:
         for amount, more in zip(amounts, [*amounts[1:], None], strict=True):
             took = seconds(amount, ENOUGH if more is None else 0.0)
             if more is not None and took / amount * more > TOO_LONG:
-                self.cut[f"{name} in part"] = None
+                self.cut[name] = None
                 break
         return took / amount * whole
 
@@ -189,8 +189,8 @@ def _training_step(
 ) -> float:
     """Return the seconds of a training step, waiting for data included."""
     training, F = run.training, run.trunk.frames_per_step
-    learner, average = copy.deepcopy(trunk), copy.deepcopy(trunk).requires_grad_(False)
-    optimiser, diffusion = make_optimiser(learner, training), Diffusion(run.diffusion, codec.bound)
+    average, optimiser = copy.deepcopy(trunk).requires_grad_(False), make_optimiser(trunk, training)
+    diffusion = Diffusion(run.diffusion, codec.bound)
     if not codec.lossless and isinstance(dataset, Recordings):  # which `execute` then reads as latents
         dataset = _WithLatents(dataset, codec)
 
@@ -202,7 +202,7 @@ def _training_step(
         with _batches(part, dataset, 0, loaders) as batches:
 
             def step() -> None:
-                _step(part, learner, average, next(batches), codec, diffusion, optimiser, 0, device)
+                _step(part, trunk, average, next(batches), codec, diffusion, optimiser, 0, device)
 
             return clock.often(step, enough)
 
@@ -303,7 +303,7 @@ def _rollout_step(
     if len(set(plan.state_bytes.values())) == 1 or steps == 1:
         return first, 0.0
     if clock.cut:  # a device that slow would take minutes to fill the memory
-        clock.cut["attention's growth left out"] = None
+        clock.cut["a growing memory, at its smallest"] = None
         return first, 0.0
     return first, (at(C + task.horizon - F) - first) / (steps - 1)
 

@@ -104,7 +104,7 @@ def test_plan_shows_models_time_and_disk_and_leaves_no_file(tmp_path, monkeypatc
     assert max(map(len, text.splitlines())) <= 120
     assert text.count("lstm(hidden=8)") == 2  # sizes and costs: a row of each, whatever the number of seeds
     text = " ".join(text.split())
-    for words in ("an estimate for cpu", "4 missing runs", "machine-hours", "at 2 at a time", "timed", "are free"):
+    for words in ("an estimate, on cpu", "4 missing runs", "machine-hours", "at 2 at a time", "timed", "are free"):
         assert words in text
 
 
@@ -129,5 +129,5 @@ def test_what_is_too_slow_is_timed_in_part(tmp_path, monkeypatch):
     monkeypatch.setattr(estimate, "TOO_LONG", 0.0)
     sweep, models = planned(tmp_path)
     cost = plan.estimate_costs(models, sweep.launch, tmp_path)[0]
-    assert cost.source == "timed, training in part and evaluation in part"
+    assert cost.source == "timed; in part: training, evaluation"
     assert cost.step > 0 < cost.evaluation
