@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -157,14 +158,14 @@ def time_lines(
         f"process takes {show_seconds(start)} to start\n"
         f"time, about: {_rounded(sum(seconds) / 3600)} {unit} for the {_count(len(seconds))}{without}; "
         f"{show_seconds(wall_seconds(seconds, launch.parallel))} at {launch.parallel} at a time, if they do not slow "
-        "each other down"
+        "each other down" + _busy()
     )
 
 
 def show_seconds(seconds: float) -> str:
     """Return a duration to two digits: 34 ms, 1.2 s, 48 s, 11 min, 3.5 h."""
     for unit, size, most in (
-        ("ms", 1e-3, 1.0),
+        ("ms", 1e-3, 0.995),
         ("s", 1.0, 99.5),
         ("min", 60.0, 99.5 * 60),
         ("h", 3600.0, float("inf")),
@@ -192,6 +193,14 @@ def _reason(error: Exception) -> str:
         return "does not fit into memory"
     lines = str(error).strip().splitlines() or [""]
     return f"fails: {type(error).__name__}: {lines[0][:200]}"
+
+
+def _busy() -> str:
+    """Say so if others use this machine: then the probe took longer than it would."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return (
+        f"\nthis machine is busy (load {load:.1f} on {cores} cores): less where it is not" if load > 1.5 * cores else ""
+    )
 
 
 def _count(missing: int) -> str:
