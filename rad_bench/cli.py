@@ -67,7 +67,7 @@ def sweep(
 
     config = load_sweep(file, overrides)
     runs = plan_runs(config, only, str(file))
-    _print_plan(runs, out / config.name)
+    _print_models(runs, config, out / config.name)
     if dry_run:
         return
     outcome = run_sweep(config, runs, out / config.name, cluster, detach, Console())
@@ -82,13 +82,23 @@ def sweep(
 
 @cli.command()
 @_plan_options
-def plan(file: Path, out: Path, overrides: tuple[str, ...], only: tuple[str, ...]) -> None:
-    """Show the runs of the sweep in FILE: what is done, sizes, parameters, state."""
+@click.option("--no-probe", is_flag=True, help="Estimate no time: nothing is run.")
+def plan(file: Path, out: Path, overrides: tuple[str, ...], only: tuple[str, ...], no_probe: bool) -> None:
+    """Show the models of the sweep in FILE, what is done, and what it will cost: disk, and time from a short probe."""
     from rad_bench.sweep.grid import plan_runs
     from rad_bench.sweep.load import load_sweep
 
     config = load_sweep(file, overrides)
-    _print_plan(plan_runs(config, only, str(file)), out / config.name)
+    folder = out / config.name
+    models = _print_models(plan_runs(config, only, str(file)), config, folder)
+    if no_probe:
+        return
+    from rad_bench.sweep.estimate import start_seconds
+    from rad_bench.sweep.plan import costs_table, estimate_costs, time_lines
+
+    costs, start = estimate_costs(models, config.launch, folder), start_seconds()
+    _print(costs_table(models, costs, start), 120)
+    click.echo(time_lines(models, costs, start, config.launch))
 
 
 @cli.command()
@@ -203,40 +213,20 @@ def blocks() -> None:
 cli.add_command(data)
 
 
-def _print(table: Any) -> None:
+def _print(table: Any, width: int = 160) -> None:
+    """Print a table, `width` columns wide where there is no terminal to say."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 160
-    Console(width=width).print(table)
+    Console(width=None if sys.stdout.isatty() else width).print(table)
 
 
-def _print_plan(runs: list[Any], sweep_folder: Path) -> None:
-    from rich.table import Table
+def _print_models(runs: list[Any], sweep: Any, folder: Path) -> list[Any]:
+    from rad_bench.sweep.plan import disk_line, models_table, plan_sweep
 
-    from rad_bench.data import open_dataset
-    from rad_bench.model.budget import plan_model
-    from rad_bench.model.codec import open_codec
-    from rad_bench.run_folder import RunFolder
-
-    counts = ("memory parameters", "trunk parameters", "memory MFLOPs a frame", "trunk MFLOPs a frame")
-    table = Table("run", "state", *counts, "state bytes a video", "off budget")
-    plans: dict[str, Any] = {}
-    for run in runs:
-        config = run.config
-        key = config.model_copy(update={"seed": 0}).model_dump_json()
-        if key not in plans:
-            dataset = open_dataset(config.data)
-            codec = open_codec(config.autoencoder, dataset.frame_shape)
-            plans[key] = plan_model(config, codec.frame_shape, dataset.action_size)
-        model = plans[key]
-        bytes_ = list(model.state_bytes.values())
-        state = f"{bytes_[0]:,}" if len(set(bytes_)) == 1 else f"{bytes_[0]:,} to {bytes_[-1]:,}"
-        off = "" if model.residual is None else f"{model.residual:+.1%}"
-        done = "done" if RunFolder(sweep_folder / "runs" / run.name).is_done else "missing"
-        parameters = f"{model.memory_parameters:,}", f"{model.trunk_parameters:,}"
-        flops = f"{model.memory_flops / 1e6:.2f}", f"{model.trunk_flops / 1e6:.2f}"
-        table.add_row(run.name, done, *parameters, *flops, state, off)
-    _print(table)
+    models = plan_sweep(runs, folder)
+    _print(models_table(models), 120)
+    click.echo(disk_line(models, sweep.launch.parallel, folder))
+    return models
 
 
 def _print_outcome(outcome: Any) -> None:

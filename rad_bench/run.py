@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
-import resource
 import statistics
-import subprocess
-import sys
-from importlib import metadata
-from pathlib import Path
+import time
 from typing import Any
 
 import torch
@@ -20,12 +14,12 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from rad_bench import __version__
 from rad_bench.config import SCIENCE_VERSION, LaunchConfig
 from rad_bench.data import Dataset, open_dataset
 from rad_bench.data.encoded import Encoded
 from rad_bench.data.recordings import Recordings
 from rad_bench.distributed import Group
+from rad_bench.environment import be_deterministic, choose_device, commit, device_name, environment, resident_peak
 from rad_bench.evaluation.evaluate import CONTROLS, Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.evaluation.probe import probe
@@ -47,7 +41,7 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
         return
     run = load_run(paths.path)
     device = choose_device(launch.device, group)
-    _be_deterministic(launch.threads, device)
+    be_deterministic(launch.threads, device)
     if group.rank == 0:
         _write_json(paths, "environment.json", environment(device, launch.threads, group.world))
     dataset: Dataset = open_dataset(run.config.data)
@@ -66,13 +60,16 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     def log(done: int, of: int) -> None:
         paths.append(paths.log, json.dumps({"phase": "evaluation", "done": done, "of": of}))
 
+    began = time.perf_counter()
     evaluation = evaluate(run.config, average, dataset, codec, device, log)
     read = probe(run.config, average, dataset, codec, device)
+    seconds = time.perf_counter() - began
     _write_frames(run, evaluation, paths)
     for name, frames in evaluation.strips.items():
         image = _strip(frames)
         paths.replace(paths.strips / f"{name}.png", lambda file, image=image: image.save(file, "PNG"))  # type: ignore[misc]
     result = _result(run, plan, progress, evaluation, device, launch.threads, group.world)
+    result["evaluation"] = {"seconds": seconds}
     result["trunk_hash"] = trunk_hash
     result["probe"] = read
     result["strips"] = {
@@ -82,74 +79,6 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     result["data"] = {"identity": dataset.identity, "name": run.config.data.name, "codec": codec.identity}
     paths.checkpoint_before.unlink(missing_ok=True)
     _write_json(paths, paths.result.name, result)
-
-
-def choose_device(name: str, group: Group) -> torch.device:
-    """Return the device that `launch.device` names; auto takes a GPU where there is one, and each process its own."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and group.world > 1:
-        # A scheduler may show a process all GPUs of its node, or its own alone.
-        return torch.device("cuda", group.local_rank % torch.cuda.device_count())
-    return torch.device(name)
-
-
-def environment(device: torch.device, threads: int, processes: int) -> dict[str, Any]:
-    """Return what the run ran on and with."""
-    packages = ("torch", "numpy", "pandas", "scikit-image", "submitit", "lpips", "torchvision")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "rad_bench": __version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": _device_name(device),
-        "threads": threads,
-        "processes": processes,
-        "packages": versions,
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-    }
-
-
-def _be_deterministic(threads: int, device: torch.device) -> None:
-    torch.set_num_threads(threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
-    # Filling memory before its first write only costs time: nothing here reads what was not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
-    return f"cpu ({model})"
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout that this package runs from, if it is one."""
-    root = Path(__file__).resolve().parents[1]
-    try:
-        git = ["git", "-C", str(root)]
-        if not (root / ".git").exists():
-            return None
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.stdout.strip()[:12] + (" (dirty)" if dirty.stdout.strip() else "")
 
 
 def _write_json(paths: RunFolder, name: str, value: Any) -> None:
@@ -183,7 +112,7 @@ def _result(
     config = run.config
     longest = max(evaluation.seconds.values(), key=len)
     per_frame = [seconds / config.trunk.frames_per_step / evaluation.videos for seconds in longest]
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_peak()
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
     return {
         "format": 1,
         "run": run.name,
@@ -210,16 +139,11 @@ def _result(
             "videos": evaluation.videos,
         },
         "peak_memory_bytes": peak,
-        "device": _device_name(device),
+        "device": device_name(device),
         "threads": threads,
         "processes": processes,
         "metrics": metric_card(),
         "science_version": SCIENCE_VERSION,
-        "commit": _commit(),
+        "commit": commit(),
         "episodes": config.evaluation.episodes,
     }
-
-
-def _resident_peak() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

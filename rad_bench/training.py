@@ -65,30 +65,20 @@ def train(
     """
     config, leads = run.training, group.rank == 0
     check_shares(run, group.world, launch.accumulate)
-    optimiser = make_optimiser(trunk, config)
-    average = copy.deepcopy(trunk).requires_grad_(False)
-    progress = _resume(folder, trunk, average, optimiser, device)
+    trainer = make_trainer(run, trunk, codec, device, launch, group)
+    progress = _resume(folder, trainer)
     # Rank 0 replaces no checkpoint, and cuts no log, before all have come here: all have read the same one.
     if len(steps := set(group.gather(progress.step))) > 1:
         raise RuntimeError(f"{folder.checkpoint}: processes read it at different steps, {sorted(steps)}")
     if leads:
         _cut_log(folder, progress.step)
-    trunk.recompute = launch.activation_checkpointing
-    if launch.compile:
-        for layer in trunk.layers:
-            layer.compile(dynamic=False)
-    network = group.wrap(trunk, device)
-    rows = group.rows(config.batch)
-    diffusion = Diffusion(run.diffusion, codec.bound)
     losses = [torch.tensor(loss, device=device) for loss in progress.pending]
-    with _batches(run, dataset, progress.step, rows, launch.loaders) as batches:
+    with training_batches(run, dataset, progress.step, trainer.rows, launch.loaders) as batches:
         while progress.step < config.steps:
             began = time.perf_counter()
             episodes = next(batches)
             progress.seconds_waiting += time.perf_counter() - began
-            shares = _shares(run, trunk, episodes, diffusion, progress.step, rows, launch.accumulate)
-            losses.append(group.mean(_backward(run, network, shares, codec, diffusion, device)))
-            _step(run, trunk, average, optimiser, progress.step)
+            losses.append(group.mean(trainer.step(episodes, progress.step)))
             progress.step += 1
             if progress.step % LOG_EVERY == 0 or progress.step == config.steps:
                 mean = float(torch.stack(losses).mean())  # also waits for the device, so that time is honest
@@ -110,8 +100,80 @@ def train(
                     folder.append(folder.log, json.dumps({**line, "seconds": round(progress.seconds, 3)}))
             if leads and (progress.step % config.checkpoint_every == 0 or progress.step == config.steps):
                 progress.pending = [float(loss) for loss in losses]
-                _save(folder, trunk, average, optimiser, progress)
-    return average, progress
+                _save(folder, trainer, progress)
+    return trainer.average, progress
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What a step of training works with."""
+
+    run: RunConfig
+    trunk: Trunk
+    network: nn.Module  # the trunk, or what makes its gradients the mean over processes
+    average: Trunk
+    optimiser: torch.optim.AdamW
+    codec: Codec
+    diffusion: Diffusion
+    device: torch.device
+    rows: slice  # of the global batch, that this process trains on
+    accumulate: int  # micro-batches that these come in
+
+    def step(self, episodes: Episodes, number: int) -> Tensor:
+        """Take a step on this process's rows of the batch of that number; return their mean loss."""
+        loss = self._backward(self._shares(episodes, number))
+        config = self.run.training
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(config, number)
+        nn.utils.clip_grad_norm_(self.trunk.parameters(), config.clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            decay = min(config.ema, (1 + number) / (10 + number))  # a young average forgets its random start
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.trunk.parameters()), 1 - decay)
+        return loss
+
+    def _shares(self, episodes: Episodes, number: int) -> list[tuple[Tensor, ...]]:
+        """Return the micro-batches of this process: frames (or latents), motion, noise levels and noise."""
+        config = self.run.training
+        motion = motion_features(self.run.trunk.motion, episodes.actions, episodes.egomotion)
+        # Drawn for the whole global batch: whoever trains on a row, its noise is the same.
+        generator = torch.Generator().manual_seed(self.run.seed * 1_000_003 + number)
+        level, noise = self.diffusion.draw(self.trunk, config.batch, config.frames - config.loss_from, generator)
+        frames = episodes.frames if episodes.latents is None else episodes.latents
+        parts = (frames, motion, level[self.rows], noise[self.rows])
+        return list(zip(*(part.chunk(self.accumulate) for part in parts), strict=True))
+
+    def _backward(self, shares: list[tuple[Tensor, ...]]) -> Tensor:
+        """Leave the gradient, mean over shares and processes, in the weights; return the mean loss of these shares."""
+        losses, network = [], self.network
+        mixed = self.run.training.precision == "bf16"
+        for number, share in enumerate(shares, 1):
+            frames, motion, level, noise = (part.to(self.device) for part in share)
+            clean = frames if frames.is_floating_point() else self.codec.encode(frames)
+            # More to come: gradients travel between processes with the last.
+            waits = number < len(shares) and isinstance(network, DistributedDataParallel)
+            with network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+                    loss = self.diffusion.loss(network, clean, motion, level, noise)
+                (loss / len(shares)).backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+
+def make_trainer(
+    run: RunConfig, trunk: Trunk, codec: Codec, device: torch.device, launch: LaunchConfig, group: Group
+) -> Trainer:
+    """Return what trains `trunk`, which is on `device`, from its weights as they are."""
+    average = copy.deepcopy(trunk).requires_grad_(False)
+    trunk.recompute = launch.activation_checkpointing
+    if launch.compile:
+        for layer in trunk.layers:
+            layer.compile(dynamic=False)
+    return Trainer(
+        run, trunk, group.wrap(trunk, device), average, make_optimiser(trunk, run.training), codec,
+        Diffusion(run.diffusion, codec.bound), device, group.rows(run.training.batch), launch.accumulate,
+    )  # fmt: skip
 
 
 def make_optimiser(trunk: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -134,7 +196,9 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 @contextlib.contextmanager
-def _batches(run: RunConfig, dataset: Dataset, first: int, rows: slice, loaders: int) -> Iterator[Iterator[Episodes]]:
+def training_batches(
+    run: RunConfig, dataset: Dataset, first: int, rows: slice, loaders: int
+) -> Iterator[Iterator[Episodes]]:
     """Give the rows of the batches from step `first` on. `loaders` threads prepare them ahead.
 
     A batch is a function of its step, so who prepares it does not matter.
@@ -164,83 +228,32 @@ def _batches(run: RunConfig, dataset: Dataset, first: int, rows: slice, loaders:
                 future.cancel()
 
 
-def _shares(
-    run: RunConfig, trunk: Trunk, episodes: Episodes, diffusion: Diffusion, step: int, rows: slice, accumulate: int
-) -> list[tuple[Tensor, ...]]:
-    """Return the micro-batches of this process: frames (or latents), motion, noise levels and noise."""
-    config = run.training
-    motion = motion_features(run.trunk.motion, episodes.actions, episodes.egomotion)
-    # Drawn for the whole global batch: whoever trains on a row, its noise is the same.
-    generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
-    level, noise = diffusion.draw(trunk, config.batch, config.frames - config.loss_from, generator)
-    frames = episodes.frames if episodes.latents is None else episodes.latents
-    parts = (frames, motion, level[rows], noise[rows])
-    return list(zip(*(part.chunk(accumulate) for part in parts), strict=True))
-
-
-def _backward(
-    run: RunConfig, network: nn.Module, shares: list[tuple[Tensor, ...]], codec: Codec, diffusion: Diffusion,
-    device: torch.device,
-) -> Tensor:  # fmt: skip
-    """Leave the gradient, mean over shares and processes, in the weights; return the mean loss of these shares."""
-    losses = []
-    for number, share in enumerate(shares, 1):
-        frames, motion, level, noise = (part.to(device) for part in share)
-        clean = frames if frames.is_floating_point() else codec.encode(frames)
-        more = number < len(shares)  # to come: gradients travel between processes with the last
-        with network.no_sync() if more and isinstance(network, DistributedDataParallel) else contextlib.nullcontext():
-            with torch.autocast(device.type, torch.bfloat16, enabled=run.training.precision == "bf16"):
-                loss = diffusion.loss(network, clean, motion, level, noise)
-            (loss / len(shares)).backward()
-        losses.append(loss.detach())
-    return torch.stack(losses).mean()
-
-
-def _step(run: RunConfig, trunk: Trunk, average: Trunk, optimiser: torch.optim.Optimizer, step: int) -> None:
-    """Apply the gradient to the weights, and the weights to their average."""
-    config = run.training
-    for group in optimiser.param_groups:
-        group["lr"] = learning_rate(config, step)
-    nn.utils.clip_grad_norm_(trunk.parameters(), config.clip)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        decay = min(config.ema, (1 + step) / (10 + step))  # a young average forgets its random start
-        torch._foreach_lerp_(list(average.parameters()), list(trunk.parameters()), 1 - decay)
-
-
-def _save(
-    folder: RunFolder, trunk: Trunk, average: Trunk, optimiser: torch.optim.Optimizer, progress: Progress
-) -> None:
-    state = {
-        "trunk": trunk.state_dict(),
-        "average": average.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "progress": vars(progress),
-    }
+def _save(folder: RunFolder, trainer: Trainer, progress: Progress) -> None:
+    state = {name: part.state_dict() for name, part in _saved(trainer).items()} | {"progress": vars(progress)}
     if folder.checkpoint.exists():
         folder.fence()
         os.replace(folder.checkpoint, folder.checkpoint_before)
     folder.replace(folder.checkpoint, lambda file: torch.save(state, file))
 
 
-def _resume(
-    folder: RunFolder, trunk: Trunk, average: Trunk, optimiser: torch.optim.Optimizer, device: torch.device
-) -> Progress:
+def _resume(folder: RunFolder, trainer: Trainer) -> Progress:
     """Take up the newest checkpoint that can be read whole. A spoilt one costs time, never the run."""
     for path in (folder.checkpoint, folder.checkpoint_before):
         try:
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location=trainer.device, weights_only=True)
         except FileNotFoundError:
             continue
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
             print(f"{path}: cannot be read, and is passed over: {error}", file=sys.stderr)
             continue
-        trunk.load_state_dict(state["trunk"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
+        for name, part in _saved(trainer).items():
+            part.load_state_dict(state[name])
         return Progress(**state["progress"])
     return Progress()
+
+
+def _saved(trainer: Trainer) -> dict[str, Any]:
+    return {"trunk": trainer.trunk, "average": trainer.average, "optimiser": trainer.optimiser}
 
 
 def _cut_log(folder: RunFolder, step: int) -> None:

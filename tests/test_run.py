@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rad_bench import training
 from rad_bench.config import LaunchConfig, RunConfig
 from rad_bench.data import open_dataset
 from rad_bench.evaluation.evaluate import evaluate
@@ -17,6 +16,7 @@ from rad_bench.model.codec import Pixels
 from rad_bench.registry import block_names, find_block
 from rad_bench.run import execute
 from rad_bench.run_folder import Run, RunFolder, save_run
+from rad_bench.training import Trainer
 
 TINY = {
     "data": {"name": "rooms", "size": 16},
@@ -52,14 +52,14 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("at", [3, 7, 18])
 def test_a_run_killed_in_training_and_resumed_ends_with_the_same_bits(tmp_path, monkeypatch, finished, at):
-    folder, real = start(tmp_path / "lstm-seed0", tiny()), training._step
+    folder, real = start(tmp_path / "lstm-seed0", tiny()), Trainer.step
 
-    def dies(*arguments):
-        if arguments[-1] == at:  # the step
+    def dies(trainer, episodes, number):
+        if number == at:
             raise Killed
-        return real(*arguments)
+        return real(trainer, episodes, number)
 
-    monkeypatch.setattr(training, "_step", dies)
+    monkeypatch.setattr(Trainer, "step", dies)
     with pytest.raises(Killed):
         execute(RunFolder(folder), LaunchConfig(loaders=2))
     assert not RunFolder(folder).is_done

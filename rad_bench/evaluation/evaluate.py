@@ -68,7 +68,7 @@ def evaluate(
     for task in tasks:
         kinds, gaps = classify_task(task, reach(run), dataset.has_poses, dataset.same_view)
         truth = task.truth[:, task.context :]
-        decoded = None if codec.lossless else _through(codec, truth, device)
+        decoded = None if codec.lossless else through(codec, truth, device)
         score = functools.partial(_score, task, truth, decoded, kinds, gaps, device)
         tables.append(score("keep", task.truth[:, task.context - 1 : task.context]).assign(block=COPY_LAST))
         if decoded is not None:
@@ -93,7 +93,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def _through(codec: Codec, videos: Tensor, device: torch.device) -> Tensor:
+def through(codec: Codec, videos: Tensor, device: torch.device) -> Tensor:
     """Encode and decode videos one by one, so that no result depends on its company."""
     return torch.stack([codec.decode(codec.encode(video.to(device))).cpu() for video in videos])
 
@@ -109,11 +109,11 @@ def _roll_out(
     partner = (torch.arange(count) + count // 2) % count
     batches: list[Rollout] = []
     for index in torch.arange(count).split(run.evaluation.batch):
-        cache = _read_context(trunk, task, codec, motion, index, device)
+        cache = read_context(trunk, task, codec, motion, index, device)
         if intervention == "reset":
             cache = cache.with_memory(trunk.start(len(index)).memory())
         elif intervention == "swap":
-            cache = cache.with_memory(_read_context(trunk, task, codec, motion, partner[index], device).memory())
+            cache = cache.with_memory(read_context(trunk, task, codec, motion, partner[index], device).memory())
 
         def noise(h: int, index: Tensor = index) -> Tensor:
             frames = [frame_noise(run.evaluation.seed, task.name, int(e), h, trunk.frame_shape) for e in index]
@@ -125,7 +125,7 @@ def _roll_out(
 
 
 @torch.no_grad()
-def _read_context(trunk: Trunk, task: Task, codec: Codec, motion: Tensor, index: Tensor, device: torch.device) -> Cache:
+def read_context(trunk: Trunk, task: Task, codec: Codec, motion: Tensor, index: Tensor, device: torch.device) -> Cache:
     C, F = task.context, trunk.config.frames_per_step
     cache = trunk.start(len(index))
     # In pieces, so that a long context needs no more working memory than a short one.
@@ -148,14 +148,14 @@ def _score(
         "kind": kinds.reshape(-1),
         "gap": gaps.reshape(-1),
     }
-    columns |= _metrics(frames.expand_as(truth), truth, device)
+    columns |= frame_metrics(frames.expand_as(truth), truth, device)
     if decoded is not None:  # what the autoencoder itself made of the truth: how far the trunk is from its target
-        against = _metrics(frames.expand_as(truth), decoded, device)
+        against = frame_metrics(frames.expand_as(truth), decoded, device)
         columns |= {f"{name}_decoded": values for name, values in against.items()}
     return pd.DataFrame({**columns, "card": metric_card()["card"]})
 
 
-def _metrics(frames: Tensor, truth: Tensor, device: torch.device) -> dict[str, np.ndarray]:
+def frame_metrics(frames: Tensor, truth: Tensor, device: torch.device) -> dict[str, np.ndarray]:
     x, y = (part.to(device).flatten(0, 1).float() / 255 for part in (frames, truth))
     found = {"psnr": psnr(x, y), "mse": mse(x, y)}
     if min(x.shape[-2:]) >= SSIM_SMALLEST:

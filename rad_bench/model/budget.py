@@ -3,20 +3,24 @@
 What a budget is spent on, `match.by`, is measured on the block itself, never taken from a formula:
 
     parameters   of the memory blocks of all layers
-    state        bytes of memory a video holds at the end of context and horizon, counted from live tensors
+    state        bytes of memory a video holds at the end of context and horizon, counted from the state's tensors
     flops        a frame in the memory's forward pass over one training clip (clean stream and noisy stream), as
                  PyTorch counts them: matrix products, no elementwise work
 
-Each is linear in the number of sequences, so one sequence is measured.
+Each is linear in the number of sequences, so one sequence is measured. The block's own code runs; where a model is
+large, on tensors of PyTorch's meta device, which have shapes and no values: the counts are the same, without the
+arithmetic.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,6 +33,10 @@ from rad_bench.registry import check_options, find_block
 
 LARGEST = 1 << 14  # of a size option
 TOLERANCE = 0.02  # of a budget
+SMALL = 1 << 24  # parameters x tokens a frame, up to which arithmetic takes less time than the meta device's own work
+
+Module = TypeVar("Module", bound=nn.Module)
+Counted = TypeVar("Counted")
 
 
 @dataclass(frozen=True)
@@ -57,15 +65,6 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
     budget, option = run.match.budget, block.size_option
     solvable = budget is not None and option is not None and option not in run.memory.options
 
-    def make(options: dict[str, Any]) -> Trunk:
-        try:
-            return Trunk(
-                run.trunk, lambda dim: block(dim, **options), frame_shape, action_size, run.seed,
-                run.diffusion.stabilisation,
-            )  # fmt: skip
-        except ValueError as error:
-            raise UserError(f"memory: block '{run.memory.name}' with {options}: {error}.") from None
-
     def spent(options: dict[str, Any]) -> int:
         layer = block(run.trunk.width, **options)
         return len(memory_layers(run.trunk)) * _MEASURES[run.match.by](layer, run, scan)
@@ -74,9 +73,10 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
         if solvable:
             assert budget is not None and option is not None
             options = _fit(spent, block, options, budget)
-        trunk = make(options)
-        state = _state_bytes(trunk, run)
-        flops = _count_flops(trunk, block(run.trunk.width, **options), run, scan)
+        trunk = make_trunk(run, options, frame_shape, action_size)
+        state = _counting(trunk, trunk.rows * trunk.columns, lambda trunk, device: _state_bytes(trunk, run, device))
+        every = _counting(trunk, trunk.rows * trunk.columns, lambda trunk, device: _trunk_flops(trunk, run, device))
+        memory = len(memory_layers(run.trunk)) * _flops(block(run.trunk.width, **options), run, scan)
     except UserError:
         raise
     except Exception as error:  # the user's code, on its first frames
@@ -89,12 +89,24 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
         memory_parameters=sum(p.numel() for _, p in trunk.memory_parameters()),
         trunk_parameters=sum(p.numel() for _, p in trunk.trunk_parameters()),
         state_bytes=state,
-        memory_flops=flops[0],
-        trunk_flops=flops[1],
+        memory_flops=memory,
+        trunk_flops=every - memory,
         budget=budget if solvable else None,
         residual=(spent(options) - budget) / budget if solvable and budget else None,
     )
     return trunk, plan
+
+
+def make_trunk(run: RunConfig, options: dict[str, Any], frame_shape: tuple[int, int, int], action_size: int) -> Trunk:
+    """Return the run's trunk at its starting weights, its memory with the given options, solved ones."""
+    block = find_block(run.memory.name)
+    try:
+        return Trunk(
+            run.trunk, lambda dim: block(dim, **options), frame_shape, action_size, run.seed,
+            run.diffusion.stabilisation,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"memory: block '{run.memory.name}' with {options}: {error}.") from None
 
 
 def plan_model(run: RunConfig, frame_shape: tuple[int, int, int], action_size: int) -> ModelPlan:
@@ -108,20 +120,23 @@ def _parameters(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
 
 def _state(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
     steps = (run.evaluation.context + run.evaluation.horizon) // run.trunk.frames_per_step
-    with torch.no_grad():
-        final = layer.prefetch(_tokens(layer, scan, steps), layer.initial_state(1)).state
-    return scan.sequences(1) * state_bytes(final)
+
+    def final(layer: MemoryBlock, device: torch.device) -> int:
+        with torch.no_grad():
+            return state_bytes(layer.prefetch(_tokens(layer, scan, steps, device), layer.initial_state(1)).state)
+
+    return scan.sequences(1) * _counting(layer, scan.tokens_per_step, final)
 
 
 def _flops(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
     F, training = run.trunk.frames_per_step, run.training
-    clean = _tokens(layer, scan, training.frames // F)
-    noisy = _tokens(layer, scan, (training.frames - training.loss_from) // F)
 
-    def clip() -> None:
-        layer.retrieve(noisy, layer.prefetch(clean, layer.initial_state(1)))
+    def clip(layer: MemoryBlock, device: torch.device) -> int:
+        clean = _tokens(layer, scan, training.frames // F, device)
+        noisy = _tokens(layer, scan, (training.frames - training.loss_from) // F, device)
+        return _counted(lambda: layer.retrieve(noisy, layer.prefetch(clean, layer.initial_state(1))))
 
-    return scan.sequences(1) * _counted(clip) // training.frames
+    return scan.sequences(1) * _counting(layer, scan.tokens_per_step, clip) // training.frames
 
 
 _MEASURES: dict[str, Callable[[MemoryBlock, RunConfig, Scan], int]] = {
@@ -129,8 +144,21 @@ _MEASURES: dict[str, Callable[[MemoryBlock, RunConfig, Scan], int]] = {
 }  # fmt: skip
 
 
-def _tokens(layer: MemoryBlock, scan: Scan, steps: int) -> torch.Tensor:
-    return torch.zeros(1, steps, scan.tokens_per_step, layer.dim)
+def _tokens(layer: MemoryBlock, scan: Scan, steps: int, device: torch.device) -> torch.Tensor:
+    return torch.zeros(1, steps, scan.tokens_per_step, layer.dim, device=device)
+
+
+def _counting(module: Module, tokens: int, count: Callable[[Module, torch.device], Counted]) -> Counted:
+    """Return what `count` finds on a module that sees that many tokens a frame; on shapes alone if it is large."""
+    if tokens * sum(p.numel() for p in module.parameters()) > SMALL:
+        meta = torch.device("meta")
+        try:
+            return count(copy.deepcopy(module).to(meta), meta)
+        except (
+            Exception
+        ):  # a block that looks at values gets real ones, and one that fails does so with its own message
+            pass
+    return count(module, torch.device("cpu"))
 
 
 def _counted(work: Callable[[], Any]) -> int:
@@ -140,14 +168,13 @@ def _counted(work: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def _count_flops(trunk: Trunk, layer: MemoryBlock, run: RunConfig, scan: Scan) -> tuple[int, int]:
-    """Return the FLOPs a frame of the memory blocks and of the rest of the trunk, over one training clip."""
+def _trunk_flops(trunk: Trunk, run: RunConfig, device: torch.device) -> int:
+    """Return the FLOPs a frame of the whole trunk, memory included, over one training clip."""
     frames, start = run.training.frames, run.training.loss_from
-    clean = torch.zeros(1, frames, *trunk.frame_shape)
-    motion = torch.zeros(1, frames, trunk.motion.in_features)
-    every = _counted(lambda: trunk(clean, clean[:, start:], torch.zeros(1, frames - start), motion)) // frames
-    memory = len(memory_layers(run.trunk)) * _flops(layer, run, scan)
-    return memory, every - memory
+    clean = torch.zeros(1, frames, *trunk.frame_shape, device=device)
+    motion = torch.zeros(1, frames, trunk.motion.in_features, device=device)
+    level = torch.zeros(1, frames - start, device=device)
+    return _counted(lambda: trunk(clean, clean[:, start:], level, motion)) // frames
 
 
 def _fit(
@@ -186,15 +213,15 @@ def _solve(measure: Callable[[int], int], budget: int) -> int:
     return min((low, high), key=lambda size: abs(measure(size) - budget))
 
 
-def _state_bytes(trunk: Trunk, run: RunConfig) -> dict[int, int]:
-    """Count live state bytes a video after one step, the context, and context plus horizon."""
+def _state_bytes(trunk: Trunk, run: RunConfig, device: torch.device) -> dict[int, int]:
+    """Count state bytes a video after one step, the context, and context plus horizon."""
     step, context = run.trunk.frames_per_step, run.evaluation.context
     marks = sorted({step, context, context + run.evaluation.horizon})
     cache, counts = trunk.start(1), {}
     with torch.no_grad():
         for mark in marks:
-            frames = torch.zeros(1, mark - cache.frames, *trunk.frame_shape)
-            motion = torch.zeros(1, frames.shape[1], trunk.motion.in_features)
+            frames = torch.zeros(1, mark - cache.frames, *trunk.frame_shape, device=device)
+            motion = torch.zeros(1, frames.shape[1], trunk.motion.in_features, device=device)
             cache = trunk.commit(frames, motion, cache)
             counts[mark] = cache.memory_bytes()
     return counts

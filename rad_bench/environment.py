@@ -1,0 +1,93 @@
+"""What a run executes on and with, and how that is made to repeat itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rad_bench import __version__
+from rad_bench.distributed import Group
+
+
+def choose_device(name: str, group: Group) -> torch.device:
+    """Return the device that `launch.device` names; auto takes a GPU where there is one, and each process its own."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and group.world > 1:
+        # A scheduler may show a process all GPUs of its node, or its own alone.
+        return torch.device("cuda", group.local_rank % torch.cuda.device_count())
+    return torch.device(name)
+
+
+def environment(device: torch.device, threads: int, processes: int) -> dict[str, Any]:
+    """Return what the run ran on and with."""
+    packages = ("torch", "numpy", "pandas", "scikit-image", "submitit", "lpips", "torchvision")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "rad_bench": __version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "threads": threads,
+        "processes": processes,
+        "packages": versions,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def be_deterministic(threads: int, device: torch.device) -> None:
+    """Make the same config on the same machine give the same bits."""
+    torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    # Filling memory before its first write only costs time: nothing here reads what was not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a device is called, such as `cpu (AMD EPYC 7763)`."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return f"cpu ({model})"
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout that this package runs from, if it is one."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        git = ["git", "-C", str(root)]
+        if not (root / ".git").exists():
+            return None
+        answer = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()[:12] + (" (dirty)" if dirty.stdout.strip() else "")
+
+
+def resident_peak() -> int:
+    """Return the most bytes of memory that this process has held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,215 @@
+"""What a sweep holds and will cost, as tables: one row a model, whatever the number of its seeds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.table import Table
+
+from rad_bench.config import LaunchConfig
+from rad_bench.data import open_dataset
+from rad_bench.distributed import Group
+from rad_bench.environment import be_deterministic, choose_device, device_name
+from rad_bench.model.budget import ModelPlan, build_trunk, make_trunk
+from rad_bench.model.codec import open_codec
+from rad_bench.run_folder import Run, RunFolder
+from rad_bench.sweep.estimate import Cost, Disk, disk, measured, probe_cost, wall_seconds
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """One model of a sweep, with a run for every seed."""
+
+    label: str
+    runs: tuple[Run, ...]
+    done: tuple[bool, ...]  # of each run
+    plan: ModelPlan
+    disk: Disk
+
+    @property
+    def missing(self) -> int:
+        return self.done.count(False)
+
+
+def plan_sweep(runs: Sequence[Run], sweep_folder: Path) -> list[PlannedModel]:
+    """Return the models of a sweep in the grid's order. Raises `UserError` if one cannot be built."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        key = run.label + run.config.model_copy(update={"seed": 0}).model_dump_json()
+        groups.setdefault(key, []).append(run)
+    models = []
+    for group in groups.values():
+        config = group[0].config
+        dataset = open_dataset(config.data)
+        codec = open_codec(config.autoencoder, dataset.frame_shape)
+        trunk, plan = build_trunk(config, codec.frame_shape, dataset.action_size)
+        done = tuple(RunFolder(sweep_folder / "runs" / run.name).is_done for run in group)
+        size = disk(config, trunk, dataset.frame_shape)
+        models.append(PlannedModel(group[0].label, tuple(group), done, plan, size))
+    return models
+
+
+def models_table(models: Sequence[PlannedModel]) -> Table:
+    """Return what each model is, and how many of its runs are done."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model", overflow="fold")
+    for heading in (
+        "seeds", "done", "memory\nparameters", "trunk\nparameters", "memory, MFLOPs\na frame", "trunk, MFLOPs\na frame",
+        "state, bytes\na video", "off\nbudget", "disk\na run",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right")
+    for model in models:
+        plan, bytes_ = model.plan, list(model.plan.state_bytes.values())
+        table.add_row(
+            model.label,
+            _seeds([run.config.seed for run in model.runs]),
+            f"{model.done.count(True)} of {len(model.runs)}",
+            f"{plan.memory_parameters:,}",
+            f"{plan.trunk_parameters:,}",
+            f"{plan.memory_flops / 1e6:.2f}",
+            f"{plan.trunk_flops / 1e6:.2f}",
+            f"{bytes_[0]:,}" if len(set(bytes_)) == 1 else f"{bytes_[0]:,} to\n{bytes_[-1]:,}",
+            "" if plan.residual is None else f"{plan.residual:+.1%}",
+            show_bytes(model.disk.total),
+        )
+    return table
+
+
+def disk_line(models: Sequence[PlannedModel], parallel: int, sweep_folder: Path) -> str:
+    """Say what the missing runs will leave on disk, and what is free there."""
+    missing = sum(model.missing for model in models)
+    if not missing:
+        return "all runs are done"
+    left = sum(model.missing * model.disk.total for model in models)
+    twice = max(model.disk.checkpoint for model in models if model.missing) * min(parallel, missing)
+    there = next(path for path in (sweep_folder.absolute(), *sweep_folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    warning = "" if left + twice < free else ": NOT ENOUGH"
+    return (
+        f"disk, about: {show_bytes(left)} for the {_count(missing)}, {show_bytes(left + twice)} "
+        f"while checkpoints are replaced; {show_bytes(free)} are free{warning}"
+    )
+
+
+def estimate_costs(models: Sequence[PlannedModel], launch: LaunchConfig, sweep_folder: Path) -> list[Cost | Exception]:
+    """Return each model's cost on the device that `launch` names, measured or timed now, or why it cannot be known."""
+    device = choose_device(launch.device, Group())
+    be_deterministic(launch.threads, device)
+    costs: list[Cost | Exception] = []
+    for model in models:
+        config, folders = model.runs[0].config, [sweep_folder / "runs" / run.name for run in model.runs]
+        known = measured(folders, config.training.steps, device_name(device), launch.threads)
+        try:
+            costs.append(known or _probed(model, device, launch))
+        except Exception as error:  # the block's own code too: one model that fails does not hide the others
+            costs.append(error)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return costs
+
+
+def _probed(model: PlannedModel, device: torch.device, launch: LaunchConfig) -> Cost:
+    config = model.runs[0].config
+    dataset = open_dataset(config.data)
+    codec = open_codec(config.autoencoder, dataset.frame_shape)
+    trunk = make_trunk(config, model.plan.options, codec.frame_shape, dataset.action_size)
+    return probe_cost(config, model.plan, trunk, dataset, codec, device, launch)
+
+
+def costs_table(models: Sequence[PlannedModel], costs: Sequence[Cost | Exception], start: float) -> Table:
+    """Return the estimated time of each model's runs; `start` is what the start of a process takes, seconds."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model", overflow="fold")
+    for heading in ("a training step", "training", "evaluation", "a run", "missing runs"):
+        table.add_column(heading, justify="right")
+    table.add_column("from", overflow="fold")
+    for model, cost in zip(models, costs, strict=True):
+        if isinstance(cost, Exception):
+            table.add_row(model.label, "", "", "", "", str(model.missing), _reason(cost))
+            continue
+        run = cost.run + start
+        times = (cost.step, cost.training, cost.evaluation, run)
+        together = f"{model.missing} x, {show_seconds(model.missing * run)}" if model.missing else "none"
+        table.add_row(model.label, *map(show_seconds, times), together, cost.source)
+    return table
+
+
+def time_lines(
+    models: Sequence[PlannedModel], costs: Sequence[Cost | Exception], start: float, launch: LaunchConfig
+) -> str:
+    """Say what the missing runs take together, and what was assumed."""
+    device = choose_device(launch.device, Group())
+    seconds = [
+        cost.run + start
+        for model, cost in zip(models, costs, strict=True)
+        for _ in range(model.missing)
+        if not isinstance(cost, Exception)
+    ]
+    unknown = sum(model.missing for model, cost in zip(models, costs, strict=True) if isinstance(cost, Exception))
+    unit = "GPU-hours" if device.type == "cuda" else "machine-hours"
+    without = f" (not counting {unknown} that fail)" if unknown else ""
+    return (
+        f"an estimate, on {device_name(device)} with {launch.threads} thread{'s'[: launch.threads > 1]} a run, whose "
+        f"process takes {show_seconds(start)} to start\n"
+        f"time, about: {_rounded(sum(seconds) / 3600)} {unit} for the {_count(len(seconds))}{without}; "
+        f"{show_seconds(wall_seconds(seconds, launch.parallel))} at {launch.parallel} at a time, if they do not slow "
+        "each other down" + _busy()
+    )
+
+
+def show_seconds(seconds: float) -> str:
+    """Return a duration to two digits: 34 ms, 1.2 s, 48 s, 11 min, 3.5 h."""
+    for unit, size, most in (
+        ("ms", 1e-3, 0.995),
+        ("s", 1.0, 99.5),
+        ("min", 60.0, 99.5 * 60),
+        ("h", 3600.0, float("inf")),
+    ):
+        if seconds < most:
+            return f"{_rounded(seconds / size)} {unit}"
+    raise AssertionError
+
+
+def show_bytes(count: float) -> str:
+    """Return a size to two digits: 390 kB, 7.1 MB, 12 GB."""
+    for unit, size in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
+        if count < 999.5 * size:
+            return f"{_rounded(count / size)} {unit}"
+    return f"{_rounded(count / 1e12)} TB"
+
+
+def _rounded(value: float) -> str:
+    two = float(f"{value:.2g}")
+    return f"{two:,.0f}" if two >= 10 else f"{two:g}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return "does not fit into memory"
+    lines = str(error).strip().splitlines() or [""]
+    return f"fails: {type(error).__name__}: {lines[0][:200]}"
+
+
+def _busy() -> str:
+    """Say so if others use this machine: then the probe took longer than it would."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return (
+        f"\nthis machine is busy (load {load:.1f} on {cores} cores): less where it is not" if load > 1.5 * cores else ""
+    )
+
+
+def _count(missing: int) -> str:
+    return f"{missing} missing run{'s'[: missing != 1]}"
+
+
+def _seeds(seeds: list[int]) -> str:
+    """0-2 for 0, 1, 2; else all of them."""
+    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]}-{seeds[-1]}"
+    return ", ".join(map(str, seeds))

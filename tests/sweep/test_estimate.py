@@ -1,0 +1,141 @@
+"""What a plan promises: real sizes on disk, time that was measured or probed and says so, and nothing left behind."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from rad_bench.cli import cli
+from rad_bench.run import execute
+from rad_bench.run_folder import RunFolder, save_run
+from rad_bench.sweep import estimate, plan
+from rad_bench.sweep.estimate import Cost, measured, wall_seconds
+from rad_bench.sweep.grid import plan_runs
+from rad_bench.sweep.load import load_sweep
+from rad_bench.training import Trainer
+from tests.sweep.tiny import GRU, TINY
+
+
+def planned(folder, *overrides):
+    (folder / "tiny.yaml").write_text(TINY)
+    sweep = load_sweep(folder / "tiny.yaml", overrides)
+    return sweep, plan.plan_sweep(plan_runs(sweep), folder / "results" / "tiny")
+
+
+def said(folder, monkeypatch, *arguments):
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(cli, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def half_done(tmp_path_factory):
+    """The tiny sweep with seed 0 of both its models finished."""
+    folder = tmp_path_factory.mktemp("half-done")
+    sweep, models = planned(folder)
+    for model in models:
+        at = folder / "results" / "tiny" / "runs" / model.runs[0].name
+        save_run(model.runs[0], at)
+        execute(RunFolder(at), sweep.launch)
+    return folder
+
+
+def test_a_run_leaves_on_disk_what_was_estimated(half_done):
+    _, models = planned(half_done)
+    for model in models:
+        folder = half_done / "results" / "tiny" / "runs" / model.runs[0].name
+        sizes = {path.relative_to(folder): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        assert model.disk.total == pytest.approx(sum(sizes.values()), rel=0.2)
+        assert model.disk.checkpoint == pytest.approx((folder / "checkpoint.pt").stat().st_size, rel=0.1)
+        assert model.disk.weights == pytest.approx((folder / "model.safetensors").stat().st_size, rel=0.1)
+
+
+def test_one_row_a_model_says_which_seeds_are_done(half_done):
+    _, models = planned(half_done)
+    assert [(model.label, model.done) for model in models] == [
+        ("none", (True, False)), ("lstm(hidden=8)", (True, False)),
+    ]  # fmt: skip
+
+
+def test_training_costs_in_proportion_to_its_steps_and_places_are_filled_as_they_come_free():
+    cost = Cost(step=0.5, steps=30, evaluation=2.0, source="")
+    assert replace(cost, steps=60).training == 2 * cost.training == 30
+    assert cost.run == 17
+    assert wall_seconds([], 3) == 0
+    assert wall_seconds([4, 1, 1, 2], 2) == 4
+    assert wall_seconds([1, 1, 4], 2) == 5
+
+
+def test_durations_and_sizes_are_rounded_to_two_digits():
+    durations = {0.0123: "12 ms", 0.999: "1 s", 47.8: "48 s", 99.9: "1.7 min", 40_000: "11 h"}
+    assert {seconds: plan.show_seconds(seconds) for seconds in durations} == durations
+    sizes = {8_012_798: "8 MB", 999_900: "1 MB", 2.4e9: "2.4 GB", 3e13: "30 TB"}
+    assert {count: plan.show_bytes(count) for count in sizes} == sizes
+
+
+def test_more_steps_do_not_make_the_probe_do_more(tmp_path, monkeypatch):
+    """By construction: what is timed is a step, whatever their number."""
+    done, real = [], Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda *given: done.append(1) or real(*given))
+    monkeypatch.setattr(estimate, "ENOUGH", 0.0)  # as many times, however fast the machine
+    counts = []
+    for steps in (30, 30_000):
+        done.clear()
+        sweep, models = planned(tmp_path, f"run.training.steps={steps}")
+        (cost, _) = plan.estimate_costs(models, sweep.launch, tmp_path)
+        assert cost.training == pytest.approx(cost.step * steps)
+        counts.append(len(done))
+    assert counts[0] == counts[1] < 30
+
+
+def test_finished_runs_take_the_place_of_the_probe(half_done, monkeypatch):
+    sweep, models = planned(half_done)
+    monkeypatch.setattr(plan, "probe_cost", lambda *_: pytest.fail("probed what has been measured"))
+    costs = plan.estimate_costs(models, sweep.launch, half_done / "results" / "tiny")
+    for model, cost in zip(models, costs, strict=True):
+        result = json.loads((half_done / "results" / "tiny" / "runs" / model.runs[0].name / "result.json").read_text())
+        assert cost.training == pytest.approx(result["training"]["seconds"])
+        assert cost.evaluation == result["evaluation"]["seconds"] > 0
+        assert cost.source == "1 finished run"
+        folder = half_done / "results" / "tiny" / "runs" / model.runs[0].name
+        assert measured([folder], 30, "cuda (another)", 1) is None
+        assert measured([folder], 30, result["device"], 64) is None
+
+
+def test_plan_shows_models_time_and_disk_and_leaves_no_file(tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    text = said(tmp_path, monkeypatch, "plan", "tiny.yaml")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.count("lstm(hidden=8)") == 2  # sizes and costs: a row of each, whatever the number of seeds
+    text = " ".join(text.split())
+    for words in ("an estimate, on cpu", "4 missing runs", "machine-hours", "at 2 at a time", "timed", "are free"):
+        assert words in text
+
+
+def test_no_probe_and_sweeps_run_nothing_to_plan(tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    monkeypatch.setattr(plan, "estimate_costs", lambda *_: pytest.fail("probed"))
+    for arguments in (("plan", "tiny.yaml", "--no-probe"), ("sweep", "tiny.yaml", "--dry-run")):
+        text = said(tmp_path, monkeypatch, *arguments)
+        assert "0 of 2" in text and "disk, about" in text and "estimate for" not in text
+
+
+def test_a_model_that_fails_says_so_in_its_row(tmp_path, monkeypatch):
+    (tmp_path / "my_block.py").write_text(GRU)
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", "my_block.py:Raises"))
+    text = " ".join(said(tmp_path, monkeypatch, "plan", "tiny.yaml").split())
+    assert "fails: RuntimeError: no such luck" in text
+    assert "the 2 missing runs (not counting 2 that fail)" in text
+    assert plan._reason(torch.OutOfMemoryError("CUDA out of memory")) == "does not fit into memory"
+
+
+def test_what_is_too_slow_is_timed_in_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "TOO_LONG", 0.0)
+    sweep, models = planned(tmp_path)
+    cost = plan.estimate_costs(models, sweep.launch, tmp_path)[0]
+    assert cost.source == "timed; in part: training, evaluation"
+    assert cost.step > 0 < cost.evaluation
