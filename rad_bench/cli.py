@@ -10,7 +10,7 @@ import click
 
 from rad_bench import __version__
 from rad_bench.cli_data import data
-from rad_bench.errors import UserError, did_you_mean
+from rad_bench.errors import UserError, did_you_mean, one_line
 
 
 class _Verbs(click.Group):
@@ -102,7 +102,7 @@ def status(folder: Path) -> None:
     table = Table("run", "state", "progress", "detail")
     for run_folder in run_folders(folder, planned_runs(folder)):
         found = run_status(run_folder)
-        table.add_row(found.name, found.state, f"{found.share:.0%}", found.detail)
+        table.add_row(found.name, found.state, f"{found.share:.0%}", one_line(found.detail))
     _print(table)
 
 
@@ -192,7 +192,7 @@ def _print(table: Any) -> None:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 160
-    Console(width=width).print(table)
+    Console(width=width, markup=False, emoji=False).print(table)  # `[x]` and `:x:` in cells mean themselves
 
 
 def _print_plan(runs: list[Any], sweep_folder: Path) -> None:
@@ -229,7 +229,7 @@ def _print_outcome(outcome: Any) -> None:
         click.echo(f"report: {outcome.report}")
     if outcome.unfinished:
         for found in outcome.unfinished:
-            click.echo(f"{found.name}: {found.state} {found.detail}", err=True)
+            click.echo(one_line(f"{found.name}: {found.state} {found.detail}"), err=True)
         total = outcome.done + len(outcome.unfinished)
         click.echo(
             f"{len(outcome.unfinished)} of {total} runs are not done; the same command tries them again.", err=True

@@ -13,6 +13,7 @@ from rich.console import Console
 from rad_bench.config import SweepConfig
 from rad_bench.errors import UserError
 from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.results_folder import check_links, read_plan
 from rad_bench.run_folder import Run, RunFolder, save_run, write_atomically
 from rad_bench.sweep.launch import choose_cluster, launch_runs
 from rad_bench.sweep.progress import ProgressView, RunStatus, run_status
@@ -44,8 +45,7 @@ def run_sweep(
     missing = [(run, folder) for run, folder in zip(runs, folders, strict=True) if not RunFolder(folder).is_done]
     try:
         for run, folder in missing:
-            if not RunFolder(folder).config.exists():
-                save_run(run, folder)
+            save_run(run, folder)  # also over what is there: a folder from elsewhere must not choose what code is run
         tree = {**sweep.model_dump(mode="json"), "planned": [run.name for run in runs]}
         write_atomically(sweep_folder / "sweep.yaml", yaml.safe_dump(tree, sort_keys=False).encode())
     except OSError as error:
@@ -75,7 +75,9 @@ def finish(sweep_folder: Path, runs: list[Run]) -> Outcome:
 
 def aggregate(sweep_folder: Path, names: list[str]) -> None:
     """Write the sweep's frames.parquet from the named runs'. Refuses runs whose metrics are defined differently."""
-    tables = [pd.read_parquet(RunFolder(sweep_folder / "runs" / name).frames) for name in names]
+    from rad_bench.report.summary import read_frames
+
+    tables = [read_frames(RunFolder(sweep_folder / "runs" / name).frames) for name in names]
     cards = {name: table["card"].iloc[0] for name, table in zip(names, tables, strict=True)}
     if len(set(cards.values())) > 1:
         listing = "; ".join(f"{name}: {card}" for name, card in cards.items())
@@ -93,9 +95,7 @@ def planned_runs(sweep_folder: Path) -> list[Run]:
     """Return the runs that a sweep folder was last asked for."""
     from rad_bench.run_folder import load_run
 
-    path = sweep_folder / "sweep.yaml"
-    try:
-        names = yaml.safe_load(path.read_text())["planned"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        raise UserError(f"{sweep_folder}: is not the folder of a sweep (no readable sweep.yaml).") from None
-    return [load_run(sweep_folder / "runs" / name) for name in names]
+    folders = [sweep_folder / "runs" / name for name in read_plan(sweep_folder)["planned"]]
+    for folder in folders:
+        check_links(folder, sweep_folder)
+    return [load_run(folder) for folder in folders]
