@@ -12,6 +12,7 @@ Each is linear in the number of sequences, so one sequence is measured.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -230,8 +231,10 @@ def _refuse_giants(block: type[MemoryBlock], dim: int, options: dict[str, Any]) 
     try:
         with torch.device("meta"):
             parameters = sum(p.numel() for p in block(dim, **options).parameters())
-    except Exception:  # a block that needs real tensors as it is built is built for real
-        return
+    except Exception as error:
+        if "overflow" not in str(error):
+            return  # a block that needs real tensors as it is built is built for real
+        parameters = sys.maxsize
     if parameters > ABSURD:
         raise UserError(f"memory: {block.__name__} with {options} has {parameters:.0e} parameters a layer, and "
                         f"{ABSURD:.0e} are the most.")  # fmt: skip

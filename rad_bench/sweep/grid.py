@@ -53,8 +53,8 @@ def plan_runs(sweep: SweepConfig, only: Iterable[str] = (), where: str = "sweep"
             raise UserError(f"{where}: the grid holds '{run.label}' with seed {run.config.seed} twice: the same run.")
         if (run.label, run.config.seed) in names:
             raise UserError(
-                f"{where}: two different points of the grid would both be called '{run.label}', seed {run.config.seed}, "
-                "and a report could not tell them apart. Give one of the blocks' classes or points another name."
+                f"{where}: two different points of the grid would both be called '{run.label}', seed "
+                f"{run.config.seed}, and a report could not tell them apart. Give one of them another name."
             )
         names.add((run.label, run.config.seed))
         runs[run.key] = run
