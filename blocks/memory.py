@@ -101,7 +101,7 @@ def in_full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def precise(*arguments: Any) -> Any:
         device = next(part.device.type for part in arguments if isinstance(part, Tensor))
-        if not torch.is_autocast_enabled(device):
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             return function(*arguments)
         with torch.autocast(device, enabled=False):
             return function(*map(_in_fp32, arguments))

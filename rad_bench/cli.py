@@ -11,7 +11,7 @@ import click
 
 from rad_bench import __version__
 from rad_bench.cli_data import data
-from rad_bench.errors import UserError, did_you_mean
+from rad_bench.errors import UserError, did_you_mean, one_line
 
 
 class _Verbs(click.Group):
@@ -112,7 +112,7 @@ def status(folder: Path) -> None:
     statuses, silence = sweep_status(folder, planned_runs(folder))
     table = Table("run", "state", "progress", "detail")
     for found in statuses:
-        table.add_row(found.name, found.state, f"{found.share:.0%}", found.detail)
+        table.add_row(found.name, found.state, f"{found.share:.0%}", one_line(found.detail))
     _print(table)
     states = collections.Counter(found.state for found in statuses)
     click.echo(", ".join(f"{count} {state}" for state, count in states.items()))
@@ -217,7 +217,8 @@ def _print(table: Any, width: int = 160) -> None:
     """Print a table, `width` columns wide where there is no terminal to say."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else width).print(table)
+    width = None if sys.stdout.isatty() else width  # type: ignore[assignment]
+    Console(width=width, markup=False, emoji=False).print(table)  # `[x]` and `:x:` in cells mean themselves
 
 
 def _print_models(runs: list[Any], sweep: Any, folder: Path) -> list[Any]:
@@ -234,7 +235,7 @@ def _print_outcome(outcome: Any) -> None:
         click.echo(f"report: {outcome.report}")
     if outcome.unfinished:
         for found in outcome.unfinished:
-            click.echo(f"{found.name}: {found.state} {found.detail}", err=True)
+            click.echo(one_line(f"{found.name}: {found.state} {found.detail}"), err=True)
         total = outcome.done + len(outcome.unfinished)
         click.echo(
             f"{len(outcome.unfinished)} of {total} runs are not done; the same command tries them again.", err=True

@@ -11,12 +11,23 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCIENCE_VERSION = 1  # bump on purpose, whenever the same config would mean a different experiment
+# Bounds stop what nobody can mean, such as a digit too many; they are no advice.
+MOST_STEPS = 10**9
+MOST_FRAMES = 100_000  # of a clip
+MOST_EPISODES = 10**6
+LARGEST_SEED = 2**63 - 1  # what a column of whole numbers holds
+LARGEST_TRUNK = 20 * 10**9  # parameters
+
+Line = Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=1000)]  # goes into a job's script, as a line of it
 
 
 class Config(BaseModel):
     """Base of all sections: unknown keys are errors, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class RoomsData(Config):
@@ -61,19 +72,19 @@ DataConfig = Annotated[RoomsData | MemoryMazeData | MinecraftData, Field(discrim
 class TrunkConfig(Config):
     """The recurrent diffusion transformer that every memory block shares."""
 
-    width: int = Field(64, ge=8, description="channels D")
-    depth: int = Field(2, ge=1, description="layers")
-    heads: int = Field(2, ge=1)
-    patch: int = Field(16, ge=1, description="side of a patch, pixels")
-    mlp_ratio: float = Field(3.0, gt=0)
-    window: int = Field(3, ge=0, description="clean frames before a step that temporal attention sees")
-    frames_per_step: int = Field(1, ge=1, description="1: frame-wise; F: chunks of F frames")
+    width: int = Field(64, ge=8, le=1 << 16, description="channels D")
+    depth: int = Field(2, ge=1, le=1024, description="layers")
+    heads: int = Field(2, ge=1, le=1024)
+    patch: int = Field(16, ge=1, le=512, description="side of a patch, pixels")
+    mlp_ratio: float = Field(3.0, gt=0, le=64)
+    window: int = Field(3, ge=0, le=MOST_FRAMES, description="clean frames before a step that temporal attention sees")
+    frames_per_step: int = Field(1, ge=1, le=MOST_FRAMES, description="1: frame-wise; F: chunks of F frames")
     motion: Literal["action", "egomotion", "pose"] = "pose"
-    memory_gain: float = Field(2.0, ge=0, description="scale of the motion code added to the memory's input")
+    memory_gain: float = Field(2.0, ge=0, le=1e6, description="scale of the motion code added to the memory's input")
     memory_writes: Literal["clean", "noisy"] = "clean"
     memory_layers: Literal["all", "alternate", "last"] = Field("all", description="which layers carry the memory block")
     scan: Literal["location", "block", "frame", "pooled"] = "location"
-    scan_block: int = Field(2, ge=1, description="side of a block in tokens, for scan: block")
+    scan_block: int = Field(2, ge=1, le=512, description="side of a block in tokens, for scan: block")
 
     @property
     def reach(self) -> int:
@@ -84,6 +95,12 @@ class TrunkConfig(Config):
     def _consistent(self) -> TrunkConfig:
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ValueError(f"width {self.width} must be heads ({self.heads}) times a multiple of 4")
+        parameters = self.depth * self.width**2 * (12 + 2 * self.mlp_ratio)  # about: attention twice, adaLN, MLP
+        if parameters > LARGEST_TRUNK:
+            raise ValueError(
+                f"width {self.width} and depth {self.depth} make a trunk of about {parameters:.0e} parameters; more "
+                f"than {LARGEST_TRUNK:.0e} are refused"
+            )
         if self.frames_per_step == 1 and self.window == 0:
             raise ValueError("window 0 needs frames_per_step above 1, else no frame sees any other")
         return self
@@ -94,27 +111,27 @@ class DiffusionConfig(Config):
 
     prediction: Literal["x0", "v"] = "x0"
     schedule: Literal["cosine", "sigmoid"] = "cosine"
-    sampler_steps: int = Field(4, ge=1, description="DDIM steps a frame")
+    sampler_steps: int = Field(4, ge=1, le=100_000, description="DDIM steps a frame")
     stabilisation: float = Field(0.0, ge=0, lt=1, description="noise label under which clean frames are read")
 
 
 class TrainingConfig(Config):
     """One budget for all blocks."""
 
-    steps: int = Field(800, ge=1)
-    batch: int = Field(8, ge=1, description="clips a step")
-    frames: int = Field(24, ge=2, description="frames a clip")
-    loss_from: int = Field(8, ge=0, description="first frame of the noisy stream")
-    learning_rate: float = Field(4e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup: int = Field(30, ge=0, description="steps of linear warm-up; cosine decay follows")
+    steps: int = Field(800, ge=1, le=MOST_STEPS)
+    batch: int = Field(8, ge=1, le=MOST_EPISODES, description="clips a step")
+    frames: int = Field(24, ge=2, le=MOST_FRAMES, description="frames a clip")
+    loss_from: int = Field(8, ge=0, le=MOST_FRAMES, description="first frame of the noisy stream")
+    learning_rate: float = Field(4e-3, gt=0, le=1e3)
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
+    weight_decay: float = Field(0.01, ge=0, le=1e3)
+    warmup: int = Field(30, ge=0, le=MOST_STEPS, description="steps of linear warm-up; cosine decay follows")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights used in evaluation")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: mixed precision in training; weights, recurrences and evaluation stay in fp32"
     )
-    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+    checkpoint_every: int = Field(100, ge=1, le=MOST_STEPS, description="steps between checkpoints")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
@@ -128,18 +145,31 @@ class EvaluationConfig(Config):
 
     tasks: tuple[Literal["retrieval", "continuation"], ...] = Field(("continuation", "retrieval"), min_length=1)
     interventions: tuple[Literal["keep", "reset", "swap"], ...] = ("keep", "reset", "swap")
-    episodes: int = Field(32, ge=2, description="held-out episodes")
-    context: int = Field(20, ge=2, description="true frames before the first generated one")
-    horizon: int = Field(80, ge=1, description="generated frames in continuation")
-    batch: int = Field(32, ge=1, description="episodes rolled out together; does not change any result")
-    seed: int = Field(0, ge=0, description="seed of the sampling noise")
+    episodes: int = Field(32, ge=2, le=MOST_EPISODES, description="held-out episodes")
+    context: int = Field(20, ge=2, le=MOST_FRAMES, description="true frames before the first generated one")
+    horizon: int = Field(80, ge=1, le=MOST_FRAMES, description="generated frames in continuation")
+    batch: int = Field(
+        32, ge=1, le=MOST_EPISODES, description="episodes rolled out together; does not change any result"
+    )
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the sampling noise")
     reach: int | None = Field(
         None,
         ge=1,
+        le=10**9,
         description="revisits lie beyond this many frames; for comparing windows on the same frames",
     )
-    probe: int = Field(128, ge=0, description="training clips that a linear probe of the memory is fitted on; 0: none")
-    strips: int = Field(3, ge=0, description="episodes, those with most revisits, whose frames are kept for the report")
+    probe: int = Field(
+        128,
+        ge=0,
+        le=MOST_EPISODES,
+        description="training clips that a linear probe of the memory is fitted on; 0: none",
+    )
+    strips: int = Field(
+        3,
+        ge=0,
+        le=MOST_EPISODES,
+        description="episodes, those with most revisits, whose frames are kept for the report",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluationConfig:
@@ -191,7 +221,10 @@ class MatchConfig(Config):
 
     by: Literal["none", "parameters", "state", "flops"] = "none"
     budget: int | None = Field(
-        None, ge=1, description="of all memory blocks: parameters, bytes a video at the horizon's end, or FLOPs a frame"
+        None,
+        ge=1,
+        le=10**15,
+        description="of all memory blocks: parameters, bytes a video at the horizon's end, or FLOPs a frame",
     )
 
     @model_validator(mode="after")
@@ -212,7 +245,7 @@ class RunConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     memory: MemoryConfig = MemoryConfig(name="none")
     match: MatchConfig = MatchConfig()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -241,37 +274,43 @@ class RunConfig(Config):
 class SlurmConfig(Config):
     """What a SLURM job asks for."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    nodes: int = Field(1, ge=1, description="nodes a run")
-    gpus: int = Field(0, ge=0, description="GPUs a node; each is driven by a process of its own")
-    cpus: int = Field(1, ge=1, description="CPUs a process")
-    memory_gb: float = Field(8, gt=0, description="memory a node")
-    timeout: str = Field("4h", pattern=r"^\d+(\.\d+)?\s*[mhd]$", description="such as 30m, 4h, 2d")
+    partition: Line | None = None
+    account: Line | None = None
+    qos: Line | None = None
+    constraint: Line | None = None
+    nodes: int = Field(1, ge=1, le=10_000, description="nodes a run")
+    gpus: int = Field(0, ge=0, le=1024, description="GPUs a node; each is driven by a process of its own")
+    cpus: int = Field(1, ge=1, le=4096, description="CPUs a process")
+    memory_gb: float = Field(8, gt=0, le=1e6, description="memory a node")
+    timeout: str = Field(
+        "4h", pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?\s*[mhd]$", max_length=20, description="such as 30m, 4h, 2d"
+    )
     setup: tuple[str, ...] = Field((), description="shell lines run before the job")
-    extra: dict[str, str | int | bool] = Field({}, description="further sbatch options, without the dashes")
-    python: str | None = Field(None, description="how jobs start Python, such as `apptainer exec image.sif python`")
+    extra: dict[Line, Line | int | bool] = Field({}, description="further sbatch options, without the dashes")
+    python: Line | None = Field(None, description="how jobs start Python, such as `apptainer exec image.sif python`")
 
 
 class LaunchConfig(Config):
     """Where and how fast runs execute. Never part of a run's identity."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    parallel: int = Field(2, ge=1, description="runs at a time")
-    loaders: int = Field(1, ge=0, description="threads a run that prepare clips ahead of training; 0: none")
-    threads: int = Field(1, ge=1, description="CPU threads a process")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?)$")
+    parallel: int = Field(2, ge=1, le=100_000, description="runs at a time")
+    loaders: int = Field(1, ge=0, le=1024, description="threads a run that prepare clips ahead of training; 0: none")
+    threads: int = Field(1, ge=1, le=4096, description="CPU threads a process")
     processes: int = Field(
-        1, ge=1, description="processes that train a run together, here or on each SLURM node without GPUs"
+        1, ge=1, le=1024, description="processes that train a run together, here or on each SLURM node without GPUs"
     )
-    accumulate: int = Field(1, ge=1, description="micro-batches a step, whose gradients add up: less memory")
+    accumulate: int = Field(
+        1, ge=1, le=MOST_EPISODES, description="micro-batches a step, whose gradients add up: less memory"
+    )
     compile: bool = Field(False, description="torch.compile each layer in training; long loops take long to compile")
     activation_checkpointing: bool = Field(
         False, description="keep no activations within layers, compute them again in the backward pass: less memory"
     )
-    attempts: int = Field(3, ge=1, description="how often a command starts a run whose process is lost")
-    lease: float = Field(90, gt=1, description="seconds without a sign of life after which an attempt counts as dead")
+    attempts: int = Field(3, ge=1, le=1000, description="how often a command starts a run whose process is lost")
+    lease: float = Field(
+        90, gt=1, le=86_400, description="seconds without a sign of life after which an attempt counts as dead"
+    )
     slurm: SlurmConfig = SlurmConfig()
     where: dict[str, dict[str, Any]] = Field(
         {}, description="what points of the grid have otherwise: `memory=attention: {slurm: {memory_gb: 32}}`"

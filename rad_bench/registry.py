@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import sys
 import typing
@@ -52,8 +54,18 @@ def find_block(name: str) -> type[MemoryBlock]:
     return found_class
 
 
+@functools.cache
 def block_options(block: type[MemoryBlock]) -> type[pydantic.BaseModel]:
     """Return a pydantic model of the block's options: the constructor's keyword arguments after `dim`."""
+    try:
+        return _options_model(block)
+    except (NameError, TypeError, pydantic.errors.PydanticUserError) as error:
+        raise UserError(
+            f"memory: the options of {block.__name__} cannot be read from its constructor: {error}."
+        ) from None
+
+
+def _options_model(block: type[MemoryBlock]) -> type[pydantic.BaseModel]:
     hints = typing.get_type_hints(block.__init__)
     fields: dict[str, Any] = {}
     for parameter in list(inspect.signature(block.__init__).parameters.values())[1:]:
@@ -61,7 +73,7 @@ def block_options(block: type[MemoryBlock]) -> type[pydantic.BaseModel]:
             continue
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (hints.get(parameter.name, Any), default)
-    config = pydantic.ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
     return pydantic.create_model(f"{block.__name__}Options", __config__=config, **fields)
 
 
@@ -70,7 +82,7 @@ def check_options(memory: MemoryConfig) -> dict[str, Any]:
     block = find_block(memory.name)
     model = block_options(block)
     try:
-        return model(**memory.options).model_dump()
+        return model.model_validate(memory.options).model_dump()
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
         option = ".".join(map(str, problem["loc"]))
@@ -79,7 +91,7 @@ def check_options(memory: MemoryConfig) -> dict[str, Any]:
         elif problem["type"] == "missing":
             reason = f"needs the option '{option}', which has no default."
         else:
-            reason = f"option '{option}' is {problem['input']!r}: {problem['msg']}."
+            reason = f"option '{option}' is {problem['input']!r:.80}: {problem['msg']}."
         raise UserError(f"memory: block '{memory.name}' {reason}") from None
 
 
@@ -100,14 +112,16 @@ def _block_classes(module: Any) -> list[type[MemoryBlock]]:
 
 
 def _load_module(name: str) -> Any:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"memory: '{name}' is no name of a module; own blocks: 'file.py:Class' or 'module:Class'.")
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"memory: cannot import '{name}': {error}.") from None
+    except (Exception, SystemExit) as error:  # whatever the user's code raises as it is read
+        raise UserError(f"memory: cannot import '{name}': {type(error).__name__}: {error}.") from None
 
 
 def _load_file(path: Path) -> Any:
-    if not path.is_file():
+    if not os.path.isfile(path):  # which, unlike Path.is_file, bears names that no file can have
         raise UserError(f"memory: there is no file '{path}' (looked in {Path.cwd()}).")
     name = f"rad_bench_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     if name in sys.modules:
@@ -119,7 +133,7 @@ def _load_file(path: Path) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(f"memory: '{path}' cannot be loaded: {type(error).__name__}: {error}.") from None
     return module

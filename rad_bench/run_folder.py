@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
-from pydantic import ValidationError
 
+from rad_bench import strict_yaml
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
 
@@ -98,10 +98,10 @@ def load_run(folder: Path) -> Run:
     """Read a run back from its folder. Raises `UserError` if its config.yaml is missing or not one."""
     path = RunFolder(folder).config
     try:
-        record = yaml.safe_load(path.read_text())
+        record = strict_yaml.load(path.read_text(encoding="utf-8"))
         config = RunConfig.model_validate(record["config"])
         return Run(folder.name, record["label"], record["axes"], config, record["key"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not the config of a run: {error}") from None
 
 

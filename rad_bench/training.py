@@ -12,13 +12,13 @@ import itertools
 import json
 import math
 import os
-import pickle
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -243,7 +243,7 @@ def _resume(folder: RunFolder, trainer: Trainer) -> Progress:
             state: dict[str, Any] = torch.load(path, map_location=trainer.device, weights_only=True)
         except FileNotFoundError:
             continue
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
             print(f"{path}: cannot be read, and is passed over: {error}", file=sys.stderr)
             continue
         for name, part in _saved(trainer).items():

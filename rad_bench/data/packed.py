@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -43,7 +44,7 @@ class Packed:
             self.action_size = int(index["action_size"])
             self._frames = np.load(folder / "frames.npy", mmap_mode="r", allow_pickle=False)
             self._actions = np.load(folder / "actions.npy", mmap_mode="r", allow_pickle=False)
-            self._poses = np.load(folder / "poses.npy", mmap_mode="r") if self.has_poses else None
+            self._poses = np.load(folder / "poses.npy", mmap_mode="r", allow_pickle=False) if self.has_poses else None
             self._layouts = _load_layouts(folder / "layouts.npz")
             lengths = [item.length for item in self.listing.items]
             if len(self._frames) != sum(lengths) or len(self._actions) != sum(lengths):
@@ -81,7 +82,7 @@ def _load_layouts(path: Path) -> dict[str, NDArray[np.bool_]]:
 
 def is_packed(folder: Path) -> bool:
     """Return whether a folder holds a packed data set."""
-    return (folder / INDEX).is_file()
+    return os.path.isfile(folder / INDEX)  # False, too, where the folder's name is none or it is closed to us
 
 
 def pack(data: Recordings, out: Path, report: Callable[[int, int], None]) -> None:

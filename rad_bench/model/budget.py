@@ -15,6 +15,7 @@ arithmetic.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ from rad_bench.registry import check_options, find_block
 LARGEST = 1 << 14  # of a size option
 TOLERANCE = 0.02  # of a budget
 SMALL = 1 << 24  # parameters x tokens a frame, up to which arithmetic takes less time than the meta device's own work
+ABSURD = 1 << 34  # numbers in one tensor, or parameters in one block: what is measured here is held in memory
 
 Module = TypeVar("Module", bound=nn.Module)
 Counted = TypeVar("Counted")
@@ -70,6 +72,7 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
         return len(memory_layers(run.trunk)) * _MEASURES[run.match.by](layer, run, scan)
 
     try:
+        _refuse_giants(block, run.trunk.width, options)
         if solvable:
             assert budget is not None and option is not None
             options = _fit(spent, block, options, budget)
@@ -228,10 +231,37 @@ def _state_bytes(trunk: Trunk, run: RunConfig, device: torch.device) -> dict[int
 
 
 def _check_shapes(run: RunConfig, frame_shape: tuple[int, int, int]) -> None:
-    _, height, width = frame_shape
+    channels, height, width = frame_shape
     patch, trunk = run.trunk.patch, run.trunk
     if height % patch or width % patch:
         raise UserError(f"trunk.patch {patch} does not divide frames of {height} x {width} pixels.")
     if trunk.scan == "block" and (height // patch % trunk.scan_block or width // patch % trunk.scan_block):
         grid = f"{height // patch} x {width // patch}"
         raise UserError(f"trunk.scan_block {trunk.scan_block} does not divide the token grid of {grid}.")
+    tokens = (height // patch) * (width // patch)
+    frames = max(run.training.frames, run.evaluation.context + run.evaluation.horizon)
+    largest = {
+        "pixels": frames * channels * height * width,
+        "channels of tokens": frames * tokens * trunk.width,
+        "weights of spatial attention": frames * tokens**2 * trunk.heads,
+    }
+    for what, count in largest.items():
+        if count > ABSURD:
+            raise UserError(
+                f"a clip of {frames} frames in {tokens} tokens each has {count:.0e} {what}, and {ABSURD:.0e} are the "
+                "most; shorten training.frames and evaluation.context and horizon, or raise trunk.patch."
+            )
+
+
+def _refuse_giants(block: type[MemoryBlock], dim: int, options: dict[str, Any]) -> None:
+    """Raise `UserError` if a block of these options is beyond any memory, before it is given any."""
+    try:
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in block(dim, **options).parameters())
+    except Exception as error:
+        if "overflow" not in str(error):
+            return  # a block that needs real tensors as it is built is built for real
+        parameters = sys.maxsize
+    if parameters > ABSURD:
+        raise UserError(f"memory: {block.__name__} with {options} has {parameters:.0e} parameters a layer, and "
+                        f"{ABSURD:.0e} are the most.")  # fmt: skip

@@ -16,7 +16,7 @@ def write_report(sweep_folder: Path) -> Path:
 
     sweep = read_sweep(sweep_folder)
     rows, pairs = summarise(sweep)
-    summary_table(rows).to_csv(sweep_folder / "summary.csv", index=False)
+    summary_table(rows).to_csv(sweep_folder / "summary.csv", index=False, encoding="utf-8")
     report = sweep_folder / "report"
     recalled = memory_rows(sweep.frames, sweep.blocks, sweep.tasks)
     read = {block: probes(sweep.results_of(block)) for block in sweep.blocks}
@@ -24,8 +24,8 @@ def write_report(sweep_folder: Path) -> Path:
     tables += [ablations(ablation_rows(sweep)), matrix(pairs), pairs_table(pairs)]
     (report / "tables").mkdir(parents=True, exist_ok=True)
     for table in tables:
-        (report / "tables" / f"{table.name}.md").write_text(table.markdown())
-        (report / "tables" / f"{table.name}.tex").write_text(table.latex())
+        (report / "tables" / f"{table.name}.md").write_text(table.markdown(), encoding="utf-8")
+        (report / "tables" / f"{table.name}.tex").write_text(table.latex(), encoding="utf-8")
     plots = draw_plots(sweep, rows, report / "plots")
     page = report / "index.html"
     write_page(page, sweep, rows, pairs, tables, plots)

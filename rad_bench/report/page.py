@@ -17,6 +17,7 @@ from rad_bench.report.plots import Plot
 from rad_bench.report.statistics import Pair, best_group, seeds_note
 from rad_bench.report.summary import CONTROLS, Row, Sweep
 from rad_bench.report.tables import Table, byte_text
+from rad_bench.results_folder import check_name
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def write_page(
         plan=yaml.safe_dump(sweep.plan, sort_keys=False),
         tasks=", ".join(sweep.tasks),
     )
-    path.write_text(html)
+    path.write_text(html, encoding="utf-8", errors="replace")
 
 
 def answer(sweep: Sweep, rows: list[Row], pairs: dict[str, list[Pair]]) -> list[str]:
@@ -175,10 +176,11 @@ def _strips(sweep: Sweep) -> list[StripGroup]:
     }
     groups = []
     for task, shown in sweep.results[0]["strips"].items() if sweep.results else ():
-        for episode in shown["episodes"]:
+        check_name(task, sweep.folder)  # it becomes part of the names of files
+        for episode in map(int, shown["episodes"]):
 
-            def gather(what: str, name: str = f"{task}-{{}}-{episode}.png") -> list[Strip]:
-                paths = {block: folder / name.format(what) for block, folder in folders.items()}
+            def gather(what: str, task: str = task, episode: int = episode) -> list[Strip]:
+                paths = {block: folder / f"{task}-{what}-{episode}.png" for block, folder in folders.items()}
                 return [Strip(block, _uri(path)) for block, path in paths.items() if path.exists()]
 
             truth = [Strip("truth", strip.image) for strip in gather("truth")[:1]]

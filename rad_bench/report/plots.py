@@ -29,6 +29,7 @@ FIXED = dict(zip(ORDER, ("#555555", "#E69F00", "#0072B2", "#009E73", "#D55E00"),
 )
 FURTHER = ("#CC79A7", "#56B4E9", "#B8A900", "#7F3C8D", "#3969AC", "#80BA5A")
 GAP_EDGES = (0, 6, 9, 12, 16, 20, 25, 30, 40, 60, 100, 200, 400, 1000)
+LONGEST_LABEL = 80  # characters
 COSTS = {  # row.cost key -> name of the plot, label, scale
     "state_bytes_end": ("state", "bytes of memory state a video at the horizon's end", 1.0),
     "seconds_per_frame_end": ("time", "ms per generated frame of a video at the horizon's end", 1e3),
@@ -39,7 +40,13 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "svg.hashsalt": "rad-bench",
 }
-STYLE |= {"axes.grid": True, "grid.alpha": 0.25, "svg.fonttype": "none", "font.family": "DejaVu Sans"}
+STYLE |= {
+    "text.usetex": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ def draw_plots(sweep: Sweep, rows: list[Row], folder: Path) -> list[Plot]:
             figure.savefig(buffer, format="svg", metadata={"Date": None})
             figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
             plt.close(figure)
-        (folder / f"{name}.svg").write_text(buffer.getvalue())
+        (folder / f"{name}.svg").write_text(buffer.getvalue(), encoding="utf-8")
         plots.append(Plot(name, caption, buffer.getvalue()))
 
     kept = sweep.frames[sweep.frames["intervention"] == "keep"]
@@ -103,8 +110,16 @@ def block_colours(blocks: list[str]) -> dict[str, str]:
 
 def _line(axes: Axes, points: list[tuple[float, Estimate]], colour: str, label: str) -> None:
     x = [place for place, _ in points]
-    axes.plot(x, [e.mean for _, e in points], color=colour, marker="o", markersize=2.5, linewidth=1.5, label=label)
+    axes.plot(
+        x, [e.mean for _, e in points], color=colour, marker="o", markersize=2.5, linewidth=1.5, label=_text(label)
+    )
     axes.fill_between(x, [e.low for _, e in points], [e.high for _, e in points], color=colour, alpha=0.15, linewidth=0)
+
+
+def _text(label: str) -> str:
+    """Keep matplotlib from reading a label as mathematics, or hiding it for its underscore; cut what would not fit."""
+    label = label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
+    return label.replace("$", r"\$").replace("_", " _", 1 if label.startswith("_") else 0)
 
 
 def _finish(axes: Axes, x: str, y: str) -> None:
@@ -145,7 +160,9 @@ def _draw_drops(axes: Axes, rows: list[Row], colours: dict[str, str]) -> None:
             axes.errorbar(number + offset, drop.mean, yerr=error, fmt=marker, color=colours[row.block], capsize=2)
         axes.plot([], [], marker, color="#333333", label=intervention)
     axes.axhline(0, color="#333333", linewidth=0.8)
-    axes.set_xticks(range(len(shown)), [row.block for row in shown], rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_xticks(
+        range(len(shown)), [_text(row.block) for row in shown], rotation=30, ha="right", rotation_mode="anchor"
+    )
     _finish(axes, "", "revisit PSNR lost, dB")
 
 
@@ -155,7 +172,9 @@ def _draw_cost(axes: Axes, rows: list[Row], colours: dict[str, str], key: str) -
     for row in costly:
         value = row.revisit["psnr"]
         error = [[value.mean - value.low], [value.high - value.mean]]
-        axes.errorbar(row.cost[key] * scale, value.mean, yerr=error, fmt="o", color=colours[row.block], label=row.block)
+        axes.errorbar(
+            row.cost[key] * scale, value.mean, yerr=error, fmt="o", color=colours[row.block], label=_text(row.block)
+        )
     if key == "state_bytes_end":  # from nothing to megabytes
         smallest = min([row.cost[key] for row in costly if row.cost[key]], default=1.0)
         lowest, highest = np.floor(np.log10(smallest)), np.log10(max([row.cost[key] for row in costly] + [10.0]))
@@ -173,6 +192,6 @@ def _draw_loss(axes: Axes, sweep: Sweep, colours: dict[str, str]) -> None:
             curves.append(pd.Series([r["loss"] for r in records], [r["step"] for r in records]))
         if curves:
             mean = pd.concat(curves, axis=1).mean(axis=1).rolling(5, min_periods=1).mean()
-            axes.plot(mean.index, mean.to_numpy(), color=colours[block], label=block, linewidth=1.2)
+            axes.plot(mean.index, mean.to_numpy(), color=colours[block], label=_text(block), linewidth=1.2)
     axes.set_yscale("log")
     _finish(axes, "training step", "loss (running mean)")

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
+from rad_bench.errors import UserError, one_line
 from rad_bench.evaluation.evaluate import CONTROLS
 from rad_bench.report.statistics import (
     Estimate,
@@ -22,6 +22,7 @@ from rad_bench.report.statistics import (
     estimate,
     memory_verdict,
 )
+from rad_bench.results_folder import check_links, check_name, read_plan
 
 ORDER = ("none", "lstm", "mamba2", "ttt", "attention")  # others follow in alphabetical order, controls last
 
@@ -85,19 +86,54 @@ def base_name(block: str) -> str:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Read a sweep's folder."""
-    frames = pd.read_parquet(folder / "frames.parquet")
-    path = folder / "sweep.yaml"
-    plan = yaml.safe_load(path.read_text()) if path.exists() else {}
+    """Read a sweep's folder. Raises `UserError` if what it holds is no sweep's, or names what lies elsewhere."""
+    table = folder / "frames.parquet"
+    frames = _plain_labels(read_frames(table))
+    plan = read_plan(folder) if (folder / "sweep.yaml").exists() else {}
+    for name in {*frames["run"], *frames["task"]}:
+        check_name(name, table)
     runs = sorted(set(frames["run"]))
-    results = [json.loads((folder / "runs" / run / "result.json").read_text()) for run in runs]
+    for run in {*runs, *plan.get("planned", [])}:
+        check_links(folder / "runs" / run, folder)
+    results = [_read_result(folder / "runs" / run / "result.json") for run in runs]
     failures = {}
     for name in plan.get("planned", []):
         run = folder / "runs" / name
         if not (run / "result.json").exists():
-            text = (run / "failure.txt").read_text() if (run / "failure.txt").exists() else "not finished"
-            failures[name] = text.strip().splitlines()[-1] if text.strip() else "not finished"
+            text = (
+                (run / "failure.txt").read_text(errors="replace") if (run / "failure.txt").exists() else "not finished"
+            )
+            failures[name] = one_line(text.strip().splitlines()[-1]) if text.strip() else "not finished"
     return Sweep(folder, frames, results, plan, failures)
+
+
+def read_frames(path: Path) -> pd.DataFrame:
+    """Read a table of frames. Raises `UserError` if it is none."""
+    try:
+        frames = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}.") from None
+    missing = {"run", "block", "seed", "task", "intervention", "episode", "frame", "kind", "psnr", "card"} - {*frames}
+    if missing or not len(frames):
+        raise UserError(f"{path}: is no table of frames: it has no {', '.join(sorted(missing)) or 'rows'}.")
+    return frames
+
+
+def _plain_labels(frames: pd.DataFrame) -> pd.DataFrame:
+    """Bring labels that a sweep would not have given to one printable line."""
+    labels = {label: one_line(str(label)) for label in frames["block"].unique()}
+    if all(label == plain for label, plain in labels.items()):
+        return frames
+    return frames.assign(block=frames["block"].map(labels))
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    """Read a run's result. What it says of its own name is not believed: files are found by it."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return {**result, "run": path.parent.name, "block": one_line(str(result["block"]))}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: is not the result of a run: {type(error).__name__}: {error}.") from None
 
 
 def summarise(sweep: Sweep) -> tuple[list[Row], dict[str, list[Pair]]]:
@@ -174,7 +210,7 @@ def summary_table(rows: list[Row]) -> pd.DataFrame:
     """Return the rows as the flat table that summary.csv holds."""
     flat = []
     for row in rows:
-        line: dict[str, Any] = {"block": row.block, "task": row.task, "seeds": row.seeds}
+        line: dict[str, Any] = {"block": _no_formula(row.block), "task": row.task, "seeds": row.seeds}
         for metric, value in row.revisit.items():
             line |= _columns(f"revisit_{metric}", value)
         line |= {f"{kind}_psnr": value for kind, value in row.kinds.items()}
@@ -185,6 +221,11 @@ def summary_table(rows: list[Row]) -> pd.DataFrame:
             line |= _columns("over_none", row.over_none)
         flat.append(line | {"verdict": row.verdict, "not_distinguishable_from_best": row.best} | row.cost)
     return pd.DataFrame(flat)
+
+
+def _no_formula(text: str) -> str:
+    """Keep spreadsheets from computing a label: one that begins as a formula does gets an apostrophe."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _columns(name: str, value: Estimate) -> dict[str, float]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rad_bench.errors import one_line
 from rad_bench.report.ablation import AblationRow
 from rad_bench.report.memory import MemoryRow
 from rad_bench.report.statistics import Estimate, Pair
@@ -25,23 +27,28 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table in Markdown."""
-        rows = [[self._emphasised(r, c, "**{}**") for c in range(len(line))] for r, line in enumerate(self.cells)]
-        lines = [self.header, ["---"] + ["--:"] * (len(self.header) - 1), *rows]
-        return f"{self.caption}\n\n" + "".join("| " + " | ".join(_cell(c) for c in line) + " |\n" for line in lines)
+        table = self._escaped(_markdown)
+        rows = [[table._emphasised(r, c, "**{}**") for c in range(len(line))] for r, line in enumerate(self.cells)]
+        lines = [table.header, ["---"] + ["--:"] * (len(self.header) - 1), *rows]
+        return f"{self.caption}\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
     def latex(self) -> str:
         """Return the table in LaTeX, with booktabs."""
-        escaped = Table(self.name, self.caption, *_escape(self.header, self.cells), self.bold)
+        table = self._escaped(_latex)
         rows = [
-            [escaped._emphasised(r, c, r"\textbf{{{}}}") for c in range(len(line))] for r, line in enumerate(self.cells)
+            [table._emphasised(r, c, r"\textbf{{{}}}") for c in range(len(line))] for r, line in enumerate(self.cells)
         ]
         body = "".join(" & ".join(line) + r" \\" + "\n" for line in rows)
         columns = "l" + "r" * (len(self.header) - 1)
         return (
             f"% {self.caption}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n"
-            + " & ".join(escaped.header)
+            + " & ".join(table.header)
             + f" \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
         )
+
+    def _escaped(self, escape: Callable[[str], str]) -> Table:
+        cells = [[escape(cell) for cell in line] for line in self.cells]
+        return replace(self, header=[escape(cell) for cell in self.header], cells=cells)
 
     def _emphasised(self, row: int, column: int, form: str) -> str:
         text = self.cells[row][column]
@@ -225,13 +232,17 @@ def number_text(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if np.isfinite(value) else ""
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def _markdown(text: str) -> str:
+    """Escape what Markdown would read as markup, HTML or mathematics; brackets only where they could be a link."""
+    return re.sub(r"([\\`*_<&$|~]|(?<=\])[(\[:])", r"\\\1", one_line(text))
 
 
-def _escape(header: list[str], cells: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    def escape(text: str) -> str:
-        text = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", "/"))
-        return text.replace("~", r"\textasciitilde{}").replace("^", r"\textasciicircum{}")
+_LATEX = {character: "\\" + character for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+}  # fmt: skip
 
-    return [escape(text) for text in header], [[escape(text) for text in line] for line in cells]
+
+def _latex(text: str) -> str:
+    text = "".join(_LATEX.get(character, character) for character in one_line(text))
+    return "{}" + text if text.startswith(("[", "*")) else text  # at a line's start they would be `\\`'s

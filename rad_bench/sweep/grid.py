@@ -12,14 +12,16 @@ from typing import Any
 
 from rad_bench.config import SCIENCE_VERSION, LaunchConfig, RunConfig, SweepConfig
 from rad_bench.data import Dataset, open_dataset
-from rad_bench.errors import UserError, did_you_mean
+from rad_bench.errors import UserError, did_you_mean, one_line
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.model.codec import open_codec
 from rad_bench.registry import block_identity, check_options
 from rad_bench.run_folder import Run
+from rad_bench.strict_yaml import DEEPEST
 from rad_bench.sweep.load import absolute_paths, merge, split_assignment, validate
 
-MOST_RUNS = 100_000
+MOST_RUNS = 10_000
+LONGEST_LABEL = 300  # characters
 NOT_SCIENCE = (
     ("data", "path"),
     ("autoencoder", "path"),
@@ -35,19 +37,26 @@ def plan_runs(sweep: SweepConfig, only: Iterable[str] = (), where: str = "sweep"
     `only` keeps the points whose axis has the given value (`memory=lstm`); several for one axis add up.
     """
     _check_axes(sweep, where)
-    keep = _parse_only(sweep, only)
     axes = list(sweep.grid)
     count = math.prod(len(values) for values in sweep.grid.values())
     if count > MOST_RUNS:
         raise UserError(f"{where}: the grid has {count} points; more than {MOST_RUNS} are refused.")
+    keep = _parse_only(sweep, only)
     datasets: dict[str, Dataset] = {}
     runs: dict[str, Run] = {}
+    names: set[tuple[str, int]] = set()
     for point in itertools.product(*sweep.grid.values()):
         if any(axis in keep and value not in keep[axis] for axis, value in zip(axes, point, strict=True)):
             continue
         run = _make_run(sweep, dict(zip(axes, point, strict=True)), datasets, where)
         if run.key in runs:
             raise UserError(f"{where}: the grid holds '{run.label}' with seed {run.config.seed} twice: the same run.")
+        if (run.label, run.config.seed) in names:
+            raise UserError(
+                f"{where}: two different points of the grid would both be called '{run.label}', seed "
+                f"{run.config.seed}, and a report could not tell them apart. Give one of them another name."
+            )
+        names.add((run.label, run.config.seed))
         runs[run.key] = run
     for run in runs.values():
         launch_of(sweep, run, where)  # what it says wrongly is better known before anything is launched
@@ -87,7 +96,7 @@ def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Data
         named = sweep.grid[axis]
         settings = named[value] if isinstance(named, dict) else {axis: value}
         for path, setting in settings.items():
-            _put(tree, path.split("."), setting)
+            _put(tree, path.split("."), setting, f"{where}: grid.{axis}")
     config = absolute_paths(validate(RunConfig, tree, where, "run"))
     try:
         check_options(config.memory)
@@ -97,10 +106,10 @@ def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Data
     if identity not in datasets:
         datasets[identity] = open_dataset(config.data)
     _check_poses(config, datasets[identity], where)
-    label = _label(sweep, config, axes)
+    label = _label(sweep, config, axes, where)
     key = run_key(config, datasets[identity])
     slug = re.sub(r"[^A-Za-z0-9.=]+", "-", label).strip("-.")[:80]
-    return Run(f"{slug}-seed{config.seed}-{key[:8]}", label, axes, config, key)
+    return Run(f"{slug or 'run'}-seed{config.seed}-{key[:8]}", label, axes, config, key)
 
 
 def _check_poses(config: RunConfig, dataset: Dataset, where: str) -> None:
@@ -115,7 +124,7 @@ def _check_poses(config: RunConfig, dataset: Dataset, where: str) -> None:
     # With motion: action the config itself refuses retrieval.
 
 
-def _label(sweep: SweepConfig, config: RunConfig, axes: dict[str, Any]) -> str:
+def _label(sweep: SweepConfig, config: RunConfig, axes: dict[str, Any], where: str) -> str:
     """Name a run by its block, the options given for it, and the grid's other axes; a named point by its name."""
     label = config.memory.name.rpartition(":")[2]
     if config.memory.options:
@@ -125,14 +134,22 @@ def _label(sweep: SweepConfig, config: RunConfig, axes: dict[str, Any]) -> str:
         for axis, value in axes.items()
         if axis not in ("memory", "seed")
     ]
-    return " / ".join([label, *others])
+    label = one_line(" / ".join([label, *others]), longest=10 * LONGEST_LABEL)
+    if len(label) > LONGEST_LABEL:
+        raise UserError(
+            f"{where}: grid: a point's name has {len(label)} characters, and {LONGEST_LABEL} are the most: "
+            f"'{label:.80}...'. Named points, `regime: {{short: {{...}}, ...}}`, keep names short."
+        )
+    return label
 
 
-def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
+def _put(tree: dict[str, Any], path: list[str], value: Any, where: str) -> None:
     for part in path[:-1]:
         if isinstance(tree.get(part), str):  # `memory: lstm` is short for `memory: {name: lstm}`
             tree[part] = {"name": tree[part]}
         tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{where}: there is nothing below '{part}', which is {tree!r:.80}.")
     tree[path[-1]] = value
 
 
@@ -147,7 +164,9 @@ def _check_axes(sweep: SweepConfig, where: str) -> None:
             )
         paths = [axis] if isinstance(values, list) else [path for point in values.values() for path in point]
         for path in paths:
-            first = path.split(".")[0]
+            first, *rest = path.split(".")
+            if len(rest) >= DEEPEST:
+                raise UserError(f"{where}: grid.{axis}: there is no path of {len(rest) + 1} parts below 'run'.")
             if first not in RunConfig.model_fields:
                 hint = did_you_mean(first, RunConfig.model_fields)
                 raise UserError(f"{where}: grid.{axis}: '{path}' is no path below 'run': there is no '{first}'{hint}")

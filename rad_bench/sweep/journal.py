@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rad_bench.run_folder import write_atomically
 
-FILE = "journal.json"
+FILE, PREFIX = "journal.json", "rad-bench-"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def new_submission(sweep_folder: Path, runs: list[str]) -> Submission:
     token = uuid.uuid4().hex[:8]
     folder = sweep_folder / "submitit" / token
     folder.mkdir(parents=True)
-    submission = Submission(folder, f"rad-bench-{sweep_folder.name}-{token}", tuple(runs), submitted=False)
+    submission = Submission(folder, f"{PREFIX}{sweep_folder.name}-{token}", tuple(runs), submitted=False)
     submission.write()
     return submission
 
@@ -47,7 +47,8 @@ def read_submissions(sweep_folder: Path) -> list[Submission]:
         try:
             record = json.loads(path.read_text())
             submission = Submission(path.parent, str(record["name"]), tuple(record["runs"]), bool(record["submitted"]))
-            found.append((path.stat().st_mtime, submission))
+            if submission.name.startswith(PREFIX):  # a folder from elsewhere must not name other jobs of ours
+                found.append((path.stat().st_mtime, submission))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not a journal of ours
     return [submission for _, submission in sorted(found, key=lambda pair: (pair[0], pair[1].name))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import queue
 import shutil
 import threading
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+import torch
 
 from rad_bench.config import LaunchConfig
 from rad_bench.errors import UserError
@@ -43,11 +45,16 @@ class Missing:
 class RunJob(submitit.helpers.Checkpointable):
     """What a job executes: one run. On preemption or time-out submitit submits it again, and the run resumes."""
 
-    def __call__(self, folder: Path, launch: LaunchConfig) -> str:
-        """Return `done`, `superseded`, or the last line of a failure, which also stands in failure.txt."""
+    def __call__(self, folder: Path, launch: LaunchConfig, gpus: tuple[str, ...] | None = None) -> str:
+        """Return `done`, `superseded`, or the last line of a failure, which also stands in failure.txt.
+
+        `gpus` are those to use of this machine's; None: those that the scheduler shows.
+        """
         from rad_bench.distributed import join
         from rad_bench.run import execute
 
+        if gpus is not None:  # submitit's local executor hides them all
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         paths, group = RunFolder(folder), join()
         with contextlib.ExitStack() as stack:
             if group.rank == 0:
@@ -90,16 +97,18 @@ def launch_here(missing: list[Missing], logs: Path, parallel: int, watch: Callab
     stop, submitting = threading.Event(), threading.Lock()
     jobs: list[Any] = []
     notes: Notes = {}
+    places: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for place in range(parallel):
+        places.put(place)
 
-    def attempt(run: Missing) -> str | None:
+    def attempt(run: Missing, place: int) -> str | None:
         """Start a process and wait for it. Return what it said; None if it died."""
         with submitting:
             if stop.is_set():
                 return "stopped"
+            executor = make_executor("local", logs, run.launch, logs.parent.name)
             with _threads(run.launch.threads):
-                job = make_executor("local", logs, run.launch, logs.parent.name).submit(
-                    RunJob(), run.folder, run.launch
-                )
+                job = executor.submit(RunJob(), run.folder, run.launch, gpus_of(place, run.launch, visible_gpus()))
             jobs.append(job)
         try:
             return str(job.results()[0])
@@ -109,12 +118,16 @@ def launch_here(missing: list[Missing], logs: Path, parallel: int, watch: Callab
             return str(error)
 
     def run_one(run: Missing) -> None:
-        for _ in range(run.launch.attempts):
-            said = attempt(run)
-            if said is not None:
-                if said != "done":
-                    notes[run.folder.name] = said.strip().splitlines()[-1]
-                return
+        place = places.get()
+        try:
+            outcomes = (attempt(run, place) for _ in range(run.launch.attempts))
+            said = next((said for said in outcomes if said is not None), None)
+        finally:
+            places.put(place)
+        if said is not None:
+            if said != "done":
+                notes[run.folder.name] = said.strip().splitlines()[-1]
+            return
         text = f"its process was killed {run.launch.attempts} times; was there too little memory?"
         notes[run.folder.name] = text
         with contextlib.suppress(OSError):
@@ -146,6 +159,27 @@ def launch_in_process(missing: list[Missing], watch: Callable[[], None]) -> Note
             notes[run.folder.name] = said
         watch()
     return notes
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Return the GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES gives or would give them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(name.strip() for name in named.split(",") if name.strip())
+    return tuple(map(str, range(torch.cuda.device_count())))
+
+
+def gpus_of(place: int, launch: LaunchConfig, visible: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the GPUs of the run in one of `parallel` places: one for each process, shared if there are too few.
+
+    `device: cuda:1` means the second that is visible here, so such a run sees all.
+    """
+    if launch.device == "cpu" or not visible:
+        return ()
+    if ":" in launch.device:
+        return visible
+    first = place * launch.processes
+    return tuple(dict.fromkeys(visible[(first + k) % len(visible)] for k in range(launch.processes)))
 
 
 def make_executor(cluster: str, logs: Path, launch: LaunchConfig, name: str) -> submitit.AutoExecutor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -11,37 +12,18 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rad_bench import strict_yaml
 from rad_bench.config import FilesData, RunConfig, SweepConfig
 from rad_bench.errors import UserError, did_you_mean
 
 LARGEST_FILE = 1 << 20  # bytes; a sweep is written by hand
 LONGEST_CHAIN = 8  # of `extends`
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key given twice and aliases (whose expansion has no bound)."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not accepted here", event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+PROBLEMS_NAMED = 3  # of a config; the others are counted
 
 
 def load_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
     """Read a sweep file, apply `PATH=VALUE` overrides, and check it. Raises `UserError`."""
-    tree = _read(path, ())
+    tree = _read(path, (), {})
     for override in overrides:
         _override(tree, override)
     return validate(SweepConfig, tree, str(path))
@@ -52,62 +34,72 @@ def validate(model: type[Any], tree: Any, where: str, prefix: str = "") -> Any:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        problems = [_explain(model, problem, prefix) for problem in error.errors()]
-        more = f" ({len(problems) - 3} more problems follow.)" if len(problems) > 3 else ""
-        raise UserError(f"{where}: " + " ".join(problems[:3]) + more) from None
+        found = error.errors(include_url=False)
+        problems = [_explain(model, problem, prefix) for problem in found[:PROBLEMS_NAMED]]
+        more = f" ({len(found) - PROBLEMS_NAMED} more problems follow.)" if len(found) > PROBLEMS_NAMED else ""
+        raise UserError(f"{where}: " + " ".join(problems) + more) from None
 
 
 def parse_value(text: str) -> Any:
     """Parse the value of a command line override as YAML."""
     try:
-        return yaml.load(text, _StrictLoader)
+        return strict_yaml.load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"'{text}' is not a YAML value: {_yaml_reason(error)}.") from None
+        raise UserError(f"'{text:.80}' is not a YAML value: {strict_yaml.reason(error)}.") from None
 
 
 def split_assignment(text: str, option: str) -> tuple[str, Any]:
     """Split `PATH=VALUE`, the value parsed as YAML."""
     path, equals, value = text.partition("=")
     if not equals or not path:
-        raise UserError(f"{option} {text}: must have the form PATH=VALUE, such as run.trunk.window=4.")
+        raise UserError(f"{option} {text:.200}: must have the form PATH=VALUE, such as run.trunk.window=4.")
     return path.strip(), parse_value(value)
 
 
-def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in chain or len(chain) >= LONGEST_CHAIN:
+def _read(path: Path, chain: tuple[Path, ...], known: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """Return a sweep file with what it extends. `known` holds the files read already: each is read once."""
+    real = Path(os.path.realpath(path))  # which, unlike Path.resolve, bears circles of links
+    if real in chain or len(chain) >= LONGEST_CHAIN:
         names = " -> ".join(p.name for p in (*chain, path))
         raise UserError(f"{path}: 'extends' leads in a circle or too far: {names}.")
+    if real not in known:
+        known[real] = _extended(path, _parse(path), (*chain, real), known)
+    return known[real]
+
+
+def _parse(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():  # a folder, or a device or pipe that never ends
+            raise UserError(f"{path}: is not a file.")
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(f"{path}: is larger than {LARGEST_FILE >> 20} MiB, which no sweep file is.")
-        tree: Any = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+        tree: Any = strict_yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
     except (UnicodeDecodeError, yaml.reader.ReaderError):
         raise UserError(f"{path}: is not a text file.") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"{path}: is not valid YAML: {_yaml_reason(error)}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML: {strict_yaml.reason(error)}.") from None
     if tree is None:
         raise UserError(f"{path}: is empty; a sweep needs at least a name and a grid.")
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must be a mapping with the keys {', '.join(SweepConfig.model_fields)} at its top.")
-    own: dict[str, Any] = tree
+    return tree
+
+
+def _extended(
+    path: Path, own: dict[str, Any], chain: tuple[Path, ...], known: dict[Path, dict[str, Any]]
+) -> dict[str, Any]:
     extends = own.pop("extends", [])
     parents = [extends] if isinstance(extends, str) else extends
     if not (isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)):
         raise UserError(
-            f"{path}: extends is {extends!r}, and must be the path of another sweep file, or a list of them."
+            f"{path}: extends is {extends!r:.80}, and must be the path of another sweep file, or a list of them."
         )
     merged: dict[str, Any] = {}
     for parent in parents:
-        merged = merge(merged, _read(path.parent / parent, (*chain, path.resolve())))
+        merged = merge(merged, _read(path.parent / parent, chain, known))
     return merge(merged, own)
-
-
-def _yaml_reason(error: Exception) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return place + str(problem or error).replace("\n", " ")
 
 
 def merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +119,9 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
     parts = path.split(".")
     if parts[0] not in SweepConfig.model_fields:
         hint = did_you_mean(parts[0], SweepConfig.model_fields)
-        raise UserError(f"--set {assignment}: '{parts[0]}' is no part of a sweep{hint}")
+        raise UserError(f"--set {assignment:.200}: '{parts[0]}' is no part of a sweep{hint}")
+    if len(parts) > strict_yaml.DEEPEST:
+        raise UserError(f"--set {assignment:.200}: there is no path of {len(parts)} parts in a sweep.")
     if parts[0] == "grid":  # an axis is itself a dotted path
         parts = ["grid", ".".join(parts[1:])] if len(parts) > 1 else parts
         value = value if isinstance(value, list) or len(parts) == 1 else [value]
@@ -148,7 +142,7 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
 
 def _explain(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) -> str:
     """Say in a sentence what pydantic found."""
-    location = [str(part) for part in problem["loc"] if not _is_tag(part, problem["loc"], model)]
+    location = [str(part) for at, part in enumerate(problem["loc"]) if not _is_tag(at, problem["loc"], model)]
     key = ".".join([prefix, *location] if prefix else location) or "the file"
     kind, reason = problem["type"], problem["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
@@ -170,11 +164,13 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def _is_tag(part: Any, location: tuple[Any, ...], model: type[BaseModel]) -> bool:
-    """Pydantic puts the tag of a union into the path (`data.rooms.size`); a YAML has no such level."""
-    index = location.index(part)
+def _is_tag(index: int, location: tuple[Any, ...], model: type[BaseModel]) -> bool:
+    """Pydantic puts a union's tag or type into the path (`data.rooms.size`, `list[any]`); a YAML has no such level."""
+    part = location[index]
     if index == 0:
         return False
+    if str(part).startswith(("list[", "dict[")):
+        return True
     before = [
         m
         for name in (location[index - 1],)

@@ -10,6 +10,7 @@ import yaml
 from rad_bench.errors import UserError
 from rad_bench.report.statistics import Estimate, difference
 from rad_bench.report.summary import CONTROLS, Sweep, read_sweep
+from rad_bench.results_folder import read_plan
 from rad_bench.run_folder import RunFolder, write_atomically
 from rad_bench.sweep.sweep import Outcome, finish, planned_runs
 
@@ -34,8 +35,12 @@ def merge(out: Path, folders: list[Path]) -> Outcome:
                     continue
                 if RunFolder(source).is_done or not target.exists():
                     shutil.copytree(source, target, dirs_exist_ok=True)
-        plan = yaml.safe_load((folders[0] / "sweep.yaml").read_text())
-        plan = {**plan, "name": out.name, "merged": [str(folder) for folder in folders], "planned": list(names)}
+        plan = {
+            **read_plan(folders[0]),
+            "name": out.name,
+            "merged": [str(folder) for folder in folders],
+            "planned": list(names),
+        }
         write_atomically(work / "sweep.yaml", yaml.safe_dump(plan, sort_keys=False).encode())
         work.rename(out)
     except OSError as error:

@@ -18,6 +18,7 @@ from rad_bench.distributed import check_shares
 from rad_bench.errors import UserError
 from rad_bench.evaluation.evaluate import CONTROLS
 from rad_bench.lease import BusyError, hold, ruling_claim
+from rad_bench.results_folder import check_links, read_plan
 from rad_bench.run_folder import Run, RunFolder, save_run, write_atomically
 from rad_bench.sweep import queue
 from rad_bench.sweep.cluster import ClusterLaunch, Waiting
@@ -79,8 +80,7 @@ def _launch(
     missing = []
     for run, folder in zip(runs, run_folders(sweep_folder, runs), strict=True):
         if not RunFolder(folder).is_done:
-            if not RunFolder(folder).config.exists():
-                save_run(run, folder)
+            save_run(run, folder)  # also over what is there: a folder from elsewhere must not choose what code is run
             missing.append(Missing(folder, launch_of(sweep, run)))
     tree = {**sweep.model_dump(mode="json"), "planned": [run.name for run in runs]}
     write_atomically(sweep_folder / "sweep.yaml", yaml.safe_dump(tree, sort_keys=False).encode())
@@ -165,7 +165,9 @@ def cancel_sweep(sweep_folder: Path) -> list[str]:
 
 def aggregate(sweep_folder: Path, names: list[str]) -> None:
     """Write the sweep's frames.parquet from the named runs'. Refuses runs whose metrics are defined differently."""
-    tables = [pd.read_parquet(RunFolder(sweep_folder / "runs" / name).frames) for name in names]
+    from rad_bench.report.summary import read_frames
+
+    tables = [read_frames(RunFolder(sweep_folder / "runs" / name).frames) for name in names]
     cards = {name: table["card"].iloc[0] for name, table in zip(names, tables, strict=True)}
     if len(set(cards.values())) > 1:
         listing = "; ".join(f"{name}: {card}" for name, card in cards.items())
@@ -183,9 +185,7 @@ def planned_runs(sweep_folder: Path) -> list[Run]:
     """Return the runs that a sweep folder was last asked for."""
     from rad_bench.run_folder import load_run
 
-    path = sweep_folder / "sweep.yaml"
-    try:
-        names = yaml.safe_load(path.read_text())["planned"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        raise UserError(f"{sweep_folder}: is not the folder of a sweep (no readable sweep.yaml).") from None
-    return [load_run(sweep_folder / "runs" / name) for name in names]
+    folders = [sweep_folder / "runs" / name for name in read_plan(sweep_folder)["planned"]]
+    for folder in folders:
+        check_links(folder, sweep_folder)
+    return [load_run(folder) for folder in folders]

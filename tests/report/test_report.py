@@ -154,3 +154,58 @@ def test_a_browser_draws_the_page(sweep, tmp_path):
     result = subprocess.run([*command, page], capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert picture.exists(), result.stderr
     assert picture.stat().st_size > 50_000
+
+
+HOSTILE = [
+    '<script>alert(1)</script>$\\frac{1}{0}$ & % _ | "',
+    "=cmd|' /C calc'!A0",
+    "@x](javascript:alert(1)) [a](b) **c** `d` ~~e~~ &lt;",
+    "_hidden $ $$ \\$ $x^",
+    "[opt] \\input{/etc/passwd} ^ ~ {{ 7 * 7 }} {% raw %} {0.__class__}",
+    "a\nb\x00\x1b[31m\u202e\u2028c",
+    "-->]]><!--",
+    "x" * 150,
+]
+
+
+def test_no_label_is_read_as_markup_mathematics_or_a_formula(tmp_path):
+    import csv
+    import xml.etree.ElementTree as ElementTree
+
+    base = {"none": 12.0, **{label: 15.0 + place for place, label in enumerate(HOSTILE)}}
+    folder = write_sweep(tmp_path, seeds=(0, 1), base=base, swap_loss=dict.fromkeys(base, 3.0), episodes=2)
+    path = folder / "runs" / "none-seed0" / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "commit": HOSTILE[0], "device": "\ud800", "axes": {"<b>": HOSTILE[0]}}))
+    write_report(folder)
+
+    class Tags(html.parser.HTMLParser):
+        found: set[str] = set()  # noqa: RUF012
+
+        def handle_starttag(self, tag, attributes):
+            Tags.found.add(tag)
+            assert not [name for name, _ in attributes if name.startswith("on")]
+
+    page = page_of(folder)
+    Tags().feed(page)
+    assert not Tags.found & {"script", "iframe", "b", "img", "a"}
+    assert "{{ 7 * 7 }}" in page
+    for plot in (folder / "report" / "plots").glob("*.svg"):
+        texts = [e.text or "" for e in ElementTree.parse(plot).iter() if e.tag.endswith("text")]
+        if plot.name.startswith(("gap", "loss")):
+            assert any(text == HOSTILE[0] for text in texts), texts  # as it is, nothing made of $ or \frac
+            assert any("hidden" in text for text in texts)  # in the legend for all its underscore
+    for row in csv.DictReader((folder / "summary.csv").open()):
+        assert not row["block"].startswith(("=", "+", "-", "@", "\t", "\r"))
+    rows = 2 * len(base)
+    markdown = (folder / "report" / "tables" / "headline.md").read_text().splitlines()
+    lines = [line for line in markdown if line.startswith("|")]
+    assert len(lines) == rows + 2
+    assert len({len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines}) == 1
+    assert not re.search(r"(?<!\\)<|\]\(|(?<!\\)\$|(?<!\\)`", "".join(lines))
+    latex = (folder / "report" / "tables" / "headline.tex").read_text()
+    body = latex.split("\\midrule\n")[1].split("\\bottomrule")[0]
+    assert len(body.splitlines()) == rows
+    plain = re.sub(r"\\(?:text(?:backslash|asciitilde|asciicircum|less|greater|bar)\{\}|textbf|\\|[&%$#_{}])", "", body)
+    assert not re.search(r"[\\$%#_^~]|^\[", plain, re.M), plain
+    assert not re.search(r"\\frac|\\input", body)

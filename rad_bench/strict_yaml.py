@@ -1,0 +1,95 @@
+"""YAML as people and this program write it: safe to load, bounded in what it can become, plain data and nothing else.
+
+Beside PyYAML's safe loader it refuses keys given twice and keys that are no text, aliases (whose expansion has no
+bound), nesting beyond any use, numbers that are not finite or beyond 64 bits, and characters that do not print. Dates
+are text. So whatever is loaded can be written as JSON, compared and shown.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from typing import Any
+
+import yaml
+
+DEEPEST = 24  # levels of nesting
+LONGEST_TEXT = 10_000  # characters of one value
+_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
+_PREFIX = "tag:yaml.org,2002:"
+
+
+def load(text: str) -> Any:
+    """Return what a text holds. Raises `yaml.YAMLError`, and nothing else."""
+    return yaml.load(text, _Loader)
+
+
+def reason(error: yaml.YAMLError) -> str:
+    """Say where and why a text is refused."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return place + str(problem or error)
+
+
+class _Loader(yaml.SafeLoader):
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        start = self.peek_event().start_mark
+        if self.check_event(yaml.AliasEvent):
+            raise _refusal("aliases are not accepted here", start)
+        if self.depth >= DEEPEST:
+            raise _refusal(f"is nested more than {DEEPEST} levels deep", start)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+        except (ValueError, KeyError, IndexError):  # `!!int abc`, or thousands of digits
+            raise _refusal(f"'{node.value!s:.40}' is no {node.tag.rpartition(':')[2]}", node.start_mark) from None
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise _refusal("is a whole number beyond 64 bits", node.start_mark)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _refusal(f"{value} is not a finite number", node.start_mark)
+        if isinstance(value, str):
+            _check_text(value, node)
+        return value
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise _refusal(f"key {key!r:.80} is not text", key_node.start_mark)
+            if key in seen:
+                raise _refusal(f"key '{key}' is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag in [_PREFIX + name for name in _PLAIN]
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag in [_PREFIX + name for name in _PLAIN]]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _check_text(value: str, node: yaml.Node) -> None:
+    if len(value) > LONGEST_TEXT:
+        raise _refusal(f"is a text of more than {LONGEST_TEXT} characters", node.start_mark)
+    if not value.isprintable():
+        for character in value:
+            if not (character.isprintable() or character in "\n\t" or unicodedata.category(character) == "Zs"):
+                raise _refusal(f"holds the character {character!a}, which does not print", node.start_mark)
+
+
+def _refusal(problem: str, mark: yaml.Mark | None) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, mark)
