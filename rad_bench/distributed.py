@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -120,12 +121,21 @@ def join() -> Group:
         address, port = os.environ.get("MASTER_ADDR", "localhost"), int(os.environ.get("MASTER_PORT", 29500))
     else:
         rank, world, local_rank = job.global_rank, job.num_tasks, job.local_rank
-        address = job.hostnames[0] if job.num_nodes > 1 else "localhost"
+        address = _address_of(job.hostnames[0]) if job.num_nodes > 1 else "localhost"
         port = random.Random(job.job_id).randint(20_000, 60_000)  # the same on every rank
     if world == 1:
         return Group()
     store = dist.TCPStore(address, port, world, is_master=rank == 0, timeout=MEETING)
     return Group(rank, world, local_rank, store)
+
+
+def _address_of(first_node: str) -> str:
+    """Return where rank 0 is found. Not every cluster has its nodes' names in the name service."""
+    try:
+        socket.getaddrinfo(first_node, None)
+    except OSError:
+        return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", first_node)  # of the batch script, which runs on that node
+    return first_node
 
 
 def check_shares(run: RunConfig, processes: int, accumulate: int) -> None:

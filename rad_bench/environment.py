@@ -46,6 +46,7 @@ def environment(device: torch.device, threads: int, processes: int) -> dict[str,
         "processes": processes,
         "packages": versions,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_nodes": os.environ.get("SLURM_JOB_NODELIST"),
     }
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 
 import pandas as pd
+import pytest
 
 from tests.sweep.tiny import ON_SLURM, command, rad_bench, wait_for
 
@@ -49,3 +50,19 @@ def test_a_cancelled_job_is_named_and_the_same_command_goes_on_where_it_stopped(
     assert steps == list(range(10, 1001, 10))
     (result,) = runs.glob("*/result.json")
     assert json.loads(result.read_text())["training"]["steps"] == 1000
+
+
+def test_one_run_on_two_nodes_learns_what_one_process_learns(tmp_path, slurm):
+    (tmp_path / "tiny.yaml").write_text(ON_SLURM)
+    which = ("--only", "memory=lstm", "--only", "seed=0")
+    options = {"cwd": tmp_path, "environment": slurm.environment}
+    rad_bench("sweep", "tiny.yaml", *which, "--out", "two", "--set", "launch.slurm.nodes=2", **options)
+    rad_bench("sweep", "tiny.yaml", *which, "--out", "one", "--cluster", "local", **options)
+    losses = []
+    for out in ("two", "one"):
+        (log,) = (tmp_path / out).glob("tiny/runs/*/log.jsonl")
+        losses.append([line["loss"] for line in map(json.loads, log.read_text().splitlines()) if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 3
+    (environment,) = (tmp_path / "two").glob("tiny/runs/*/environment.json")
+    told = json.loads(environment.read_text())
+    assert (told["processes"], told["slurm_nodes"]) == (2, "n[1-2]")
