@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -233,7 +233,28 @@ def _save(folder: RunFolder, trainer: Trainer, progress: Progress) -> None:
     if folder.checkpoint.exists():
         folder.fence()
         os.replace(folder.checkpoint, folder.checkpoint_before)
-    folder.replace(folder.checkpoint, lambda file: torch.save(state, file))
+    folder.replace(folder.checkpoint, lambda file: _write(state, file))
+
+
+def _write(state: dict[str, Any], file: BinaryIO) -> None:
+    """Save to a file. What the disk says, such as that it is full, torch's writer keeps to itself."""
+    refused: list[OSError] = []
+
+    class Listening:
+        def write(self, data: bytes) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:
+                refused.append(error)
+                raise
+
+        def flush(self) -> None:
+            file.flush()
+
+    try:
+        torch.save(state, Listening())  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise (refused[0] if refused else error) from None
 
 
 def _resume(folder: RunFolder, trainer: Trainer) -> Progress:

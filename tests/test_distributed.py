@@ -19,7 +19,7 @@ from rad_bench.model.codec import Pixels
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.run_folder import RunFolder
 from rad_bench.sweep.launch import RunJob
-from rad_bench.training import DivergedError, train
+from rad_bench.training import DivergedError, Trainer, train
 from tests.sweep.tiny import TINY, rad_bench
 from tests.test_run import start, tiny
 
@@ -84,14 +84,14 @@ def two(work, folder, *arguments, break_it=None):
 
 
 def at_step(number, harm):
-    real = training._shares
+    real = Trainer.step
 
-    def shares(*arguments):
-        if arguments[4] == number:
+    def step(trainer, episodes, at):
+        if at == number:
             harm()
-        return real(*arguments)
+        return real(trainer, episodes, at)
 
-    training._shares = shares
+    Trainer.step = step
 
 
 def dies():

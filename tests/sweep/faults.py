@@ -46,7 +46,7 @@ def node_down(slurm, sweep):
     node = wait_for(lambda: slurm.run("squeue", "-h", "-t", "R", "-j", one(sweep)[1]["job"], "-o", "%N").strip())
     slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     wait_for(lambda: node not in slurm.run("squeue", "-h", "-t", "R,CG", "-o", "%N").split())
-    slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
+    slurm.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)  # it may be back by itself
 
 
 def kill_job(slurm, sweep):

@@ -6,6 +6,7 @@ import subprocess
 import pandas as pd
 import pytest
 
+from tests.sweep import faults
 from tests.sweep.tiny import ON_SLURM, command, rad_bench, wait_for
 
 
@@ -40,7 +41,7 @@ def test_a_cancelled_job_is_named_and_the_same_command_goes_on_where_it_stopped(
     launcher = subprocess.Popen(argv, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     runs = tmp_path / "results" / "tiny" / "runs"
     wait_for(lambda: list(runs.glob("*/checkpoint.pt")))
-    slurm.run("scancel", "--name", "rad-bench-tiny")
+    faults.cancel_job(slurm, tmp_path / "results" / "tiny")
     _, errors = launcher.communicate(timeout=240)
     assert launcher.returncode == 1
     assert "stopped" in errors and "1 of 1 runs are not done" in errors
