@@ -157,7 +157,8 @@ def _score(
 
 def frame_metrics(frames: Tensor, truth: Tensor, device: torch.device) -> dict[str, np.ndarray]:
     x, y = (part.to(device).flatten(0, 1).float() / 255 for part in (frames, truth))
-    found = {"psnr": psnr(x, y), "mse": mse(x, y)}
+    error = mse(x, y)
+    found = {"psnr": psnr(error), "mse": error}
     if min(x.shape[-2:]) >= SSIM_SMALLEST:
         found["ssim"] = ssim(x, y)
     if lpips_unavailable() is None and min(x.shape[-2:]) >= LPIPS_SMALLEST:

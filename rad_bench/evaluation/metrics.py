@@ -15,6 +15,7 @@ from rad_bench.evaluation.perceptual import lpips_definition
 SIGMA, RADIUS = 1.5, 5  # of SSIM's Gaussian window; scikit-image truncates at 3.5 sigma
 SSIM_SMALLEST = 2 * RADIUS + 1  # pixels
 K1, K2 = 0.01, 0.03
+SSIM_FRAMES = 16  # at a time
 SMALLEST_MSE = 1 / 255**2  # one grey level: frames are 8-bit, and identical ones would have no finite PSNR
 
 DEFINITIONS = {
@@ -42,30 +43,38 @@ def mse(frames: Tensor, truth: Tensor) -> Tensor:
     return (frames.double() - truth.double()).square().mean((-3, -2, -1))
 
 
-def psnr(frames: Tensor, truth: Tensor) -> Tensor:
-    """PSNR of each frame in dB: [..., C, H, W] in [0, 1] -> [...], float64."""
-    return -10 * torch.log10(mse(frames, truth).clamp(min=SMALLEST_MSE))
+def psnr(mse: Tensor) -> Tensor:
+    """PSNR in dB of frames with that mean squared error."""
+    return -10 * torch.log10(mse.clamp(min=SMALLEST_MSE))
 
 
 def ssim(frames: Tensor, truth: Tensor) -> Tensor:
     """SSIM of each frame, as scikit-image defines it: [..., C, H, W] in [0, 1] -> [...], float64.
 
-    The Gaussian window is applied as two banded matrix products over the region where it fits.
+    The Gaussian window is applied as two banded matrix products over the region where it fits, to few frames at a time,
+    which stay in the cache, and in fp32 about each frame's mean, which keeps what variances lose below 1e-5.
     """
-    x, y = frames.double(), truth.double()
+    lead = frames.shape[:-3]
+    x, y = (part.reshape(-1, *part.shape[-3:]) for part in (frames, truth))
+    values = [_ssim(*pair) for pair in zip(x.split(SSIM_FRAMES), y.split(SSIM_FRAMES), strict=True)]
+    return torch.cat(values).reshape(lead)
+
+
+def _ssim(x: Tensor, y: Tensor) -> Tensor:
+    """SSIM of a few frames, [N, C, H, W] -> [N]."""
+    middle = x.double().mean((-2, -1), keepdim=True)
+    x, y, middle = (x - middle).float(), (y - middle).float(), middle.float()
     rows, columns = (_window(size, x.device) for size in x.shape[-2:])
-
-    def blur(image: Tensor) -> Tensor:
-        return rows @ image @ columns.T
-
-    mean_x, mean_y = blur(x), blur(y)
-    variance_x = blur(x * x) - mean_x**2
-    variance_y = blur(y * y) - mean_y**2
-    covariance = blur(x * y) - mean_x * mean_y
+    images = torch.stack([x, y, x * x + y * y, x * y])
+    blurred = (images @ columns.T).transpose(-1, -2) @ rows.T
+    mean_x, mean_y, squares, product = blurred
+    variances = squares - mean_x * mean_x - mean_y * mean_y
+    covariance = product - mean_x * mean_y
+    mean_x, mean_y = mean_x + middle, mean_y + middle
     c1, c2 = K1**2, K2**2
     top = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    bottom = (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
-    return (top / bottom).mean((-3, -2, -1))
+    bottom = (mean_x * mean_x + mean_y * mean_y + c1) * (variances + c2)
+    return (top / bottom).mean((-3, -2, -1)).double()
 
 
 @functools.cache
@@ -77,4 +86,4 @@ def _window(size: int, device: torch.device) -> Tensor:
     matrix = torch.zeros(size - 2 * RADIUS, size, dtype=torch.float64)
     for row in range(len(matrix)):
         matrix[row, row : row + len(taps)] = taps / taps.sum()
-    return matrix.to(device)
+    return matrix.float().to(device)

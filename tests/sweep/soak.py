@@ -84,7 +84,7 @@ def soak(slurm, folder, chance):
                     fault(slurm, sweep)
                 else:
                     continue
-            except (OSError, RuntimeError, StopIteration, AssertionError) as error:
+            except (OSError, RuntimeError, StopIteration, AssertionError, subprocess.TimeoutExpired) as error:
                 injected[f"{fault.__name__} (came too late: {type(error).__name__})"] += 1
                 continue
             injected[fault.__name__] += 1

@@ -1,0 +1,102 @@
+"""Rollouts: cached against recomputed, and the thousandth frame against the fiftieth."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from rad_bench.bench.race import Race
+from rad_bench.config import DiffusionConfig, TrunkConfig
+from rad_bench.model.diffusion import Diffusion
+from rad_bench.model.motion import motion_size
+from rad_bench.model.rollout import rollout
+from rad_bench.model.trunk import Cache, Trunk
+from rad_bench.registry import block_names, find_block
+
+FRAME_SHAPE, ACTIONS, VIDEOS = (3, 32, 32), 4, 32
+EARLY, LATE = 50, 1000
+WINDOW, GENERATED = 16, 4
+PIECE = 50  # frames committed at a time
+
+
+def races(device: torch.device) -> Iterator[Race]:
+    """Yield the race of the cache, then early against late for every block."""
+    yield _cached(device)
+    for name in block_names():
+        yield _early_and_late(name, device)
+
+
+def _trunk(name: str, device: torch.device, **changes: int) -> Trunk:
+    """A trunk at the default preset, its weights perturbed: zero-initialised ones would hide differences."""
+    trunk = Trunk(TrunkConfig(**changes), find_block(name), FRAME_SHAPE, ACTIONS, 0).to(device)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator).to(device))
+    return trunk.eval()
+
+
+@torch.no_grad()
+def _cached(device: torch.device) -> Race:
+    """Generate with cached keys and values, and by reading all frames that can matter at each step of denoising."""
+    trunk = _trunk("none", device, window=WINDOW)
+    diffusion = Diffusion(DiffusionConfig())
+    matter = trunk.config.reach  # frames before a new one that attention reaches through all layers
+    clean = torch.rand(VIDEOS, matter, *FRAME_SHAPE, device=device) * 2 - 1
+    motion = torch.randn(VIDEOS, matter + GENERATED, motion_size(trunk.config.motion, ACTIONS), device=device)
+    noise = torch.randn(GENERATED, VIDEOS, *FRAME_SHAPE, device=device)
+    cache = trunk.commit(clean, motion[:, :matter], trunk.start(VIDEOS))
+
+    def ours() -> Sequence[Tensor]:
+        return [rollout(trunk, diffusion, motion[:, matter:], cache, lambda h: noise[h]).frames]
+
+    @torch.no_grad()
+    def recomputed() -> Sequence[Tensor]:
+        frames = clean
+        for h in range(GENERATED):
+            known = torch.cat([frames[:, h:], torch.zeros_like(frames[:, :1])], 1)  # the new frame's place is not read
+            moved = motion[:, h : h + matter + 1]
+
+            def predict(x: Tensor, level: Tensor, known: Tensor = known, moved: Tensor = moved) -> Tensor:
+                return trunk(known, x, level, moved)
+
+            frames = torch.cat([frames, diffusion.sample(predict, noise[h][:, None])], 1)
+        return [frames[:, matter:]]
+
+    return Race(f"rollout with a cache, window {WINDOW}", "recomputed", ours, recomputed, 1e-3, "at least 8")
+
+
+@torch.no_grad()
+def _early_and_late(name: str, device: torch.device) -> Race:
+    trunk = _trunk(name, device)
+    diffusion = Diffusion(DiffusionConfig())
+    caches, cache = {}, trunk.start(VIDEOS)
+    motion = torch.randn(VIDEOS, 1, motion_size(trunk.config.motion, ACTIONS), device=device)
+    frames = torch.rand(VIDEOS, PIECE, *FRAME_SHAPE, device=device) * 2 - 1
+    noise = torch.randn(VIDEOS, *FRAME_SHAPE, device=device)
+    while cache.frames < LATE:
+        cache = trunk.commit(frames, motion.expand(-1, PIECE, -1), cache)
+        if cache.frames in (EARLY, LATE):
+            caches[cache.frames] = cache
+
+    def step(at: int) -> Sequence[Tensor]:
+        return [rollout(trunk, diffusion, motion, caches[at], lambda _: noise).frames]
+
+    grows = _bytes(caches[LATE]) / _bytes(caches[EARLY])
+    return Race(
+        f"{name}: frame {EARLY}",
+        f"frame {LATE}",
+        functools.partial(step, EARLY),
+        functools.partial(step, LATE),
+        None,
+        "grows" if name == "attention" else "at most 1.05",
+        {"cache_growth": grows, "cache_bytes_late": _bytes(caches[LATE])},
+    )
+
+
+def _bytes(cache: Cache) -> int:
+    windows = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.k_BNWHP, layer.v_BNWHP))
+    return windows + cache.memory_bytes()

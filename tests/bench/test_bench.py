@@ -1,0 +1,62 @@
+"""Races of `rad-bench bench`: void unless both ways agree; those that are published do."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from rad_bench.bench import blocks, metrics, race, report, rollout
+from rad_bench.bench.race import Race
+from rad_bench.cli import cli
+
+CPU = torch.device("cpu")
+
+
+def made(ours, other, tolerance=1e-3):
+    return Race("ours", "other", lambda: [torch.tensor(ours)], lambda: [torch.tensor(other)], tolerance)
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "tolerance", "valid"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 1e-3, True),
+        ([1.0, 2.0], [1.0, 2.001], 1e-3, True),
+        ([1.0, 2.0], [1.0, 2.1], 1e-3, False),
+        ([1.0, 2.0], [1.0, 2.0, 3.0], 1e-3, False),
+        ([1.0, float("nan")], [1.0, 2.0], 1e-3, False),
+        ([1.0], [5.0], None, True),  # not meant to agree
+    ],
+)
+def test_a_race_whose_outputs_differ_is_void(ours, other, tolerance, valid):
+    outcome = race.run(made(ours, other, tolerance), CPU, seconds=0.0)
+    assert outcome.valid is valid
+    (row,) = report.table("kind", [outcome]).columns[4].cells
+    assert (row == "void: outputs differ") is not valid
+
+
+@pytest.mark.parametrize(
+    "found",
+    [*blocks.races(CPU), next(rollout.races(CPU)), *itertools.islice(metrics.races(CPU), 2)],
+    ids=lambda found: found.name,
+)
+def test_both_ways_of_the_published_races_agree(found):
+    assert race._difference(found.ours(), found.other()) <= found.tolerance
+
+
+@pytest.mark.parametrize("block", ["none", "lstm", "attention"])
+def test_only_a_memory_that_grows_grows(block):
+    notes = rollout._early_and_late(block, CPU).notes
+    assert (notes["cache_growth"] > 2) is (block == "attention")
+    if block != "attention":
+        assert notes["cache_growth"] == 1
+
+
+def test_figures_are_stored_with_what_they_were_measured_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(report.KINDS, "metrics", lambda device: iter([made([1.0], [1.0])]))
+    told = CliRunner().invoke(cli, ["bench", "metrics", "--seconds", "0.01", "--device", "cpu", "--out", str(tmp_path)])
+    assert told.exit_code == 0, told.output
+    record = json.loads((tmp_path / "metrics-cpu.json").read_text())
+    assert record["environment"]["device"].startswith("cpu")
+    assert record["races"][0]["ratio"] > 0
