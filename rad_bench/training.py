@@ -131,6 +131,8 @@ class Trainer:
         with torch.no_grad():
             decay = min(config.ema, (1 + number) / (10 + number))  # a young average forgets its random start
             torch._foreach_lerp_(list(self.average.parameters()), list(self.trunk.parameters()), 1 - decay)
+            for kept, now in zip(self.average.buffers(), self.trunk.buffers(), strict=True):
+                kept.copy_(now)  # a user's block may have some; a mean of counters means nothing
         return loss
 
     def _shares(self, episodes: Episodes, number: int) -> list[tuple[Tensor, ...]]:

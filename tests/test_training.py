@@ -9,6 +9,7 @@ from blocks.memory import leaves
 from rad_bench.config import DiffusionConfig, LaunchConfig, RoomsData
 from rad_bench.data import open_dataset
 from rad_bench.distributed import Group
+from rad_bench.model.budget import build_trunk
 from rad_bench.model.codec import Pixels
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.registry import block_names, find_block
@@ -110,3 +111,19 @@ def test_rows_of_a_batch_are_those_of_the_whole():
     for name in ("frames", "actions", "egomotion", "poses", "names"):
         mine, of_all = getattr(rows, name), getattr(whole, name)[2:4]
         assert torch.equal(mine, of_all) if isinstance(mine, torch.Tensor) else mine == of_all
+
+
+def test_buffers_of_a_block_are_taken_over_and_not_averaged(tmp_path):
+    """A user's block may count, or keep running statistics; evaluation must see them as training left them."""
+    config = tiny(memory={"name": "lstm", "hidden": 8})
+    dataset = open_dataset(config.data)
+    trunk, _ = build_trunk(config, dataset.frame_shape, dataset.action_size)
+    counted = trunk.layers[0].memory
+    counted.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+    prefetch = counted.prefetch
+    counted.prefetch = lambda *given: counted.steps.add_(1) is not None and prefetch(*given)
+    average, progress = train(
+        config, trunk, dataset, Pixels(dataset.frame_shape), RunFolder(tmp_path), torch.device("cpu"), LaunchConfig(),
+        Group(),
+    )  # fmt: skip
+    assert average.layers[0].memory.steps == counted.steps == progress.step == 25

@@ -40,10 +40,14 @@ def run_status(folder: Path) -> RunStatus:
     if last is None:
         return RunStatus(folder.name, "running" if running else "missing", 0.0, "starting" if running else "")
     state = "running" if running else "stopped"
-    if last.get("phase") == "training":
-        detail = f"step {last['step']}/{last['steps']} loss {last['loss']:.4f}"
-        return RunStatus(folder.name, state, 0.9 * last["step"] / last["steps"], detail)
-    return RunStatus(folder.name, state, 0.9 + 0.1 * last["done"] / last["of"], f"rollouts {last['done']}/{last['of']}")
+    try:
+        if last["phase"] == "training":
+            detail = f"step {last['step']}/{last['steps']} loss {last['loss']:.4f}"
+            return RunStatus(folder.name, state, 0.9 * last["step"] / last["steps"], detail)
+        detail = f"rollouts {last['done']}/{last['of']}"
+        return RunStatus(folder.name, state, 0.9 + 0.1 * last["done"] / last["of"], detail)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # a log that this program did not write
+        return RunStatus(folder.name, state, 0.0, "")
 
 
 def _last_record(path: Path) -> dict | None:  # type: ignore[type-arg]
