@@ -19,7 +19,8 @@ from rad_bench.environment import be_deterministic, choose_device, device_name
 from rad_bench.model.budget import ModelPlan, build_trunk, make_trunk
 from rad_bench.model.codec import open_codec
 from rad_bench.run_folder import Run, RunFolder
-from rad_bench.sweep.estimate import Cost, Disk, disk, measured, probe_cost, wall_seconds
+from rad_bench.sweep.estimate import Cost, Disk, disk, measured, wall_seconds
+from rad_bench.sweep.timing import probe_cost
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from rad_bench.cli import cli
 from rad_bench.run import execute
 from rad_bench.run_folder import RunFolder, save_run
-from rad_bench.sweep import estimate, plan
+from rad_bench.sweep import plan, timing
 from rad_bench.sweep.estimate import Cost, measured, wall_seconds
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
@@ -80,7 +80,7 @@ def test_more_steps_do_not_make_the_probe_do_more(tmp_path, monkeypatch):
     """By construction: what is timed is a step, whatever their number."""
     done, real = [], Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda *given: done.append(1) or real(*given))
-    monkeypatch.setattr(estimate, "ENOUGH", 0.0)  # as many times, however fast the machine
+    monkeypatch.setattr(timing, "ENOUGH", 0.0)  # as many times, however fast the machine
     counts = []
     for steps in (30, 30_000):
         done.clear()
@@ -134,7 +134,7 @@ def test_a_model_that_fails_says_so_in_its_row(tmp_path, monkeypatch):
 
 
 def test_what_is_too_slow_is_timed_in_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(estimate, "TOO_LONG", 0.0)
+    monkeypatch.setattr(timing, "TOO_LONG", 0.0)
     sweep, models = planned(tmp_path)
     cost = plan.estimate_costs(models, sweep.launch, tmp_path)[0]
     assert cost.source == "timed; in part: training, evaluation"
