@@ -15,16 +15,26 @@ from tests.sweep import slurm as slurm_cluster
 from tests.sweep.tiny import GRU, ON_SLURM, command, rad_bench, wait_for
 
 LONGER = ON_SLURM.replace("steps: 30", "steps: 400").replace("checkpoint_every: 5", "checkpoint_every: 20")
+# SLURM takes seconds to act, and on an idle machine a run must not have ended by then.
+LONG_ENOUGH = LONGER.replace("steps: 400", "steps: 2000")
 ONE = ("--only", "memory=none", "--only", "seed=0")
+
+
+def frames_of(folder, yaml, *options):
+    (folder / "tiny.yaml").write_text(yaml)
+    rad_bench("sweep", "tiny.yaml", "--cluster", "local", *options, cwd=folder)
+    return pd.read_parquet(folder / "results" / "tiny" / "frames.parquet")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The frames of a sweep of which each part below disturbs a run or more."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "tiny.yaml").write_text(LONGER)
-    rad_bench("sweep", "tiny.yaml", "--cluster", "local", cwd=folder)
-    return pd.read_parquet(folder / "results" / "tiny" / "frames.parquet")
+    return frames_of(tmp_path_factory.mktemp("undisturbed"), LONGER)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_one(tmp_path_factory):
+    return frames_of(tmp_path_factory.mktemp("undisturbed"), LONG_ENOUGH, *ONE)
 
 
 def start(folder, slurm, *options, yaml=LONGER, environment=None):
@@ -37,7 +47,7 @@ def start(folder, slurm, *options, yaml=LONGER, environment=None):
     return launcher, folder / "results" / "tiny"
 
 
-def assert_undisturbed(sweep, undisturbed, **which):
+def assert_undisturbed(sweep, undisturbed, steps=400, **which):
     """The sweep has the frames of the undisturbed one, and its logs tell of each step once."""
     expected = undisturbed
     for column, value in which.items():
@@ -49,18 +59,18 @@ def assert_undisturbed(sweep, undisturbed, **which):
         frames = frames[frames["block"] != "copy-last"]
     pd.testing.assert_frame_equal(*(f.sort_values(order).reset_index(drop=True) for f in (frames, expected)))
     for log in sweep.glob("runs/*/log.jsonl"):
-        steps = [json.loads(line).get("step") for line in log.read_text().splitlines()]
-        assert [step for step in steps if step] == list(range(10, 401, 10))
+        logged = [json.loads(line).get("step") for line in log.read_text().splitlines()]
+        assert [step for step in logged if step] == list(range(10, steps + 1, 10))
 
 
 @pytest.mark.parametrize("fault", faults.IN_A_JOB, ids=lambda fault: fault.__name__)
-def test_a_disturbed_job_goes_on_and_ends_with_the_same_frames(tmp_path, slurm, undisturbed, fault):
-    launcher, sweep = start(tmp_path, slurm, *ONE)
+def test_a_disturbed_job_goes_on_and_ends_with_the_same_frames(tmp_path, slurm, undisturbed_one, fault):
+    launcher, sweep = start(tmp_path, slurm, *ONE, yaml=LONG_ENOUGH)
     wait_for(lambda: list(sweep.glob("runs/*/checkpoint.before.pt")))
     fault(slurm, sweep)
     out, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, out + errors
-    assert_undisturbed(sweep, undisturbed, block="none", seed=0)
+    assert_undisturbed(sweep, undisturbed_one, steps=2000, block="none", seed=0)
     (attempt,) = sweep.glob("runs/*/attempts/*")
     assert int(attempt.name) > 1  # the fault did happen
 

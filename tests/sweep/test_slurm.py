@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -67,3 +68,15 @@ def test_one_run_on_two_nodes_learns_what_one_process_learns(tmp_path, slurm):
     (environment,) = (tmp_path / "two").glob("tiny/runs/*/environment.json")
     told = json.loads(environment.read_text())
     assert (told["processes"], told["slurm_nodes"]) == (2, "n[1-2]")
+
+
+def test_setup_lines_and_a_python_of_its_own_are_used_by_jobs(tmp_path, slurm):
+    """What modules and containers need: shell lines before the job, and another way to start Python."""
+    contained = tmp_path / "contained"
+    contained.write_text(f'#!/bin/sh\ntouch {tmp_path}/by-python-$PREPARED\nexec {sys.executable} "$@"\n')
+    contained.chmod(0o755)
+    extra = f"setup: [export PREPARED=by-setup], python: {contained}, "
+    (tmp_path / "tiny.yaml").write_text(ON_SLURM.replace("slurm: {", f"slurm: {{{extra}"))
+    which = ("--only", "memory=none", "--only", "seed=0")
+    rad_bench("sweep", "tiny.yaml", *which, cwd=tmp_path, environment=slurm.environment)
+    assert (tmp_path / "by-python-by-setup").exists()
