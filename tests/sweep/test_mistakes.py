@@ -41,6 +41,8 @@ MISTAKES = {
     "extends itself": (GOOD + "extends: bad.yaml\n", "extends", "circle"),
     "missing file of a block": (GOOD.replace("lstm", "mine.py:GRU"), "mine.py", "no file"),
     "batch that cannot be shared out": (GOOD + "launch: {processes: 3}\n", "run.training.batch: 8", "launch.processes"),
+    "where of no axis": (GOOD + "launch: {where: {memroy=lstm: {}}}\n", "launch.where memroy", "did you mean 'memory'"),
+    "typo in a where": (GOOD + "launch: {where: {memory=lstm: {thread: 2}}}\n", "where.thread", "'threads'"),
     "one GPU for two": (GOOD + "launch: {device: 'cuda:1', processes: 2}\n", "launch", "one GPU"),
 }
 
