@@ -139,7 +139,7 @@ class ClusterLaunch:
                 share = max(1, runs[0].launch.parallel * len(chunk) // len(runs))
                 try:
                     self._sbatch(chunk, runs[0].launch.model_copy(update={"parallel": share}))
-                except submitit.core.utils.FailedJobError as error:
+                except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
                     self.refused = str(error).strip().splitlines()[-1]
                     return
 

@@ -80,3 +80,12 @@ def test_setup_lines_and_a_python_of_its_own_are_used_by_jobs(tmp_path, slurm):
     which = ("--only", "memory=none", "--only", "seed=0")
     rad_bench("sweep", "tiny.yaml", *which, cwd=tmp_path, environment=slurm.environment)
     assert (tmp_path / "by-python-by-setup").exists()
+
+
+def test_what_sbatch_refuses_is_told_in_its_own_words(tmp_path, slurm):
+    (tmp_path / "tiny.yaml").write_text(ON_SLURM.replace("partition: debug", "partition: nowhere"))
+    refused = rad_bench("sweep", "tiny.yaml", cwd=tmp_path, environment=slurm.environment, expect=2)
+    *its_own, ours = refused.stderr.strip().splitlines()  # submitit lets what sbatch says through
+    assert "nowhere" in its_own[0]
+    assert "sbatch took nothing" in ours and "Invalid partition name" in ours
+    assert "Traceback" not in refused.stderr
