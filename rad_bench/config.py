@@ -287,6 +287,7 @@ class SlurmConfig(Config):
     )
     setup: tuple[str, ...] = Field((), description="shell lines run before the job")
     extra: dict[Line, Line | int | bool] = Field({}, description="further sbatch options, without the dashes")
+    poll: float = Field(10, ge=1, le=3600, description="seconds between questions to SLURM, one for all jobs")
     python: Line | None = Field(None, description="how jobs start Python, such as `apptainer exec image.sif python`")
 
 

@@ -19,7 +19,6 @@ from rad_bench.sweep.journal import Submission, new_submission, read_submissions
 from rad_bench.sweep.launch import Missing, Notes, RunJob, make_executor
 from rad_bench.sweep.queue import SilentError, Task
 
-QUEUE_SECONDS = 10.0  # between questions to SLURM
 CONFIRM_SECONDS = 3.0  # before a job that has ended without a result is believed to have none
 REFUSED_SECONDS = 60.0  # before sbatch is asked again
 NOT_RETRIED = {
@@ -44,6 +43,7 @@ class ClusterLaunch:
     sweep_folder: Path
     runs: dict[str, Waiting]  # those without a result, by name
     watch: Callable[[], None]
+    pause: float = 10.0  # seconds between questions to SLURM
     notes: Notes = field(default_factory=dict)
     submissions: list[Submission] = field(default_factory=list)
     to_submit: list[str] = field(default_factory=list)
@@ -64,7 +64,7 @@ class ClusterLaunch:
 
     def follow(self) -> None:
         """Return when no run is open: each has a result, has failed, or is given up with a note."""
-        asked, pause = time.monotonic(), QUEUE_SECONDS
+        asked, pause = time.monotonic(), self.pause
         while True:
             self.watch()
             for name in [name for name, waiting in self.runs.items() if waiting.run.paths.is_done]:
@@ -82,7 +82,7 @@ class ClusterLaunch:
         try:
             tasks = queue.ask(self.submissions)
         except SilentError:
-            return QUEUE_SECONDS  # a controller may be away for hours, while its jobs run on
+            return self.pause  # a controller may be away for hours, while its jobs run on
         gone = []
         for name, waiting in self.runs.items():
             if name in self.to_submit:
@@ -100,7 +100,8 @@ class ClusterLaunch:
             raise UserError(f"sbatch takes no more jobs, and none of this sweep is left: {self.refused}")
         if self.refused:
             return REFUSED_SECONDS
-        return CONFIRM_SECONDS if any(waiting.absences for waiting in self.runs.values()) else QUEUE_SECONDS
+        unsure = any(waiting.absences for waiting in self.runs.values())
+        return min(CONFIRM_SECONDS, self.pause) if unsure else self.pause
 
     def _ended(self, name: str, state: str) -> None:
         """Decide on a run whose job has left the queue."""

@@ -91,7 +91,8 @@ def _launch(
         return {}, False
     with ProgressView([run.folder for run in missing], console) as view:
         if cluster == "slurm":
-            on_slurm = ClusterLaunch(sweep_folder, {run.folder.name: Waiting(run) for run in missing}, view.update)
+            waiting = {run.folder.name: Waiting(run) for run in missing}
+            on_slurm = ClusterLaunch(sweep_folder, waiting, view.update, sweep.launch.slurm.poll)
             on_slurm.start()
             if detach:
                 return {}, True

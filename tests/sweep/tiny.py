@@ -19,7 +19,9 @@ grid:
   seed: [0, 1]
 launch: {parallel: 2}
 """
-ON_SLURM = TINY.replace("launch: {parallel: 2}", "launch: {parallel: 2, slurm: {partition: debug, memory_gb: 2}}")
+ON_SLURM = TINY.replace(
+    "launch: {parallel: 2}", "launch: {parallel: 2, slurm: {partition: debug, memory_gb: 2, poll: 2}}"
+)
 GRU = """
 import torch
 from torch import nn
