@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rad_bench.bench.race import Race
-from rad_bench.bench.rollout import ACTIONS, FRAME_SHAPE, _trunk
+from rad_bench.bench.rollout import ACTIONS, FRAME_SHAPE, perturbed_trunk
 from rad_bench.config import DiffusionConfig, EvaluationConfig
 from rad_bench.evaluation.evaluate import frame_metrics
 from rad_bench.evaluation.metrics import mse, psnr, ssim
@@ -58,7 +58,7 @@ def _by_scikit_image(name: str, x: Tensor, y: Tensor) -> Sequence[Tensor]:
 def _share(device: torch.device) -> Race:
     """Scoring some frames against generating them: the ratio is that of rollout to metrics."""
     videos = EvaluationConfig().batch
-    trunk, diffusion = _trunk("none", device), Diffusion(DiffusionConfig())
+    trunk, diffusion = perturbed_trunk("none", device), Diffusion(DiffusionConfig())
     motion = torch.randn(videos, HORIZON, motion_size(trunk.config.motion, ACTIONS), device=device)
     noise = torch.randn(videos, *FRAME_SHAPE, device=device)
     cache = trunk.commit(noise[:, None], motion[:, :1], trunk.start(videos))

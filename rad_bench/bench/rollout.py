@@ -29,7 +29,7 @@ def races(device: torch.device) -> Iterator[Race]:
         yield _early_and_late(name, device)
 
 
-def _trunk(name: str, device: torch.device, **changes: int) -> Trunk:
+def perturbed_trunk(name: str, device: torch.device, **changes: int) -> Trunk:
     """A trunk at the default preset, its weights perturbed: zero-initialised ones would hide differences."""
     trunk = Trunk(TrunkConfig(**changes), find_block(name), FRAME_SHAPE, ACTIONS, 0).to(device)
     generator = torch.Generator().manual_seed(1)
@@ -42,7 +42,7 @@ def _trunk(name: str, device: torch.device, **changes: int) -> Trunk:
 @torch.no_grad()
 def _cached(device: torch.device) -> Race:
     """Generate with cached keys and values, and by reading all frames that can matter at each step of denoising."""
-    trunk = _trunk("none", device, window=WINDOW)
+    trunk = perturbed_trunk("none", device, window=WINDOW)
     diffusion = Diffusion(DiffusionConfig())
     matter = trunk.config.reach  # frames before a new one that attention reaches through all layers
     clean = torch.rand(VIDEOS, matter, *FRAME_SHAPE, device=device) * 2 - 1
@@ -71,7 +71,7 @@ def _cached(device: torch.device) -> Race:
 
 @torch.no_grad()
 def _early_and_late(name: str, device: torch.device) -> Race:
-    trunk = _trunk(name, device)
+    trunk = perturbed_trunk(name, device)
     diffusion = Diffusion(DiffusionConfig())
     caches, cache = {}, trunk.start(VIDEOS)
     motion = torch.randn(VIDEOS, 1, motion_size(trunk.config.motion, ACTIONS), device=device)

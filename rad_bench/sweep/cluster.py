@@ -59,7 +59,7 @@ class ClusterLaunch:
             raise UserError(f"SLURM does not answer, and jobs of this sweep may be in its queue: {error}.") from None
         self.to_submit = [name for name in self.runs if not (name in tasks and tasks[name].is_live)]
         self._submit()
-        if self.refused:
+        if self.refused and len(self.to_submit) == len(self.runs):
             raise UserError(f"sbatch took nothing: {self.refused}")
 
     def follow(self) -> None:
@@ -123,6 +123,7 @@ class ClusterLaunch:
     def _submit(self) -> None:
         """Submit what is due: an array for each set of resources, in chunks that SLURM accepts."""
         groups: dict[str, list[Missing]] = {}
+        self.to_submit = [name for name in self.to_submit if name in self.runs]  # one may have ended meanwhile
         for name in self.to_submit:
             run = self.runs[name].run
             groups.setdefault(run.launch.model_dump_json(), []).append(run)

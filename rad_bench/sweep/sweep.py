@@ -94,6 +94,11 @@ def _launch(
             waiting = {run.folder.name: Waiting(run) for run in missing}
             on_slurm = ClusterLaunch(sweep_folder, waiting, view.update, sweep.launch.slurm.poll)
             on_slurm.start()
+            if detach and on_slurm.refused:
+                raise UserError(
+                    f"sbatch took {len(missing) - len(on_slurm.to_submit)} of {len(missing)} runs, which go on, and no "
+                    f"more: {on_slurm.refused}. The same command submits the others once there is room."
+                )
             if detach:
                 return {}, True
             on_slurm.follow()

@@ -109,3 +109,10 @@ def test_the_journal_reads_what_it_wrote_and_passes_over_what_it_did_not(tmp_pat
     (tmp_path / "submitit" / "foreign" / "journal.json").write_text("[]")
     assert {entry.name for entry in read_submissions(tmp_path)} == {first.name, second.name}
     assert first.name != second.name
+
+
+def test_a_run_that_ends_while_it_waits_to_be_submitted_is_not_submitted(answers, tmp_path):
+    (answers / "squeue.txt").write_text("")
+    launch = ClusterLaunch(tmp_path / "sweep", {}, lambda: None, to_submit=["a"])
+    launch._submit()
+    assert not launch.to_submit and not launch.refused
