@@ -148,9 +148,7 @@ class EvaluationConfig(Config):
     episodes: int = Field(32, ge=2, le=MOST_EPISODES, description="held-out episodes")
     context: int = Field(20, ge=2, le=MOST_FRAMES, description="true frames before the first generated one")
     horizon: int = Field(80, ge=1, le=MOST_FRAMES, description="generated frames in continuation")
-    batch: int = Field(
-        32, ge=1, le=MOST_EPISODES, description="episodes rolled out together; does not change any result"
-    )
+    batch: int = Field(96, ge=1, le=MOST_EPISODES, description="videos rolled out together; does not change any result")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the sampling noise")
     reach: int | None = Field(
         None,

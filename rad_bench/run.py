@@ -110,8 +110,7 @@ def _result(
     processes: int,
 ) -> dict[str, Any]:  # fmt: skip
     config = run.config
-    longest = max(evaluation.seconds.values(), key=len)
-    per_frame = [seconds / config.trunk.frames_per_step / evaluation.videos for seconds in longest]
+    per_frame = [seconds / config.trunk.frames_per_step / evaluation.videos for seconds in evaluation.seconds]
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
     return {
         "format": 1,

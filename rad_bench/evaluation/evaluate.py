@@ -1,8 +1,4 @@
-"""Roll a trained trunk out over every task under every intervention, and score each generated frame.
-
-Interventions act on the recurrent state at the end of the context, the attention window stays:
-keep leaves it, reset sets it to its initial value, swap takes it from another episode at the same time.
-"""
+"""Roll a trained trunk out over every task under every intervention, and score each generated frame."""
 
 from __future__ import annotations
 
@@ -19,15 +15,13 @@ from torch import Tensor
 from rad_bench.config import RunConfig
 from rad_bench.data import Dataset
 from rad_bench.evaluation.consistency import self_similarity
+from rad_bench.evaluation.interventions import roll_out
 from rad_bench.evaluation.metrics import SSIM_SMALLEST, metric_card, mse, psnr, ssim
 from rad_bench.evaluation.perceptual import LPIPS_SMALLEST, lpips, lpips_unavailable
 from rad_bench.evaluation.revisits import classify_task
 from rad_bench.evaluation.tasks import Task, make_task
 from rad_bench.model.codec import Codec
-from rad_bench.model.diffusion import Diffusion
-from rad_bench.model.motion import motion_features
-from rad_bench.model.rollout import Rollout, frame_noise, rollout
-from rad_bench.model.trunk import Cache, Trunk
+from rad_bench.model.trunk import Trunk
 
 COPY_LAST = "copy-last"  # the control that repeats the last context frame
 CEILING = "autoencoder"  # the control that is the truth, encoded and decoded
@@ -42,8 +36,8 @@ class Evaluation:
     strips: dict[str, Tensor] = field(default_factory=dict)  # "<task>-<intervention or truth>-<episode>": [H, C, h, w]
     shown: dict[str, list[int]] = field(default_factory=dict)  # task -> episodes that `strips` shows
     horizons: dict[str, int] = field(default_factory=dict)  # task -> H
-    seconds: dict[str, list[float]] = field(default_factory=dict)  # task -> wall seconds of each step under `keep`
-    videos: int = 0  # rolled out together in those timings
+    seconds: list[float] = field(default_factory=list)  # wall time of each step of the longest task's first batch
+    videos: int = 0  # rolled out together in it
 
 
 def reach(run: RunConfig) -> int:
@@ -62,7 +56,7 @@ def evaluate(
     config = run.evaluation
     episodes = dataset.held_out(config.episodes, config.context + config.horizon, config.context)
     tasks = [make_task(name, episodes, config, run.trunk.frames_per_step) for name in config.tasks]
-    result = Evaluation(pd.DataFrame(), videos=min(config.batch, config.episodes))
+    result = Evaluation(pd.DataFrame())
     tables, done, of = [], 0, len(tasks) * len(config.interventions)
     trunk.eval()
     for task in tasks:
@@ -77,17 +71,21 @@ def evaluate(
         result.shown[task.name] = np.argsort(-(kinds == "revisit").sum(1), kind="stable")[: config.strips].tolist()
         result.horizons[task.name] = task.horizon
         _keep_strips(result, task, "truth", truth)
+
+        def told(more: int, done: int = done) -> None:
+            report(done + more, of)
+
+        generated = roll_out(run, trunk, task, codec, device, told)
         for intervention in config.interventions:
-            frames, seconds = _roll_out(run, trunk, task, codec, intervention, device)
+            frames = generated.frames[intervention]
             tables.append(score(intervention, frames))
             if intervention == "keep" and min(frames.shape[-2:]) >= SSIM_SMALLEST:
                 own = self_similarity(task, frames, reach(run), dataset.same_view)
                 tables[-1] = tables[-1].assign(**{name: values.reshape(-1) for name, values in own.items()})
             _keep_strips(result, task, intervention, frames)
-            if intervention == "keep":
-                result.seconds[task.name] = seconds
-            done += 1
-            report(done, of)
+        if len(generated.seconds) > len(result.seconds):
+            result.seconds, result.videos = generated.seconds, generated.videos
+        done += len(config.interventions)
     result.frames = pd.concat(tables, ignore_index=True)
     return result
 
@@ -96,43 +94,6 @@ def evaluate(
 def through(codec: Codec, videos: Tensor, device: torch.device) -> Tensor:
     """Encode and decode videos one by one, so that no result depends on its company."""
     return torch.stack([codec.decode(codec.encode(video.to(device))).cpu() for video in videos])
-
-
-def _roll_out(
-    run: RunConfig, trunk: Trunk, task: Task, codec: Codec, intervention: str, device: torch.device
-) -> tuple[Tensor, list[float]]:
-    """Generate the task's frames, uint8 [B, H, 3, h, w]; the seconds are those of the first batch's steps."""
-    diffusion = Diffusion(run.diffusion, codec.bound)
-    motion = motion_features(run.trunk.motion, task.actions, task.egomotion)
-    count, C = len(motion), task.context
-    # The partner in a swap is far away in the list: neighbours may be clips of one recording.
-    partner = (torch.arange(count) + count // 2) % count
-    batches: list[Rollout] = []
-    for index in torch.arange(count).split(run.evaluation.batch):
-        cache = read_context(trunk, task, codec, motion, index, device)
-        if intervention == "reset":
-            cache = cache.with_memory(trunk.start(len(index)).memory())
-        elif intervention == "swap":
-            cache = cache.with_memory(read_context(trunk, task, codec, motion, partner[index], device).memory())
-
-        def noise(h: int, index: Tensor = index) -> Tensor:
-            frames = [frame_noise(run.evaluation.seed, task.name, int(e), h, trunk.frame_shape) for e in index]
-            return torch.stack(frames).to(device)
-
-        batches.append(rollout(trunk, diffusion, motion[index, C:].to(device), cache, noise))
-    frames = torch.stack([codec.decode(video).cpu() for batch in batches for video in batch.frames])
-    return frames, batches[0].seconds
-
-
-@torch.no_grad()
-def read_context(trunk: Trunk, task: Task, codec: Codec, motion: Tensor, index: Tensor, device: torch.device) -> Cache:
-    C, F = task.context, trunk.config.frames_per_step
-    cache = trunk.start(len(index))
-    # In pieces, so that a long context needs no more working memory than a short one.
-    for piece in torch.arange(C).split(max(32 // F, 1) * F):
-        inputs = torch.stack([codec.encode(task.truth[e, piece].to(device)) for e in index])
-        cache = trunk.commit(inputs, motion[index][:, piece].to(device), cache)
-    return cache
 
 
 def _score(

@@ -40,7 +40,7 @@ def metric_card() -> dict[str, str]:
 
 def mse(frames: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error of each frame: [..., C, H, W] in [0, 1] -> [...], float64."""
-    return (frames.double() - truth.double()).square().mean((-3, -2, -1))
+    return (frames - truth).square().mean((-3, -2, -1), dtype=torch.float64)
 
 
 def psnr(mse: Tensor) -> Tensor:

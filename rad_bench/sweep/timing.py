@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks.memory import map_state
 from rad_bench.config import EvaluationConfig, LaunchConfig, RunConfig
 from rad_bench.data import Dataset, Episodes
 from rad_bench.data.recordings import Recordings
 from rad_bench.distributed import Group
 from rad_bench.evaluation import evaluate
 from rad_bench.evaluation.consistency import self_similarity
+from rad_bench.evaluation.interventions import read_context
 from rad_bench.evaluation.metrics import SSIM_SMALLEST
 from rad_bench.evaluation.revisits import classify_task
 from rad_bench.evaluation.tasks import Task, make_task
@@ -32,7 +32,7 @@ from rad_bench.model.codec import Codec
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_features
 from rad_bench.model.rollout import frame_noise, rollout
-from rad_bench.model.trunk import Cache, Trunk
+from rad_bench.model.trunk import Trunk
 from rad_bench.sweep.estimate import Cost
 from rad_bench.training import make_trainer, training_batches
 
@@ -151,24 +151,24 @@ def _evaluation(
     length = config.context + config.horizon
     drawing = clock.once(lambda: drawn.append(dataset.held_out(EPISODES, length, config.context)))
     tasks = [make_task(name, drawn[0], config, run.trunk.frames_per_step) for name in config.tasks]
-    videos = min(config.batch, config.episodes)
-    batches = -(-config.episodes // videos)
+    contexts = min(config.batch, config.episodes)
+    rollouts = len(config.interventions) * config.episodes
+    videos = min(config.batch, rollouts)
 
     def reads(task: Task) -> Callable[[int, float], float]:
         motion = motion_features(run.trunk.motion, task.actions, task.egomotion)
 
         def seconds(videos: int, enough: float) -> float:
             index = torch.arange(videos) % len(task.truth)
-            read = functools.partial(evaluate.read_context, trunk, task, codec, motion, index, device)
+            read = functools.partial(read_context, trunk, task, codec, motion, index, device)
             return clock.often(read, enough)
 
         return seconds
 
-    reading = clock.growing("evaluation", _amounts(videos), reads(tasks[0]))
+    reading = clock.growing("evaluation", _amounts(contexts), reads(tasks[0])) / contexts
     longest = max(tasks, key=lambda task: task.horizon)
     first, growth = _rollout_step(run, plan, trunk, longest, codec, videos, clock)
     frame = _metrics_a_frame(config, longest, device, clock)
-    readings = len(config.interventions) + ("swap" in config.interventions)
 
     seconds = drawing * config.episodes / EPISODES
     for task in tasks:
@@ -180,10 +180,10 @@ def _evaluation(
             seconds += clock.often(lambda task=task: evaluate.through(codec, task.truth[:1, :4], device)) * (  # type: ignore[misc]
                 config.episodes * task.horizon / 4
             )
-        seconds += batches * (readings * reading + len(config.interventions) * rolled)
+        seconds += config.episodes * reading + rollouts / videos * rolled
         seconds += scored * config.episodes * task.horizon * frame
         seconds += clock.once(lambda task=task: _views(run, task, dataset)) * config.episodes / EPISODES  # type: ignore[misc]
-    return seconds + _memory_probe(config, plan, dataset, reading / videos, clock)
+    return seconds + _memory_probe(config, plan, dataset, reading, clock)
 
 
 def _rollout_step(
@@ -199,10 +199,13 @@ def _rollout_step(
 
     def at(frames: int) -> float:
         known = replace(task, context=frames)
-        one = evaluate.read_context(trunk, known, codec, motion, torch.zeros(1, dtype=torch.long), clock.device)
+        one = read_context(trunk, known, codec, motion, torch.zeros(1, dtype=torch.long), clock.device)
 
         def seconds(videos: int, enough: float) -> float:
-            cache, asked = _copies(one, videos), motion[:1, frames : frames + F].expand(videos, -1, -1).to(clock.device)
+            cache, asked = (
+                one.select(torch.zeros(videos, dtype=torch.long, device=clock.device)),
+                motion[:1, frames : frames + F].expand(videos, -1, -1).to(clock.device),
+            )
 
             def step() -> None:
                 frames = rollout(trunk, diffusion, asked, cache, noise).frames
@@ -223,20 +226,6 @@ def _rollout_step(
         clock.cut["a growing memory, at its smallest"] = None
         return first, 0.0
     return first, (at(C + task.horizon - F) - first) / (steps - 1)
-
-
-def _copies(cache: Cache, videos: int) -> Cache:
-    """Return the cache of one video for several that know the same."""
-
-    def copied(part: Tensor) -> Tensor:
-        return part.repeat(videos, *[1] * (part.ndim - 1))
-
-    layers = [
-        replace(layer, k_BNWHP=copied(layer.k_BNWHP), v_BNWHP=copied(layer.v_BNWHP),
-                memory=map_state(copied, layer.memory))
-        for layer in cache.layers
-    ]  # fmt: skip
-    return replace(cache, layers=tuple(layers))
 
 
 def _metrics_a_frame(config: EvaluationConfig, task: Task, device: torch.device, clock: _Clock) -> float:

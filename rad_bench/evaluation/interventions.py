@@ -1,0 +1,115 @@
+"""Roll a task out under every intervention.
+
+Interventions act on the recurrent state at the end of the context, the attention window stays:
+keep leaves it, reset sets it to its initial value, swap takes it from another episode at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blocks.memory import leaves, map_state
+from rad_bench.config import RunConfig
+from rad_bench.evaluation.tasks import Task
+from rad_bench.model.codec import Codec
+from rad_bench.model.diffusion import Diffusion
+from rad_bench.model.motion import motion_features
+from rad_bench.model.rollout import Rollout, frame_noise, rollout
+from rad_bench.model.trunk import Cache, Trunk
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What was generated for a task of B episodes and H frames."""
+
+    frames: dict[str, Tensor]  # intervention -> uint8 [B, H, 3, height, width]
+    seconds: list[float]  # wall time of each step of the first batch
+    videos: int  # in that batch
+
+
+@torch.no_grad()
+def roll_out(
+    run: RunConfig, trunk: Trunk, task: Task, codec: Codec, device: torch.device,
+    report: Callable[[int], None] = lambda done: None,
+) -> Generated:  # fmt: skip
+    """Generate the task's frames under each of the run's interventions; `report(done)` counts these.
+
+    Contexts are read once. Interventions are rolled out side by side where their states have the same shapes: a memory
+    that grows is smaller after a reset.
+    """
+    diffusion = Diffusion(run.diffusion, codec.bound)
+    motion = motion_features(run.trunk.motion, task.actions, task.egomotion)
+    count, C = len(motion), task.context
+    starts = _starts(run, trunk, task, codec, motion, device)
+    generated: dict[str, Tensor] = {}
+    first: Rollout | None = None
+    for names in _alike(starts):
+        together = starts[names[0]].map(_joined, *(starts[name] for name in names[1:]))
+        videos = []
+        for pairs in torch.arange(len(names) * count, device=device).split(run.evaluation.batch):
+            episodes = pairs.cpu() % count
+
+            def noise(h: int, episodes: Tensor = episodes) -> Tensor:
+                frames = [frame_noise(run.evaluation.seed, task.name, int(e), h, trunk.frame_shape) for e in episodes]
+                return torch.stack(frames).to(device)
+
+            asked = motion[episodes, C:].to(device)
+            batch = rollout(trunk, diffusion, asked, together.select(pairs), noise)
+            first = first or batch
+            videos += [codec.decode(video).cpu() for video in batch.frames]
+        generated |= zip(names, torch.stack(videos).split(count), strict=True)
+        report(len(generated))
+    assert first is not None
+    return Generated(generated, first.seconds, len(first.frames))
+
+
+def _starts(
+    run: RunConfig, trunk: Trunk, task: Task, codec: Codec, motion: Tensor, device: torch.device
+) -> dict[str, Cache]:
+    """Return the caches of all episodes at the end of the context, `keep` first.
+
+    They lie in host memory: `evaluation.batch` says what the device has room for.
+    """
+    count = len(motion)
+    read = [
+        read_context(trunk, task, codec, motion, index, device).map(Tensor.cpu)
+        for index in torch.arange(count).split(run.evaluation.batch)
+    ]
+    context = read[0].map(_joined, *read[1:])
+    starts = {"keep": context}
+    if "reset" in run.evaluation.interventions:
+        initial = (map_state(Tensor.cpu, state) for state in trunk.start(count).memory())
+        starts["reset"] = context.with_memory(tuple(initial))
+    if "swap" in run.evaluation.interventions:
+        # The partner is far away in the list: neighbours may be clips of one recording.
+        partner = (torch.arange(count) + count // 2) % count
+        starts["swap"] = context.with_memory(context.select(partner).memory())
+    return starts
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    return torch.cat(parts)
+
+
+def _alike(starts: dict[str, Cache]) -> list[list[str]]:
+    """Group the names of caches whose states have the same shapes."""
+    groups: dict[tuple[torch.Size, ...], list[str]] = {}
+    for name, cache in starts.items():
+        groups.setdefault(tuple(leaf.shape for leaf in leaves(cache.memory())), []).append(name)
+    return list(groups.values())
+
+
+@torch.no_grad()
+def read_context(trunk: Trunk, task: Task, codec: Codec, motion: Tensor, index: Tensor, device: torch.device) -> Cache:
+    """Return the cache of these episodes at the end of the task's context."""
+    C, F = task.context, trunk.config.frames_per_step
+    cache = trunk.start(len(index))
+    # In pieces, so that a long context needs no more working memory than a short one.
+    for piece in torch.arange(C).split(max(32 // F, 1) * F):
+        inputs = torch.stack([codec.encode(task.truth[e, piece].to(device)) for e in index])
+        cache = trunk.commit(inputs, motion[index][:, piece].to(device), cache)
+    return cache

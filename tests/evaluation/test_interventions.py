@@ -1,0 +1,57 @@
+"""Interventions rolled out side by side against one by one."""
+
+import pytest
+import torch
+
+from rad_bench.config import RunConfig
+from rad_bench.data import open_dataset
+from rad_bench.evaluation.interventions import read_context, roll_out
+from rad_bench.evaluation.tasks import make_task
+from rad_bench.model.budget import build_trunk
+from rad_bench.model.codec import open_codec
+from rad_bench.model.diffusion import Diffusion
+from rad_bench.model.motion import motion_features
+from rad_bench.model.rollout import frame_noise, rollout
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("memory", ["lstm", "attention"])  # a state of constant size, and one that grows
+@pytest.mark.parametrize("batch", [2, 64])
+def test_interventions_side_by_side_equal_each_alone(memory, batch):
+    evaluation = {"episodes": 5, "context": 6, "horizon": 7, "batch": batch, "interventions": ("swap", "keep", "reset")}
+    run = RunConfig.model_validate({"memory": memory, "trunk": {"width": 16}, "evaluation": evaluation})
+    dataset = open_dataset(run.data)
+    codec = open_codec(run.autoencoder, dataset.frame_shape)
+    trunk, _ = build_trunk(run, codec.frame_shape, dataset.action_size)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    task = make_task("continuation", dataset.held_out(5, 13, 6), run.evaluation, 1)
+    told: list[int] = []
+
+    found = roll_out(run, trunk, task, codec, CPU, told.append)
+
+    motion = motion_features(run.trunk.motion, task.actions, task.egomotion)
+    diffusion = Diffusion(run.diffusion, codec.bound)
+    distinct = []
+    for e in range(5):
+        for intervention in run.evaluation.interventions:
+            cache = read_context(trunk, task, codec, motion, torch.tensor([e]), CPU)
+            if intervention == "reset":
+                cache = cache.with_memory(trunk.start(1).memory())
+            elif intervention == "swap":
+                other = read_context(trunk, task, codec, motion, torch.tensor([(e + 2) % 5]), CPU)
+                cache = cache.with_memory(other.memory())
+
+            def noise(h, e=e):
+                return frame_noise(run.evaluation.seed, task.name, e, h, trunk.frame_shape)[None]
+
+            alone = codec.decode(rollout(trunk, diffusion, motion[[e], 6:], cache, noise).frames[0])
+            together = found.frames[intervention][e]
+            distinct.append(together)
+            assert (alone.int() - together.int()).abs().max() <= 1  # where rounding falls to the other grey level
+    assert min((a != b).float().mean() for a, b in zip(distinct, distinct[1:], strict=False)) > 0.1
+    assert told[-1] == 3
+    assert found.videos == (min(batch, 15 if memory == "lstm" else 10)) and len(found.seconds) == 7
