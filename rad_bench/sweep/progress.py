@@ -12,9 +12,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from rad_bench.lease import ruling_claim
 from rad_bench.run_folder import RunFolder
+from rad_bench.sweep.plan import show_seconds
 
 TAIL_BYTES = 4096
 QUIET_SECONDS = 30.0  # between lines where there is no terminal
+NAMED = 3  # runs that such a line tells of, at most
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def run_status(folder: Path) -> RunStatus:
     state = "running" if running else "stopped"
     try:
         if last["phase"] == "training":
-            detail = f"step {last['step']}/{last['steps']} loss {last['loss']:.4f}"
+            rate = f", {last['step'] / last['seconds']:.1f} steps a second" if last["seconds"] else ""
+            detail = f"step {last['step']}/{last['steps']}, loss {last['loss']:.4f}{rate}"
             return RunStatus(folder.name, state, 0.9 * last["step"] / last["steps"], detail)
         detail = f"rollouts {last['done']}/{last['of']}"
         return RunStatus(folder.name, state, 0.9 + 0.1 * last["done"] / last["of"], detail)
@@ -76,7 +79,8 @@ class ProgressView:
         self.bars: dict[Path, TaskID] = {}
         self.finished: set[Path] = set()
         self.began: set[Path] = set()
-        self.last_line = time.monotonic()
+        self.began_at = self.last_line = time.monotonic()
+        self.share_at_start: float | None = None
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
         times = (TimeElapsedColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, *times, console=console, disable=not console.is_terminal)
@@ -98,11 +102,23 @@ class ProgressView:
             if status.state == "running":
                 running.append(status)
             self._show(folder, status)
+        if self.share_at_start is None:
+            self.share_at_start = share
         self.progress.update(self.total, completed=share, detail=f"{len(self.finished)} ended")
         if not self.console.is_terminal and time.monotonic() - self.last_line > QUIET_SECONDS:
             self.last_line = time.monotonic()
-            for status in running:
-                self.console.print(f"  {status.name}: {status.detail}", highlight=False)
+            self.console.print(self._line(share, running), highlight=False, soft_wrap=True)
+
+    def _line(self, share: float, running: list[RunStatus]) -> str:
+        """Tell in one line, for a log file, how far all runs are and what some of them do."""
+        line = f"{time.strftime('%H:%M:%S')} {share / len(self.folders):.0%}, {len(self.finished)} of "
+        line += f"{len(self.folders)} done, {len(running)} running"
+        won = share - (self.share_at_start or 0.0)
+        if won > 0:
+            left = (len(self.folders) - share) / won * (time.monotonic() - self.began_at)
+            line += f", about {show_seconds(left)} left"
+        told = [f"{status.name}: {status.detail}" for status in running[:NAMED]]
+        return "; ".join([line, *told]) + (f"; {len(running) - NAMED} more" if len(running) > NAMED else "")
 
     def _show(self, folder: Path, status: RunStatus) -> None:
         if status.state == "running" and folder not in self.bars:
