@@ -211,16 +211,24 @@ def blocks() -> None:
 
 
 @cli.command()
-@click.argument("kinds", nargs=-1, type=click.Choice(["blocks", "rollout", "metrics"]))
+@click.argument("kinds", nargs=-1, type=click.Choice(["blocks", "rollout", "metrics", "scaling"]))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--seconds", type=click.FloatRange(0.01, 600), default=2.0, show_default=True, help="Of each comparison.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/bench"), show_default=True,
               help="Folder of the figures.")  # fmt: skip
 def bench(kinds: tuple[str, ...], device: str, seconds: float, out: Path) -> None:
-    """Compare speeds as ratios, each side by side in one process; all KINDS if none is named."""
-    from rad_bench.bench import report
+    """Compare speeds as ratios, each side by side in one process; all such KINDS if none is named.
+
+    `scaling` predicts, from counts and measurements here, what a model of RAD's size would need.
+    """
+    from rad_bench.bench import report, scaling
 
     for kind in kinds or tuple(report.KINDS):
+        if kind == "scaling":
+            predictions = [scaling.predict(block) for block in scaling.BLOCKS]
+            _print(scaling.table(predictions))
+            click.echo(f"figures: {report.store(kind, predictions, 'cpu', out)}")
+            continue
         outcomes = report.bench(kind, device, seconds, lambda name: click.echo(f"  {name}", err=True))
         _print(report.table(kind, outcomes))
         click.echo(f"figures: {report.store(kind, outcomes, device, out)}")

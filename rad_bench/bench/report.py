@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from rad_bench.bench import blocks, metrics, rollout
 from rad_bench.bench.race import Outcome, Race, run
+from rad_bench.bench.scaling import Prediction
 from rad_bench.distributed import Group
 from rad_bench.environment import be_deterministic, choose_device, environment
 from rad_bench.errors import UserError
@@ -48,11 +49,12 @@ def table(kind: str, outcomes: list[Outcome]) -> Table:
     return found
 
 
-def store(kind: str, outcomes: list[Outcome], device_name: str, folder: Path) -> Path:
+def store(kind: str, outcomes: Sequence[Outcome | Prediction], device_name: str, folder: Path) -> Path:
     """Write the outcomes with all that they ran on. Raises `UserError` if that cannot be."""
     device = choose_device(device_name, Group())
+    what = "predictions" if kind == "scaling" else "races"
     record: dict[str, Any] = {
-        "kind": kind, "environment": environment(device, 1, 1), "races": [outcome.record() for outcome in outcomes],
+        "kind": kind, "environment": environment(device, 1, 1), what: [outcome.record() for outcome in outcomes],
     }  # fmt: skip
     path = folder / f"{kind}-{device.type}.json"
     try:

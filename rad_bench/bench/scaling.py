@@ -1,0 +1,223 @@
+"""What a model of RAD's size would need, predicted from counts and measurements of this code on this machine.
+
+Nothing of that size is run. Parameters, FLOPs and state bytes are counted at the true shapes, on tensors that have no
+values; they are exact. What the backward pass keeps is measured on real tensors, on layers of the true width that see
+few tokens, and grows in proportion to frames, tokens and layers. Time follows from FLOPs only by a rate that somebody
+else has reached on a GPU, which is given beside it.
+
+Letters: T frames, N tokens a frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from rad_bench.config import RunConfig
+from rad_bench.model.budget import build_trunk, make_trunk
+from rad_bench.model.diffusion import Diffusion
+from rad_bench.model.motion import motion_size
+from rad_bench.model.trunk import Cache, Trunk
+from rad_bench.training import make_optimiser
+
+LATENTS = (16, 18, 32)  # of a frame of Minecraft, as Open-Oasis encodes it: 144 tokens of patch 2
+FRAMES = 1200  # of a clip and of a rollout
+EARLY = 50
+ACTIONS = 25
+WIDTH, DEPTH, HEADS, WINDOW = 1536, 14, 24, 16
+MEMORY_PARAMETERS = 7_000_000  # a layer
+BLOCKS = ("none", "lstm", "mamba2", "ttt", "attention")
+SIDES = (2, 3)  # tokens along each side of the frames that are really computed
+PEAK_FLOPS = 989e12  # a second, an H200's dense bf16, as its data sheet has it
+REACHED = 0.229  # of the peak: a 22M-parameter ViT, compiled, on one H100 (nvSubquadratic's benchmark pages)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One block at that size. Bytes are those of fp32."""
+
+    block: str
+    options: dict[str, Any]
+    parameters: int
+    memory_parameters: int
+    training_flops: int  # forward and backward over one clip of T frames
+    kept_bytes: int  # by the forward pass for the backward pass, a clip
+    recomputed_bytes: int  # the same with activation checkpointing, one layer's at its fullest included
+    resident_bytes: int  # weights, gradients, optimiser, averaged weights
+    state_bytes: int  # of memory, a video, at frame T
+    frame_flops_early: int  # to generate frame EARLY of a video
+    frame_flops_late: int  # and frame T
+
+    @property
+    def seconds_a_clip(self) -> float:
+        """Training time a clip at the rate that is assumed."""
+        return self.training_flops / (PEAK_FLOPS * REACHED)
+
+    def record(self) -> dict[str, Any]:
+        """Return what is stored."""
+        return asdict(self) | {"seconds_a_clip": self.seconds_a_clip}
+
+
+def predict(block: str, frames: int = FRAMES, width: int = WIDTH, depth: int = DEPTH) -> Prediction:
+    """Predict what `block` needs in a trunk of that width and depth over clips of T frames."""
+    run = RunConfig.model_validate({
+        "data": {"name": "minecraft", "path": "."},
+        "memory": block,
+        "match": {"by": "parameters", "budget": 2 * MEMORY_PARAMETERS * width**2 // WIDTH**2},
+        "trunk": {"width": width, "depth": 2, "heads": HEADS, "patch": 2, "window": WINDOW, "mlp_ratio": 4.0},
+        "training": {"batch": 1, "frames": 4, "loss_from": 0},
+        "evaluation": {"context": 2, "horizon": 2},
+    })  # fmt: skip
+    few, plan = build_trunk(run, (LATENTS[0], 4, 4), ACTIONS)
+    resident = _resident_bytes(few, run)
+    fixed = {**run.memory.options, **plan.options}
+    run = run.model_copy(update={"memory": run.memory.model_copy(update={"options": fixed})})
+    diffusion = Diffusion(run.diffusion, None)
+
+    def of_depth(count: Callable[[int], float]) -> int:
+        """Layers are alike: what two have more than one, every further one has more."""
+        one, two = count(1), count(2)
+        return round(one + (depth - 1) * (two - one))
+
+    def counted(count: Callable[[Trunk], int]) -> int:
+        return of_depth(lambda layers: count(_trunk(run, layers, *LATENTS[1:]).to("meta")))
+
+    def kept(layers: int, recompute: bool = False) -> float:
+        return _clip_keeps(run, layers, diffusion, frames, recompute)
+
+    parameters = counted(lambda trunk: sum(p.numel() for p in trunk.parameters()))
+    return Prediction(
+        block=block,
+        options=plan.options,
+        parameters=parameters,
+        memory_parameters=counted(lambda trunk: sum(p.numel() for _, p in trunk.memory_parameters())),
+        training_flops=counted(lambda trunk: _training_flops(trunk, diffusion, frames)),
+        kept_bytes=of_depth(kept),
+        recomputed_bytes=of_depth(lambda layers: kept(layers, recompute=True)) + round(kept(2) - kept(1)),
+        resident_bytes=round(resident * parameters),
+        state_bytes=counted(lambda trunk: _filled(trunk, frames).memory_bytes()),
+        frame_flops_early=counted(lambda trunk: _generating_flops(trunk, diffusion, min(EARLY, frames))),
+        frame_flops_late=counted(lambda trunk: _generating_flops(trunk, diffusion, frames)),
+    )
+
+
+def _trunk(run: RunConfig, layers: int, height: int, width: int) -> Trunk:
+    config = run.model_copy(update={"trunk": run.trunk.model_copy(update={"depth": layers})})
+    return make_trunk(config, run.memory.options, (LATENTS[0], height, width), ACTIONS)
+
+
+def _clip(trunk: Trunk, frames: int) -> tuple[Tensor, Tensor]:
+    """Frames and motion of one clip."""
+    like = trunk.position
+    return like.new_zeros(1, frames, *trunk.frame_shape), like.new_zeros(
+        1, frames, motion_size(trunk.config.motion, ACTIONS)
+    )
+
+
+def _loss(trunk: Trunk, diffusion: Diffusion, frames: int) -> Tensor:
+    clean, motion = _clip(trunk, frames)
+    return diffusion.loss(trunk, clean, motion, clean.new_zeros(1, frames), clean)
+
+
+def _counted(work: Callable[[], object]) -> int:
+    # PyTorch's counter knows attention by its products, not by a fused kernel.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def _training_flops(trunk: Trunk, diffusion: Diffusion, frames: int) -> int:
+    return _counted(lambda: _loss(trunk, diffusion, frames).backward())
+
+
+@torch.no_grad()
+def _filled(trunk: Trunk, frames: int) -> Cache:
+    """The cache after that many frames, read a hundred at a time."""
+    cache = trunk.start(1)
+    while cache.frames < frames:
+        cache = trunk.commit(*_clip(trunk, min(100, frames - cache.frames)), cache)
+    return cache
+
+
+@torch.no_grad()
+def _generating_flops(trunk: Trunk, diffusion: Diffusion, at: int) -> int:
+    """FLOPs of generating frame number `at`: all denoising steps, and the commit."""
+    cache = _filled(trunk, at - 1)
+    clean, motion = _clip(trunk, 1)
+
+    def step() -> None:
+        trunk.denoise(clean, clean.new_zeros(1, 1), motion, cache)
+
+    return diffusion.config.sampler_steps * _counted(step) + _counted(lambda: trunk.commit(clean, motion, cache))
+
+
+def _clip_keeps(run: RunConfig, layers: int, diffusion: Diffusion, frames: int, recompute: bool) -> float:
+    """Bytes that a trunk of so many layers keeps of a clip of so many frames at the true size.
+
+    Measured with few tokens and frames. A frame's share that does not depend on its tokens, such as its modulation, is
+    told from a token's by two numbers of tokens.
+    """
+    grown = {}
+    for side in SIDES:
+        trunk = _trunk(run, layers, 2 * side, 2 * side)
+        trunk.recompute = recompute
+        longer = _kept_bytes(trunk, 16, diffusion) - _kept_bytes(trunk, 8, diffusion)
+        grown[side**2] = longer / 8
+    (few, least), (more, most) = grown.items()
+    a_token = (most - least) / (more - few)
+    a_frame = least - few * a_token
+    return frames * (a_frame + LATENTS[1] * LATENTS[2] / run.trunk.patch**2 * a_token)
+
+
+def _kept_bytes(trunk: Trunk, frames: int, diffusion: Diffusion) -> int:
+    """Bytes that a forward pass keeps for the backward pass, beyond the weights, on real tensors."""
+    weights = {p.untyped_storage().data_ptr() for p in trunk.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, so that no other comes to lie at its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = _loss(trunk, diffusion, frames)
+    del loss
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def _resident_bytes(trunk: Trunk, run: RunConfig) -> float:
+    """Bytes a parameter that training holds throughout: weights, gradients, averages, and the optimiser's state."""
+    optimiser = make_optimiser(trunk, run.training)
+    for parameter in trunk.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    state = sum(t.nbytes for s in optimiser.state.values() for t in s.values())
+    weights = sum(p.nbytes for p in trunk.parameters())
+    return (3 * weights + state) / sum(p.numel() for p in trunk.parameters())
+
+
+def table(predictions: list[Prediction]) -> Table:
+    """Return the predictions as a table, a row a block."""
+    found = Table(title="bench scaling", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    columns = (
+        "memory", "parameters", "training, PFLOP a clip", "s a clip, assumed rate", "resident, GB", "kept, GB a clip",
+        "recomputed, GB a clip", f"state at frame {FRAMES}, MB", f"TFLOP, frame {EARLY}", f"frame {FRAMES}",
+    )  # fmt: skip
+    for heading in columns:
+        found.add_column(heading, justify="left" if heading == "memory" else "right")
+    for p in predictions:
+        found.add_row(
+            p.block, f"{p.parameters / 1e6:,.0f} M", f"{p.training_flops / 1e15:.2f}", f"{p.seconds_a_clip:.1f}",
+            *(f"{value / 1e9:,.0f}" for value in (p.resident_bytes, p.kept_bytes, p.recomputed_bytes)),
+            f"{p.state_bytes / 1e6:,.1f}", f"{p.frame_flops_early / 1e12:.2f}", f"{p.frame_flops_late / 1e12:.2f}",
+        )  # fmt: skip
+    return found
