@@ -9,11 +9,14 @@ The tokens of all frames form one sequence l = 0..T*K-1; B and C are shared by t
 
 `step` is the recurrence as written: the reference. `prefetch` computes it in chunks; `retrieve` lets each noisy frame
 read the memory before it by the same sum: the clean tokens of its chunk, the state entering that chunk, and itself.
+On CUDA devices mamba-ssm's kernels do the same where they can be had (`mamba_kernels.py`): both are one scan, and where
+no gradient is asked for `step` is an update a token.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +24,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
+from blocks import mamba_kernels
+from blocks.memory import MemoryBlock, Path, Prefetched, State, in_full_precision
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Memory:
     """Clean frames as `retrieve` needs them."""
 
     tokens: Tokens
-    entering: list[Tensor]  # the SSM state before each chunk, [S, H, P, N]
+    entering: list[Tensor]  # the SSM state before each chunk, [S, H, P, N]; the kernels need the first alone
     conv_history: Tensor  # [S, T, conv-1, channels]: inputs of the convolution before each frame
 
 
@@ -75,6 +79,12 @@ class Mamba2(MemoryBlock):
         self.norm = nn.Parameter(torch.ones(inner))
         self.output = nn.Linear(inner, dim, bias=False)
 
+    def path(self, device: torch.device, dtype: torch.dtype) -> Path:
+        why_not = mamba_kernels.unavailable(device, dtype)
+        if why_not:
+            return Path("PyTorch, chunked scan", f"mamba-ssm's kernels not used: {why_not}")
+        return Path("mamba-ssm's Triton kernels", f"{dtype} on {device.type}, and they can be imported")
+
     def initial_state(self, sequences: int) -> State:
         conv = self.zeros(sequences, self.conv - 1, self.channels)
         return conv, self.zeros(sequences, self.heads, self.head_dim, self.state_size)
@@ -84,15 +94,22 @@ class Mamba2(MemoryBlock):
         z, u, dt = self._project(x_SKD[:, None])
         history = torch.cat([history, u[:, 0]], 1)
         tokens = self._tokens(history[:, None], dt)
-        A = -self.A_log.exp()
-        outputs = []
-        for k in range(x_SKD.shape[1]):
-            x, B, C, dt_k = (part[:, 0, k] for part in (tokens.x_STKHP, tokens.B_STKN, tokens.C_STKN, tokens.dt_STKH))
-            write = torch.einsum("sh,shp,sn->shpn", dt_k, x, B)
-            ssm = torch.exp(dt_k * A)[..., None, None] * ssm + write
+        parts = [part[:, 0] for part in (tokens.x_STKHP, tokens.B_STKN, tokens.C_STKN, tokens.dt_STKH)]
+        if torch.is_grad_enabled() or mamba_kernels.unavailable(x_SKD.device, x_SKD.dtype):
+            y_SKHP, ssm = self._recur(*parts, ssm)
+        else:
+            y_SKHP, ssm = mamba_kernels.update(*parts, -self.A_log.exp(), ssm)
+        return self._finish(y_SKHP[:, None], tokens, z)[:, 0], (history[:, -(self.conv - 1) :], ssm)
+
+    def _recur(
+        self, x_SKHP: Tensor, B_SKN: Tensor, C_SKN: Tensor, dt_SKH: Tensor, ssm: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        A, outputs = -self.A_log.exp(), []
+        for x, B, C, dt in zip(x_SKHP.unbind(1), B_SKN.unbind(1), C_SKN.unbind(1), dt_SKH.unbind(1), strict=True):
+            write = torch.einsum("sh,shp,sn->shpn", dt, x, B)
+            ssm = torch.exp(dt * A)[..., None, None] * ssm + write
             outputs.append(torch.einsum("shpn,sn->shp", ssm, C))
-        y_SKD = self._finish(torch.stack(outputs, 1)[:, None], tokens, z)[:, 0]
-        return y_SKD, (history[:, -(self.conv - 1) :], ssm)
+        return torch.stack(outputs, 1), ssm
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
         history, ssm = state
@@ -101,20 +118,27 @@ class Mamba2(MemoryBlock):
         inputs = torch.cat([history, u.flatten(1, 2)], 1)
         conv_history = inputs.unfold(1, self.conv - 1, K)[:, :T].transpose(2, 3)
         tokens = self._tokens(torch.cat([conv_history, u], 2), dt)
-        entering = []
-        for first in range(0, T, self._chunk_frames(K)):
-            entering.append(ssm)
-            chunk = _frames(tokens, slice(first, first + self._chunk_frames(K)))
-            ssm = self._advance(ssm, chunk.x_STKHP, chunk.B_STKN, chunk.dt_STKH)
-        memory = Memory(tokens, entering, conv_history)
-        y_STKD = self._finish(self._read(tokens, memory), tokens, z)
+        if mamba_kernels.unavailable(x_STKD.device, x_STKD.dtype):
+            entering = []
+            for first in range(0, T, self._chunk_frames(K)):
+                entering.append(ssm)
+                chunk = _frames(tokens, slice(first, first + self._chunk_frames(K)))
+                ssm = self._advance(ssm, chunk.x_STKHP, chunk.B_STKN, chunk.dt_STKH)
+            memory = Memory(tokens, entering, conv_history)
+            y_STKHP = self._read(tokens, memory)
+        else:
+            memory = Memory(tokens, [ssm], conv_history)
+            y_STKHP, ssm = self._scan(tokens, tokens.C_STKN, ssm)
+        y_STKD = self._finish(y_STKHP, tokens, z)
         return Prefetched(y_STKD, memory, (inputs[:, -(self.conv - 1) :], ssm))
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
         memory: Memory = prefetched.memory
         z, u, dt = self._project(x_STKD)
         tokens = self._tokens(torch.cat([memory.conv_history[:, -x_STKD.shape[1] :], u], 2), dt)
-        return self._finish(self._read(tokens, memory), tokens, z)
+        plain = mamba_kernels.unavailable(x_STKD.device, x_STKD.dtype)
+        y_STKHP = self._read(tokens, memory) if plain else self._read_by_scan(tokens, memory)
+        return self._finish(y_STKHP, tokens, z)
 
     def _chunk_frames(self, tokens_per_frame: int) -> int:
         return max(1, self.chunk // tokens_per_frame)
@@ -186,15 +210,49 @@ class Mamba2(MemoryBlock):
         weights = scores[:, :, None] * decay.masked_fill(future, -torch.inf).exp()
         return y + torch.einsum("sqhkj,sqjhp->sqkhp", weights, queries.dt_STKH[..., None] * queries.x_STKHP)
 
+    def _scan(self, written: Tokens, C_STKN: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor]:
+        """Write tokens and read after each of them, by mamba-ssm's kernels: return y_STKHP and the last state."""
+        parts = (part.flatten(1, 2) for part in (written.x_STKHP, written.B_STKN, C_STKN, written.dt_STKH))
+        y_SLHP, ssm = mamba_kernels.scan(*parts, -self.A_log.exp(), ssm, self.chunk)
+        return y_SLHP.unflatten(1, C_STKN.shape[1:3]), ssm
+
+    def _read_by_scan(self, queries: Tokens, memory: Memory) -> Tensor:
+        """Do what `_read` does by one scan, of the clean tokens a frame late, with the query frames' C.
+
+        There query token (t, k) reads what clean frames wrote up to token (t-1, k). Another K steps bring it to its
+        place: the later tokens of clean frame t-1, then those of its own frame up to itself.
+        """
+        T, K = memory.tokens.dt_STKH.shape[1:3]
+        Q = queries.dt_STKH.shape[1]
+        late = _map_tokens(lambda part: _pad_frames(part[:, :-1], 1), memory.tokens)
+        y, _ = self._scan(late, _pad_frames(queries.C_STKN, T - Q), memory.entering[0])
+        late = _frames(late, slice(T - Q, T))
+
+        passed = torch.cat([late.dt_STKH, queries.dt_STKH], 2) * -self.A_log.exp()
+        passed = rearrange(passed.cumsum(2), "s q l h -> s q h l")  # log decay, inclusive: frame t-1, then the query's
+        here = passed[..., K:, None]
+        y = rearrange((here[..., 0] - passed[..., :K]).exp(), "s q h k -> s q k h 1") * y[:, T - Q :]
+
+        key = torch.arange(2 * K, device=y.device)
+        within = (key > key[:K, None]) & (key <= key[K:, None])
+        decay = (here - passed[..., None, :]).masked_fill(~within, -torch.inf).exp()
+        scores = torch.einsum("sqkn,sqln->sqkl", queries.C_STKN, torch.cat([late.B_STKN, queries.B_STKN], 2))
+        values = torch.cat([part.dt_STKH[..., None] * part.x_STKHP for part in (late, queries)], 2)
+        return y + torch.einsum("sqhkl,sqlhp->sqkhp", scores[:, :, None] * decay, values)
+
     def _finish(self, y_STKHP: Tensor, tokens: Tokens, z: Tensor) -> Tensor:
         y = (y_STKHP + self.skip[:, None] * tokens.x_STKHP).flatten(-2)
         return self.output(F.rms_norm(y * F.silu(z), y.shape[-1:], self.norm))
 
 
+def _map_tokens(function: Callable[[Tensor], Tensor], tokens: Tokens) -> Tokens:
+    return Tokens(*map(function, (tokens.x_STKHP, tokens.B_STKN, tokens.C_STKN, tokens.dt_STKH)))
+
+
 def _frames(tokens: Tokens, frames: slice) -> Tokens:
-    return Tokens(
-        tokens.x_STKHP[:, frames],
-        tokens.B_STKN[:, frames],
-        tokens.C_STKN[:, frames],
-        tokens.dt_STKH[:, frames],
-    )
+    return _map_tokens(lambda part: part[:, frames], tokens)
+
+
+def _pad_frames(part: Tensor, frames: int) -> Tensor:
+    """Put frames of zeros before those of a tensor [S, T, ...]: with dt = 0 they neither decay nor write."""
+    return torch.cat([part.new_zeros(part.shape[0], frames, *part.shape[2:]), part], 1)

@@ -29,6 +29,14 @@ class Prefetched:
     state: State  # the state after the last frame
 
 
+@dataclass(frozen=True)
+class Path:
+    """What computes a block's `prefetch` and `retrieve` on some device."""
+
+    name: str
+    why: str = ""  # this one and no other, in a few words
+
+
 class MemoryBlock(nn.Module, ABC):
     """Base of all memory blocks. `initial_state` and `step` alone make a valid one.
 
@@ -84,6 +92,13 @@ class MemoryBlock(nn.Module, ABC):
         folded = map_state(lambda *leaf: torch.stack(leaf, 1).flatten(0, 1), *memory)
         y_SKD, _ = self.step(x_STKD.flatten(0, 1), folded)
         return y_SKD.unflatten(0, (S, T))
+
+    def path(self, device: torch.device, dtype: torch.dtype) -> Path:
+        """Say what computes on tensors of this device and type. A block with several ways overrides it."""
+        forms = [form for form in ("prefetch", "retrieve") if getattr(type(self), form) is not getattr(MemoryBlock, form)]
+        if not forms:
+            return Path("loop over step", "the block has no parallel form")
+        return Path("PyTorch, own " + " and ".join(forms), "its only form")
 
     def zeros(self, *shape: int) -> Tensor:
         """Return zeros on the device and in the type of the block's parameters."""

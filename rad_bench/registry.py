@@ -21,7 +21,7 @@ from blocks.memory import MemoryBlock
 from rad_bench.config import MemoryConfig
 from rad_bench.errors import UserError, did_you_mean
 
-_NOT_BLOCKS = {"memory", "contract"}
+_NOT_BLOCKS = {"memory", "contract", "mamba_kernels"}
 
 
 def block_names() -> list[str]:
