@@ -1,13 +1,14 @@
 """The checks that every memory block is held to, the built-in ones and the user's alike.
 
-Each check runs the block on small random sequences in float64, with all parameters perturbed so that nothing hides
-behind a zero initialisation. `FRAMES` is far beyond any attention window of the trunk's defaults.
+Each check runs the block on small random sequences, in float64 unless told otherwise, with all parameters perturbed so
+that nothing hides behind a zero initialisation. `FRAMES` is far beyond any attention window of the trunk's defaults.
 """
 
 from __future__ import annotations
 
 import copy
 import io
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from torch import Tensor
 from blocks.memory import MemoryBlock, State, leaves, map_state
 
 SEQUENCES, FRAMES, DIM = 3, 37, 16
-TOLERANCE = 1e-9  # float64, relative to the largest value compared
+# Relative to the largest value compared, or to 1 if that is smaller.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,10 @@ class Probe:
         return self.block.initial_state(SEQUENCES)
 
 
-def check_block(block_class: type[MemoryBlock], options: Mapping[str, Any] | None = None) -> list[Check]:
+def check_block(
+    block_class: type[MemoryBlock], options: Mapping[str, Any] | None = None, device: torch.device = CPU,
+    dtype: torch.dtype = torch.float64,
+) -> list[Check]:  # fmt: skip
     """Hold a block to the contract, with one and with three tokens a frame. Never raises for a faulty block."""
     outcomes = []
     for name, check in CHECKS.items():
@@ -51,9 +57,9 @@ def check_block(block_class: type[MemoryBlock], options: Mapping[str, Any] | Non
         passed = True
         for tokens in (1, 3):
             try:
-                with torch.random.fork_rng(devices=[]):
+                with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                     torch.manual_seed(0)
-                    details.append(check(_probe(block_class, options or {}, tokens)))
+                    details.append(check(_probe(block_class, options or {}, tokens, device, dtype)))
             except AssertionError as broken:
                 passed = False
                 details.append(str(broken))
@@ -65,24 +71,35 @@ def check_block(block_class: type[MemoryBlock], options: Mapping[str, Any] | Non
     return outcomes
 
 
-def _probe(block_class: type[MemoryBlock], options: Mapping[str, Any], tokens: int) -> Probe:
-    block = block_class(DIM, **options).double()
+def _probe(
+    block_class: type[MemoryBlock], options: Mapping[str, Any], tokens: int, device: torch.device, dtype: torch.dtype
+) -> Probe:
+    block = block_class(DIM, **options).to(device, dtype)
+    perturb(block)
+    x, noisy = torch.randn(2, SEQUENCES, FRAMES, tokens, DIM, dtype=torch.float64).to(device, dtype)
+    return Probe(block, x, noisy)
+
+
+def perturb(block: MemoryBlock, size: float = 0.1, generator: torch.Generator | None = None) -> None:
+    """Move all parameters off where they were initialised, by a generator of the CPU: PyTorch's own if none is given."""
     with torch.no_grad():
         for parameter in block.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    x, noisy = torch.randn(2, SEQUENCES, FRAMES, tokens, DIM, dtype=torch.float64)
-    return Probe(block, x, noisy)
+            noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+            parameter.add_(size * noise.to(parameter))
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
     assert actual.shape == expected.shape, f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
     if not expected.numel():
         return 0.0
-    return float(((actual - expected).abs().max() / expected.abs().max().clamp(min=1.0)).detach())
+    actual, expected = actual.detach().double(), expected.detach().double()
+    # What is no number compares as neither more nor less: it must not pass.
+    apart = (actual - expected).abs().nan_to_num(nan=math.inf).max()
+    return float(apart / expected.abs().max().clamp(min=1.0))
 
 
-def _same(what: str, actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> float:
-    error = _difference(actual, expected)
+def _same(what: str, actual: Tensor, expected: Tensor) -> float:
+    error, tolerance = _difference(actual, expected), TOLERANCE.get(expected.dtype, 0.0)
     assert error <= tolerance, f"{what} differ by {error:.2g} (tolerance {tolerance:.0g})"
     return error
 
@@ -236,25 +253,49 @@ def state_survives_saving(probe: Probe) -> str:
 
 def fast_path_equals_reference(probe: Probe) -> str:
     """In float32 the overridden forms equal the base class's loops, gradients included."""
-    block = probe.block.float()
-
-    def run(prefetch: Callable[..., Any], retrieve: Callable[..., Any]) -> list[Tensor]:
-        x = probe.x_STKD.detach().float().requires_grad_()
-        noisy = probe.noisy_STKD.detach().float().requires_grad_()
-        warm = block.prefetch(x[:, :5], block.initial_state(SEQUENCES)).state
-        state = _differentiable(warm)
-        prefetched = prefetch(block, x, state)
-        y = torch.cat([prefetched.y_STKD, retrieve(block, noisy, prefetched)], 1)
-        inputs = [x, noisy, *_floating(state), *block.parameters()]
-        loss = (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() + sum(i.sum() * 0 for i in inputs)
-        return [y, *leaves(prefetched.state), *torch.autograd.grad(loss, inputs)]
-
-    own = type(block)
-    fast = run(own.prefetch, own.retrieve)
-    slow = run(MemoryBlock.prefetch, MemoryBlock.retrieve)
-    worst = max(_difference(a, b) for a, b in zip(fast, slow, strict=True))
-    assert worst <= 2e-4, f"fast path and reference differ by {worst:.2g} in float32"
+    block, x, noisy = probe.block.float(), probe.x_STKD.float(), probe.noisy_STKD.float()
+    apart = differences(trace(block, x, noisy, type(block)), trace(block, x, noisy, MemoryBlock))  # type: ignore[type-abstract]
+    worst = max(apart.values())
+    assert worst <= TOLERANCE[torch.float32], f"fast path and reference differ by {worst:.2g} in float32: {apart}"
     return f"max relative error {worst:.1g}, gradients included"
+
+
+Trace = dict[str, list[Tensor]]  # part of what a block does -> tensors
+
+
+def trace(block: MemoryBlock, x_STKD: Tensor, noisy_STKD: Tensor, form: type[MemoryBlock]) -> Trace:
+    """Return all that a block finds on clean and noisy frames from a state that has seen some: outputs, final state,
+    gradients, and the next step where none are asked for.
+
+    `form` is the block's class, for its own `prefetch` and `retrieve`, or `MemoryBlock`, for the loop over `step`.
+    """
+    reference = form is MemoryBlock
+    x, noisy = (part.detach().requires_grad_() for part in (x_STKD, noisy_STKD))
+    seen = form.prefetch(block, x_STKD[:, :5].flip(1), block.initial_state(len(x)))
+    state = _differentiable(seen.state)
+    prefetched = form.prefetch(block, x, state)
+    outputs = [prefetched.y_STKD, form.retrieve(block, noisy, prefetched)]
+    final = list(leaves(prefetched.state))
+    inputs = [x, noisy, *_floating(state), *block.parameters()]
+    # All that comes out counts, and nothing that goes in is without a gradient, if only zero.
+    read = [*outputs, *_floating(prefetched.state)]
+    loss = sum(((_ramp(part) * part).sum() for part in read), start=sum(part.sum() * 0 for part in inputs))
+    gradients = torch.autograd.grad(loss, inputs)
+    with torch.set_grad_enabled(reference):  # without gradients a step may have a kernel of its own
+        y_SKD, after = block.step(noisy[:, 0].detach(), map_state(Tensor.detach, prefetched.state))
+    return {"outputs": outputs, "state": final, "gradients": list(gradients), "step": [y_SKD, *leaves(after)]}
+
+
+def _ramp(like: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, like.numel(), device=like.device).view_as(like)
+
+
+def differences(actual: Trace, expected: Trace) -> dict[str, float]:
+    """Return the largest difference in each part of two traces, tensor by tensor relative to its largest value."""
+    return {
+        part: max((_difference(a, b) for a, b in zip(actual[part], expected[part], strict=True)), default=0.0)
+        for part in expected
+    }
 
 
 CHECKS: dict[str, Callable[[Probe], str]] = {

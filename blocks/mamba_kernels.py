@@ -105,13 +105,15 @@ def update(
     S, K, H, P = x_SKHP.shape
     ssm_SHPN = ssm_SHPN.clone()  # the kernel writes to it
     A_HPN = A_H[:, None, None].expand(ssm_SHPN.shape[1:])
-    no_bias = dt_SKH.new_zeros(H, 1).expand(H, P)
+    none_HP = dt_SKH.new_zeros(H, 1).expand(H, P)  # its bias and skip: in 2.3.1, leaving either out raises
     y_SKHP = torch.empty_like(x_SKHP)
     for piece in _pieces(S, 1):
         for k in range(K):
             dt = dt_SKH[piece, k, :, None].expand(-1, H, P)
             B, C = B_SKN[piece, k, None], C_SKN[piece, k, None]
-            y_SKHP[piece, k] = single_update(ssm_SHPN[piece], x_SKHP[piece, k], dt, A_HPN, B, C, dt_bias=no_bias)
+            y_SKHP[piece, k] = single_update(
+                ssm_SHPN[piece], x_SKHP[piece, k], dt, A_HPN, B, C, D=none_HP, dt_bias=none_HP
+            )
     return y_SKHP, ssm_SHPN
 
 

@@ -167,10 +167,21 @@ def compare(first: Path, second: Path) -> None:
 
 
 @cli.command()
-@click.argument("block")
+@click.argument("block", required=False)
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the block. Repeatable.")
-def check(block: str, options: tuple[str, ...]) -> None:
-    """Hold BLOCK (a name, file.py:Class or module:Class) to the contract of memory blocks."""
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda; without BLOCK.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results/check"), show_default=True,
+              help="Folder of the figures; without BLOCK.")  # fmt: skip
+def check(block: str | None, options: tuple[str, ...], device: str, out: Path) -> None:
+    """Hold BLOCK (a name, file.py:Class or module:Class) to the contract of memory blocks.
+
+    Without BLOCK: hold all built-in ones to it on this machine's device, in fp32, and set what computes there against
+    the reference, in fp32 and bf16.
+    """
+    if block is None:
+        if options:
+            raise UserError("--option: it needs to be told of which BLOCK.")
+        return _check_on_device(device, out)
     from rich.table import Table
 
     from blocks.contract import check_block
@@ -192,22 +203,42 @@ def check(block: str, options: tuple[str, ...]) -> None:
     click.echo(f"{block}: all {len(outcomes)} checks passed.")
 
 
+def _check_on_device(device: str, out: Path) -> None:
+    from rad_bench.parity import check_on_device, check_table
+    from rad_bench.registry import block_names
+
+    found = check_on_device(block_names(), device, out, lambda name: click.echo(f"  {name}", err=True))
+    click.echo(f"figures: {out}")
+    _print(check_table(found))
+    if failed := sorted({each.block for each in found if not each.passed}):
+        raise SystemExit(f"{', '.join(failed)}: what computes here is not what `step` says.")
+
+
 @cli.command()
-def blocks() -> None:
-    """List the built-in blocks and their options."""
+@click.option("--device", default="auto", show_default=True, help="Which paths are told: those on auto, cpu or cuda.")
+def blocks(device: str) -> None:
+    """List the built-in blocks, their options, and what computes them on this machine."""
+    import torch
     from rich.table import Table
 
+    from rad_bench.distributed import Group
+    from rad_bench.environment import choose_device, device_name
     from rad_bench.registry import block_names, block_options, find_block
 
-    table = Table("block", "what it is", "options (default)", "sized by")
+    place = choose_device(device, Group())
+    table, paths = Table("block", "what it is", "options (default)", "sized by"), []
     for name in block_names():
         block = find_block(name)
         fields = block_options(block).model_fields.items()
         options = ", ".join(f"{key} ({field.default})" for key, field in fields)
         summary = (block.__doc__ or "").strip().splitlines()[0]
         table.add_row(name, summary, options or "none", block.size_option or "-")
+        path = block(8).path(place, torch.float32)
+        paths.append(f"  {name}: {path.name}; {path.why}" if path.why else f"  {name}: {path.name}")
     _print(table)
-    click.echo("All blocks run their plain PyTorch form here; `rad-bench check NAME` holds it to the reference.")
+    click.echo(f"What computes them on {device_name(place)}, in fp32:")
+    click.echo("\n".join(paths))
+    click.echo("`rad-bench check` sets each against the reference, the loop over `step`.")
 
 
 @cli.command()

@@ -29,7 +29,7 @@ def choose_device(name: str, group: Group) -> torch.device:
 
 def environment(device: torch.device, threads: int, processes: int) -> dict[str, Any]:
     """Return what the run ran on and with."""
-    packages = ("torch", "numpy", "pandas", "scikit-image", "submitit", "lpips", "torchvision")
+    packages = ("torch", "numpy", "pandas", "scikit-image", "submitit", "lpips", "torchvision", "triton", "mamba-ssm")
     versions = {}
     for name in packages:
         try:
@@ -55,6 +55,8 @@ def be_deterministic(threads: int, device: torch.device) -> None:
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    # PyTorch lets convolutions and cuDNN's recurrent layers round fp32 factors to TF32, unlike products: fp32 is fp32.
+    torch.backends.cudnn.allow_tf32 = False
     # Filling memory before its first write only costs time: nothing here reads what was not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

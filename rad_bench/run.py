@@ -25,6 +25,7 @@ from rad_bench.evaluation.metrics import metric_card
 from rad_bench.evaluation.probe import probe
 from rad_bench.model.budget import ModelPlan, build_trunk
 from rad_bench.model.codec import open_codec
+from rad_bench.parity import badge
 from rad_bench.run_folder import Run, RunFolder, load_run
 from rad_bench.training import Progress, train
 
@@ -50,6 +51,7 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
         dataset = Encoded(dataset, codec, device)
     trunk, plan = build_trunk(run.config, codec.frame_shape, dataset.action_size)
     trunk_hash = trunk.trunk_hash()
+    parity = badge(run.config.memory.name, trunk.memory_block(), trunk.scan.tokens_per_step, device)
     with group.connected(device):
         average, progress = train(run.config, trunk.to(device), dataset, codec, paths, device, launch, group)
     if group.rank:
@@ -71,6 +73,7 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     result = _result(run, plan, progress, evaluation, device, launch.threads, group.world)
     result["evaluation"] = {"seconds": seconds}
     result["trunk_hash"] = trunk_hash
+    result["parity"] = parity
     result["probe"] = read
     result["strips"] = {
         task: {"episodes": episodes, "frames": _shown(evaluation.horizons[task])}

@@ -1,6 +1,7 @@
 """A run: resumed = undisturbed to the bit, evaluation independent of block and batch, results complete."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from rad_bench.evaluation.evaluate import evaluate
 from rad_bench.evaluation.tasks import make_task
 from rad_bench.model.budget import build_trunk, plan_model
 from rad_bench.model.codec import Pixels
+from rad_bench.parity import ParityError
 from rad_bench.registry import block_names, find_block
 from rad_bench.run import execute
 from rad_bench.run_folder import Run, RunFolder, save_run
@@ -228,3 +230,20 @@ def test_state_is_constant_for_recurrent_blocks_and_grows_for_attention():
         assert len(set(sizes[block])) == 1
     assert sizes["lstm"][0] == 2 * 128 * 4 * 4 * 2  # h and c, floats, locations, layers
     assert sizes["attention"] == [sizes["attention"][0] * frames for frames in (1, 20, 100)]
+
+
+def test_a_run_says_what_computed_its_memory_and_how_exactly(finished):
+    parity = json.loads((finished / "result.json").read_text())["parity"]
+    assert set(parity) == {"path", "why", "max_error", "device"}
+    assert parity["path"] == "PyTorch, own prefetch"
+    assert parity["device"].startswith("cpu")
+    assert 0 <= parity["max_error"] < 2e-4
+
+
+def test_a_run_whose_block_computes_something_else_by_its_fast_path_is_not_made(tmp_path):
+    name = "tests.blocks.test_contract:WrongDecay"
+    folder = start(tmp_path / "wrong-seed0", tiny(memory={"name": name, "hidden": 8}))
+    with pytest.raises(ParityError, match=re.escape(f"block '{name}'")) as told:
+        execute(RunFolder(folder), LaunchConfig())
+    assert "\n" not in str(told.value)
+    assert not RunFolder(folder).checkpoint.exists() and not RunFolder(folder).is_done

@@ -225,6 +225,12 @@ class Trunk(nn.Module):
         """Iterate over the named parameters of the memory blocks."""
         return ((name, p) for name, p in self.named_parameters() if ".memory." in name)
 
+    def memory_block(self) -> MemoryBlock:
+        """Return the block of the first layer that carries one; all of them are alike."""
+        memory = self.layers[memory_layers(self.config)[0]].memory
+        assert isinstance(memory, MemoryBlock)
+        return memory
+
     def trunk_hash(self) -> str:
         """Return a hash of all weights outside the memory blocks."""
         digest = hashlib.sha256()

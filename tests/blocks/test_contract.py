@@ -107,6 +107,23 @@ class WrongDecay(LSTM):
         return super().retrieve(x_STKD, prefetched) * 1.001
 
 
+class LosesTheGradientOfItsState(LSTM):
+    def prefetch(self, x_STKD, state):
+        found = super().prefetch(x_STKD, state)
+        return Prefetched(found.y_STKD, found.memory, map_state(torch.Tensor.detach, found.state))
+
+
+class StepsOtherwiseWithoutGradients(LSTM):
+    def step(self, x_SKD, state):
+        y, state = super().step(x_SKD, state)
+        return (y if torch.is_grad_enabled() else 1.001 * y), state
+
+
+class GivesNoNumber(LSTM):
+    def retrieve(self, x_STKD, prefetched):
+        return super().retrieve(x_STKD, prefetched) * torch.nan
+
+
 class ClaimsNoMemory(GRU):
     memoryless = True
 
@@ -121,11 +138,28 @@ class ClaimsNoMemory(GRU):
         (Forgets, "gradient reaches far back"),
         (RemembersInTheModule, "reset = fresh start"),
         (WrongDecay, "fast path = reference (float32)"),
+        (LosesTheGradientOfItsState, "fast path = reference (float32)"),
+        (StepsOtherwiseWithoutGradients, "fast path = reference (float32)"),
+        (GivesNoNumber, "fast path = reference (float32)"),
         (ClaimsNoMemory, "gradient reaches far back"),
     ],
 )
 def test_a_faulty_block_is_caught(faulty, caught):
     assert caught in failures(faulty)
+
+
+@pytest.mark.parametrize("faulty", [WrongDecay, MixesSequences])
+def test_a_faulty_block_is_caught_in_float32(faulty):
+    outcomes = check_block(faulty, dtype=torch.float32)
+    assert not all(outcome.passed for outcome in outcomes)
+
+
+@pytest.mark.parametrize(
+    ("block", "name"),
+    [(GRU, "loop over step"), (LSTM, "PyTorch, own prefetch"), (TTT, "PyTorch, own prefetch and retrieve")],
+)
+def test_a_block_says_what_computes_it(block, name):
+    assert block(8).path(torch.device("cpu"), torch.float32).name == name
 
 
 @pytest.mark.parametrize("inner", ["linear", "mlp"])
