@@ -81,7 +81,7 @@ def _probe(
 
 
 def perturb(block: MemoryBlock, size: float = 0.1, generator: torch.Generator | None = None) -> None:
-    """Move all parameters off where they were initialised, by a generator of the CPU: PyTorch's own if none is given."""
+    """Move all parameters off their first values, by a generator of the CPU, PyTorch's own if none is given."""
     with torch.no_grad():
         for parameter in block.parameters():
             noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
@@ -279,7 +279,7 @@ def trace(block: MemoryBlock, x_STKD: Tensor, noisy_STKD: Tensor, form: type[Mem
     inputs = [x, noisy, *_floating(state), *block.parameters()]
     # All that comes out counts, and nothing that goes in is without a gradient, if only zero.
     read = [*outputs, *_floating(prefetched.state)]
-    loss = sum(((_ramp(part) * part).sum() for part in read), start=sum(part.sum() * 0 for part in inputs))
+    loss = torch.stack([(_ramp(part) * part).sum() for part in read] + [0 * part.sum() for part in inputs]).sum()
     gradients = torch.autograd.grad(loss, inputs)
     with torch.set_grad_enabled(reference):  # without gradients a step may have a kernel of its own
         y_SKD, after = block.step(noisy[:, 0].detach(), map_state(Tensor.detach, prefetched.state))

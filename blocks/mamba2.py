@@ -94,7 +94,7 @@ class Mamba2(MemoryBlock):
         z, u, dt = self._project(x_SKD[:, None])
         history = torch.cat([history, u[:, 0]], 1)
         tokens = self._tokens(history[:, None], dt)
-        parts = [part[:, 0] for part in (tokens.x_STKHP, tokens.B_STKN, tokens.C_STKN, tokens.dt_STKH)]
+        parts = tokens.x_STKHP[:, 0], tokens.B_STKN[:, 0], tokens.C_STKN[:, 0], tokens.dt_STKH[:, 0]
         if torch.is_grad_enabled() or mamba_kernels.unavailable(x_SKD.device, x_SKD.dtype):
             y_SKHP, ssm = self._recur(*parts, ssm)
         else:
@@ -212,8 +212,10 @@ class Mamba2(MemoryBlock):
 
     def _scan(self, written: Tokens, C_STKN: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor]:
         """Write tokens and read after each of them, by mamba-ssm's kernels: return y_STKHP and the last state."""
-        parts = (part.flatten(1, 2) for part in (written.x_STKHP, written.B_STKN, C_STKN, written.dt_STKH))
-        y_SLHP, ssm = mamba_kernels.scan(*parts, -self.A_log.exp(), ssm, self.chunk)
+        y_SLHP, ssm = mamba_kernels.scan(
+            written.x_STKHP.flatten(1, 2), written.B_STKN.flatten(1, 2), C_STKN.flatten(1, 2),
+            written.dt_STKH.flatten(1, 2), -self.A_log.exp(), ssm, self.chunk,
+        )  # fmt: skip
         return y_SLHP.unflatten(1, C_STKN.shape[1:3]), ssm
 
     def _read_by_scan(self, queries: Tokens, memory: Memory) -> Tensor:

@@ -1,7 +1,7 @@
 """mamba-ssm's Triton kernels for the recurrence of `mamba2.py`, where they can be had.
 
-Of the package (Apache-2.0) two functions are needed, and they need Triton alone. `import mamba_ssm` itself also asks for
-a compiled extension and for transformers, so the modules are imported behind an empty parent package.
+Of the package (Apache-2.0) two functions are needed, and they need Triton alone. `import mamba_ssm` itself also asks
+for a compiled extension and for transformers, so the modules are imported behind an empty parent package.
 
 Held to the reference in fp32 by Triton's interpreter on the CPU (`tests/blocks/test_mamba_kernels.py`). In bf16, and on
 a GPU at all, they have not run yet: `rad-bench check` is what runs there first.
@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SWITCH = "BLOCK_KERNELS"  # `off` in the environment: PyTorch's own forms alone
+from blocks.memory import KERNELS, kernels_are_off
+
 LARGEST_GRID = 65535  # of CUDA in the dimensions that the kernels lay sequences (times chunks) along
 SMALLEST_CHUNK = 16  # tokens; the kernels' smallest tile
 MODULES = ("mamba_ssm.ops.triton.ssd_combined", "mamba_ssm.ops.triton.selective_state_update")
@@ -33,8 +34,8 @@ def unavailable(device: torch.device, dtype: torch.dtype) -> str:
     """Say why the kernels cannot serve tensors of that device and type; empty if they can."""
     if device.type != "cuda":
         return "they need a CUDA device" if torch.cuda.is_available() else "no CUDA device"
-    if os.environ.get(SWITCH) == "off":
-        return f"{SWITCH}=off in the environment"
+    if kernels_are_off():
+        return f"{KERNELS}=off in the environment"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"they do not compute in {str(dtype).removeprefix('torch.')}"
     kernels = load()
@@ -46,8 +47,6 @@ def load() -> tuple[Callable[..., Any], Callable[..., Any]] | str:
     """Return mamba-ssm's chunked scan and single update, or why they cannot be imported."""
     # Triton rounds fp32 factors to TF32 unless told otherwise; PyTorch does not, and fp32 is to mean the same here.
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
-    # Under deterministic algorithms mamba-ssm takes the smallest tiles, or else the best, measured once a machine.
-    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     for name in ("triton", "mamba_ssm"):
         if importlib.util.find_spec(name) is None:
             return f"{name.replace('_', '-')} is not installed"

@@ -8,7 +8,9 @@ Letters: S sequences, T frames, K tokens a frame, D channels, H heads, P channel
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+KERNELS = "BLOCK_KERNELS"  # `off` in the environment: PyTorch alone, no kernels of other packages
 State = tuple[Any, ...]  # a (nested) tuple of tensors, each with S as its first dimension
 
 
@@ -95,7 +98,8 @@ class MemoryBlock(nn.Module, ABC):
 
     def path(self, device: torch.device, dtype: torch.dtype) -> Path:
         """Say what computes on tensors of this device and type. A block with several ways overrides it."""
-        forms = [form for form in ("prefetch", "retrieve") if getattr(type(self), form) is not getattr(MemoryBlock, form)]
+        own, base = type(self), MemoryBlock
+        forms = [name for name in ("prefetch", "retrieve") if getattr(own, name) is not getattr(base, name)]
         if not forms:
             return Path("loop over step", "the block has no parallel form")
         return Path("PyTorch, own " + " and ".join(forms), "its only form")
@@ -104,6 +108,25 @@ class MemoryBlock(nn.Module, ABC):
         """Return zeros on the device and in the type of the block's parameters."""
         parameter = next(self.parameters())
         return torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
+
+
+def kernels_are_off() -> bool:
+    """Return whether blocks are asked to do without other packages' kernels."""
+    return os.environ.get(KERNELS) == "off"
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """Ask blocks to do without other packages' kernels, for a while."""
+    before = os.environ.get(KERNELS)
+    os.environ[KERNELS] = "off"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[KERNELS]
+        else:
+            os.environ[KERNELS] = before
 
 
 def in_full_precision(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -92,7 +92,7 @@ class Found:
     broken: list[str] = field(default_factory=list)  # checks of the contract, in fp32
     fp32: dict[str, float] = field(default_factory=dict)  # errors of outputs, state, gradients, step
     bf16: dict[str, float] = field(default_factory=dict)  # the same under autocast, still against the loop in fp32
-    loop_bf16: dict[str, float] = field(default_factory=dict)  # those of the loop under autocast: what bf16 itself costs
+    loop_bf16: dict[str, float] = field(default_factory=dict)  # the loop's own under autocast: what bf16 costs
     error: str = ""  # what it raised
 
     @property

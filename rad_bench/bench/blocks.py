@@ -1,4 +1,7 @@
-"""Blocks: the parallel form that training uses against the base class's loop over `step`, gradients included."""
+"""Blocks: the parallel form that training uses against the base class's loop over `step`, gradients included.
+
+Where another package's kernels compute a block here, also these against the block's form in PyTorch alone.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blocks.lstm import LSTM
-from blocks.memory import MemoryBlock
+from blocks.memory import MemoryBlock, without_kernels
 from rad_bench.bench.race import Race
 from rad_bench.registry import block_names, find_block
 
@@ -29,14 +32,20 @@ def races(device: torch.device) -> Iterator[Race]:
             layer = block(DIM).to(device)
             clean = torch.randn(SEQUENCES * TOKENS // tokens, FRAMES, tokens, DIM, device=device)
             noisy = torch.randn(len(clean), NOISY, tokens, DIM, device=device)
+            case = f"{name}, {tokens} token{'s' if tokens > 1 else ''} a frame"
             yield Race(
-                f"{name}, {tokens} token{'s' if tokens > 1 else ''} a frame",
+                case,
                 "a loop over `step`",
                 functools.partial(_train, layer, clean, noisy, type(layer)),
                 functools.partial(_train, layer, clean, noisy, MemoryBlock),  # type: ignore[type-abstract]
                 TOLERANCE,
                 "at least 1",
             )
+            with without_kernels():
+                plain = layer.path(device, torch.float32).name
+            if plain != layer.path(device, torch.float32).name:
+                ours = functools.partial(_train, layer, clean, noisy, type(layer))
+                yield Race(f"{case}, by kernels", plain, ours, without_kernels()(ours), TOLERANCE, "at least 1")
     yield _against_nn_lstm(device)
 
 

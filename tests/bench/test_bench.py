@@ -7,6 +7,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from blocks.lstm import LSTM
+from blocks.memory import Path, kernels_are_off
 from rad_bench.bench import blocks, metrics, race, report, rollout
 from rad_bench.bench.race import Race
 from rad_bench.cli import cli
@@ -43,6 +45,28 @@ def test_a_race_whose_outputs_differ_is_void(ours, other, tolerance, valid):
 )
 def test_both_ways_of_the_published_races_agree(found):
     assert race._difference(found.ours(), found.other()) <= found.tolerance
+
+
+class Kernel(LSTM):
+    """A block that would have a kernel here."""
+
+    def path(self, device, dtype):
+        return Path("PyTorch") if kernels_are_off() else Path("a kernel")
+
+    def prefetch(self, x_STKD, state):
+        self.with_kernel = not kernels_are_off()
+        return super().prefetch(x_STKD, state)
+
+
+def test_kernels_race_against_pytorch_alone(monkeypatch):
+    monkeypatch.setattr(blocks, "block_names", lambda: ["lstm"])
+    monkeypatch.setattr(blocks, "find_block", lambda name: Kernel)
+    found = next(each for each in blocks.races(CPU) if each.name == "lstm, 1 token a frame, by kernels")
+    assert found.other_name == "PyTorch"
+    layer = found.ours.args[0]
+    for way, with_kernel in ((found.ours, True), (found.other, False), (found.other, False), (found.ours, True)):
+        way()
+        assert layer.with_kernel is with_kernel
 
 
 @pytest.mark.parametrize("block", ["none", "lstm", "attention"])

@@ -12,6 +12,7 @@ import torch
 
 from blocks import mamba_kernels
 from blocks.mamba2 import Mamba2
+from blocks.memory import without_kernels
 
 ROOT = Path(__file__).parents[2]
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")  # names of devices: nothing here needs them to be there
@@ -46,7 +47,7 @@ def test_kernels_are_not_used_without_a_cuda_device():
     ],
 )
 def test_the_reason_why_kernels_are_not_used_is_told(monkeypatch, dtype, switch, installed, why):
-    monkeypatch.setenv(mamba_kernels.SWITCH, switch)
+    monkeypatch.setenv("BLOCK_KERNELS", switch)
     loaded = (lambda: (print, print)) if installed else (lambda: "mamba-ssm is not installed")
     monkeypatch.setattr(mamba_kernels, "load", loaded)
     path = Mamba2(8).path(CUDA, dtype)
@@ -54,11 +55,14 @@ def test_the_reason_why_kernels_are_not_used_is_told(monkeypatch, dtype, switch,
     assert why in path.why
 
 
-def test_kernels_are_used_on_cuda_where_they_can_be_imported(monkeypatch):
+def test_kernels_are_used_on_cuda_where_they_can_be_imported_and_are_not_switched_off(monkeypatch):
     monkeypatch.setattr(mamba_kernels, "load", lambda: (print, print))
     path = Mamba2(8).path(CUDA, torch.float32)
     assert path.name == "mamba-ssm's Triton kernels"
     assert "can be imported" in path.why
+    with without_kernels():
+        assert Mamba2(8).path(CUDA, torch.float32).name == "PyTorch, chunked scan"
+    assert Mamba2(8).path(CUDA, torch.float32) == path
 
 
 @pytest.mark.parametrize("absent", ["triton", "mamba_ssm"])
