@@ -279,6 +279,18 @@ def rollout(
 
 
 @cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="0: any that is free.")
+def play(run: Path, port: int) -> None:
+    """Walk with the arrow keys in the world that a finished RUN generates, in a browser on this machine."""
+    from rad_bench.play.server import serve
+    from rad_bench.play.session import World
+    from rad_bench.trained import load_trained
+
+    serve(World(load_trained(run)), port, click.echo)
+
+
+@cli.command()
 @click.argument("kinds", nargs=-1, type=click.Choice(["blocks", "rollout", "metrics", "scaling"]))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--seconds", type=click.FloatRange(0.01, 600), default=2.0, show_default=True, help="Of each comparison.")
