@@ -143,6 +143,10 @@ class Recordings:
 
     def held_out(self, episodes: int, frames: int, context: int) -> Episodes:
         """Return clips of the held-out items, with surfaces where they are known: evenly spaced, none overlapping."""
+        return self.clips(self.held_out_places(episodes, frames), frames, with_surfaces=True)
+
+    def held_out_places(self, episodes: int, frames: int) -> list[tuple[Item, int]]:
+        """Return where the clips of `held_out` lie, as items and first frames."""
         room = [item.length // frames for item in self.held_out_items]
         if sum(room) < episodes:
             raise UserError(
@@ -160,7 +164,7 @@ class Recordings:
         for item, count in zip(self.held_out_items, share, strict=True):
             spare = item.length - frames
             clips += [(item, i * spare // (count - 1) if count > 1 else spare // 2) for i in range(count)]
-        return self.clips(clips, frames, with_surfaces=True)
+        return clips
 
     def probe_clips(self, training: bool, count: int, frames: int) -> Episodes:
         """Return random clips whose hidden part is where the agent stands and, with a map, what is around it.

@@ -74,14 +74,21 @@ class Rooms:
         """
         drawn = []
         for e in range(episodes):
-            rng = np.random.default_rng([HELD_OUT, e, frames, context])
-            layout = self._layouts(rng, 1)
+            rng, layout = self._held_out_layout(e, frames, context)
             actions, poses = self._move(rng, self._held_out_turns(rng, frames, context)[None], layout)
             drawn.append((layout.colours, layout.pillar, actions, poses))
         colours, pillar, actions, poses = (np.concatenate(part) for part in zip(*drawn, strict=True))
         layout = _Layout(colours, pillar)
         names = tuple(f"rooms/held-out/{e}" for e in range(episodes))
         return self._episodes(layout, actions, poses, names, surfaces=self._surfaces(layout, poses))
+
+    def room(self, episode: int, frames: int, context: int) -> Room:
+        """Return the room of one of `held_out`'s episodes, to be walked at will."""
+        return Room(self, self._held_out_layout(episode, frames, context)[1])
+
+    def _held_out_layout(self, episode: int, frames: int, context: int) -> tuple[np.random.Generator, _Layout]:
+        rng = np.random.default_rng([HELD_OUT, episode, frames, context])
+        return rng, self._layouts(rng, 1)
 
     def probe_clips(self, training: bool, count: int, frames: int) -> Episodes:
         """Return clips whose hidden part is the colour that each heading shows from where the clip began.
@@ -180,7 +187,7 @@ class Rooms:
         actions, poses = np.zeros((count, frames), np.int64), np.zeros((count, frames, 3))
         done = np.zeros(count, np.int64)  # turns taken so far; a step puts the next one off
         for t in range(frames):
-            ahead = place + STEP * np.stack([np.cos(heading * turn), np.sin(heading * turn)], -1)
+            ahead = _ahead(place, heading * turn)
             step = wish[:, t] & self._is_free(ahead, layout)
             way = np.where(step, 0, turns[np.arange(count), done])
             place, heading, done = np.where(step[:, None], ahead, place), heading + way, done + ~step
@@ -244,6 +251,57 @@ class Rooms:
             image = (image + 0.5).astype(np.uint8).reshape(size, *poses.shape[:2], size)
             frames[:, :, channel] = image.transpose(1, 2, 0, 3)
         return frames
+
+
+class Room:
+    """One room: what an action leads to, what is seen from any pose, and how it looks from above."""
+
+    def __init__(self, rooms: Rooms, layout: _Layout) -> None:
+        self._rooms, self._layout = rooms, layout
+
+    def step(self, pose_3: FloatArray, action: int) -> FloatArray | None:
+        """Return the pose that an action leads to, to the bit as episodes have it; None where something is ahead."""
+        turn = 2 * math.pi / self._rooms.config.headings
+        place, heading = pose_3[None, :2], round(float(pose_3[2]) / turn)
+        if action == FORWARD:
+            place = _ahead(place, np.array([heading * turn]))
+            if not self._rooms._is_free(place, self._layout).all():
+                return None
+        heading += {LEFT: 1, RIGHT: -1}.get(action, 0)
+        return np.array([*place[0], heading * turn])
+
+    def look(self, poses_T3: FloatArray) -> NDArray[np.uint8]:
+        """Return what is seen, [T, 3, size, size]. Poses must lie within the room."""
+        return self._rooms._draw(self._layout, poses_T3[None])[0]
+
+    def surfaces(self, poses_T3: FloatArray) -> IntArray:
+        """Return which surface each column meets, [T, size], as episodes have it."""
+        return self._rooms._surfaces(self._layout, poses_T3[None])[0]
+
+    def contains(self, pose_3: FloatArray) -> bool:
+        """Return whether a pose lies within the room and outside the pillar."""
+        outside = np.abs(pose_3[:2]).max() >= 1
+        inside_pillar = np.linalg.norm(pose_3[:2] - self._layout.pillar[0]) <= PILLAR_RADIUS
+        return not (outside or (self._rooms.config.pillar and inside_pillar))
+
+    def plan(self) -> list[tuple[FloatArray, list[int]]]:
+        """Return what stands in the room, as outlines [P, 2] with their colours: panels of walls, and the pillar."""
+        panels, colours = self._rooms.config.panels, self._layout.colours[0].astype(int).tolist()
+        corners = {0: ((1, -1), (1, 1)), 1: ((-1, 1), (1, 1)), 2: ((-1, -1), (-1, 1)), 3: ((-1, -1), (1, -1))}
+        shapes: list[tuple[FloatArray, list[int]]] = []
+        for wall, ends in corners.items():
+            points = np.linspace(np.array(ends[0]), np.array(ends[1]), panels + 1)
+            shapes += [(points[i : i + 2], colours[wall * panels + i]) for i in range(panels)]
+        if self._rooms.config.pillar:
+            angle = np.linspace(0, 2 * math.pi, 33)
+            rim = self._layout.pillar[0] + PILLAR_RADIUS * np.stack([np.cos(angle), np.sin(angle)], -1)
+            shapes.append((rim, colours[-1]))
+        return shapes
+
+
+def _ahead(place_B2: FloatArray, heading_B: FloatArray) -> FloatArray:
+    ahead: FloatArray = place_B2 + STEP * np.stack([np.cos(heading_B), np.sin(heading_B)], -1)
+    return ahead
 
 
 def _sweep(rng: np.random.Generator, shortest: int, longest: int) -> list[int]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rad_bench.config import RunConfig
-from rad_bench.data import Dataset
+from rad_bench.data import Dataset, Episodes
 from rad_bench.evaluation.consistency import self_similarity
 from rad_bench.evaluation.interventions import roll_out
 from rad_bench.evaluation.metrics import SSIM_SMALLEST, metric_card, mse, psnr, ssim
@@ -48,13 +48,19 @@ def reach(run: RunConfig) -> int:
     return run.evaluation.reach or run.trunk.reach
 
 
+def held_out(run: RunConfig, dataset: Dataset) -> Episodes:
+    """Return the episodes that a run is evaluated on."""
+    config = run.evaluation
+    return dataset.held_out(config.episodes, config.context + config.horizon, config.context)
+
+
 def evaluate(
     run: RunConfig, trunk: Trunk, dataset: Dataset, codec: Codec, device: torch.device,
     report: Callable[[int, int], None],
 ) -> Evaluation:  # fmt: skip
     """Evaluate `trunk` as the run's config says; `report(done, of)` is called as rollouts finish."""
     config = run.evaluation
-    episodes = dataset.held_out(config.episodes, config.context + config.horizon, config.context)
+    episodes = held_out(run, dataset)
     tasks = [make_task(name, episodes, config, run.trunk.frames_per_step) for name in config.tasks]
     result = Evaluation(pd.DataFrame())
     tables, done, of = [], 0, len(tasks) * len(config.interventions)

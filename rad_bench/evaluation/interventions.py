@@ -6,7 +6,7 @@ keep leaves it, reset sets it to its initial value, swap takes it from another e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,23 +34,30 @@ class Generated:
 @torch.no_grad()
 def roll_out(
     run: RunConfig, trunk: Trunk, task: Task, codec: Codec, device: torch.device,
-    report: Callable[[int], None] = lambda done: None,
+    report: Callable[[int], None] = lambda done: None, only: Mapping[str, Sequence[int]] | None = None,
 ) -> Generated:  # fmt: skip
     """Generate the task's frames under each of the run's interventions; `report(done)` counts these.
 
     Contexts are read once. Interventions are rolled out side by side where their states have the same shapes: a memory
     that grows is smaller after a reset.
+
+    `only` names the episodes that are asked for, and returned in that order, under some of the interventions. Batches
+    are left out whole or not at all: the last bits of a frame depend on its company.
     """
     diffusion = Diffusion(run.diffusion, codec.bound)
     motion = motion_features(run.trunk.motion, task.actions, task.egomotion)
     count, C = len(motion), task.context
+    wanted: Mapping[str, Sequence[int]] = only or {name: range(count) for name in run.evaluation.interventions}
     starts = _starts(run, trunk, task, codec, motion, device)
     generated: dict[str, Tensor] = {}
     first: Rollout | None = None
     for names in _alike(starts):
         together = starts[names[0]].map(_joined, *(starts[name] for name in names[1:]))
-        videos = []
+        asked_for = [e in wanted.get(name, ()) for name in names for e in range(count)]
+        videos: dict[int, Tensor] = {}  # by place in `asked_for`
         for pairs in torch.arange(len(names) * count, device=device).split(run.evaluation.batch):
+            if not any(asked_for[pair] for pair in pairs.tolist()):
+                continue
             episodes = pairs.cpu() % count
 
             def noise(h: int, episodes: Tensor = episodes) -> Tensor:
@@ -60,8 +67,14 @@ def roll_out(
             asked = motion[episodes, C:].to(device)
             batch = rollout(trunk, diffusion, asked, together.select(pairs), noise)
             first = first or batch
-            videos += [codec.decode(video).cpu() for video in batch.frames]
-        generated |= zip(names, torch.stack(videos).split(count), strict=True)
+            videos |= {
+                pair: codec.decode(video).cpu()
+                for pair, video in zip(pairs.tolist(), batch.frames, strict=True)
+                if asked_for[pair]
+            }
+        for first_pair, name in zip(range(0, len(asked_for), count), names, strict=True):
+            if name in wanted:
+                generated[name] = torch.stack([videos[first_pair + e] for e in wanted[name]])
         report(len(generated))
     assert first is not None
     return Generated(generated, first.seconds, len(first.frames))

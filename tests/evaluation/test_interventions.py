@@ -5,6 +5,7 @@ import torch
 
 from rad_bench.config import RunConfig
 from rad_bench.data import open_dataset
+from rad_bench.evaluation.evaluate import held_out
 from rad_bench.evaluation.interventions import read_context, roll_out
 from rad_bench.evaluation.tasks import make_task
 from rad_bench.model.budget import build_trunk
@@ -12,6 +13,7 @@ from rad_bench.model.codec import open_codec
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_features
 from rad_bench.model.rollout import frame_noise, rollout
+from tests.runs import shaken
 
 CPU = torch.device("cpu")
 
@@ -55,3 +57,17 @@ def test_interventions_side_by_side_equal_each_alone(memory, batch):
     assert min((a != b).float().mean() for a, b in zip(distinct, distinct[1:], strict=False)) > 0.1
     assert told[-1] == 3
     assert found.videos == (min(batch, 15 if memory == "lstm" else 10)) and len(found.seconds) == 7
+
+
+@pytest.mark.parametrize("memory", ["lstm", "attention"])
+@pytest.mark.parametrize("batch", [2, 64])
+def test_episodes_asked_for_are_to_the_bit_what_they_are_among_all(memory, batch):
+    trained = shaken(memory=memory, evaluation={"episodes": 5, "batch": batch})
+    config = trained.run.config
+    task = make_task("continuation", held_out(config, trained.dataset), config.evaluation, 1)
+    model = config, trained.trunk, task, trained.codec, CPU
+    every = roll_out(*model).frames
+    some = roll_out(*model, only={"swap": [4, 0], "reset": [3]}).frames
+    assert set(some) == {"swap", "reset"}
+    assert torch.equal(some["swap"], every["swap"][[4, 0]])
+    assert torch.equal(some["reset"], every["reset"][[3]])

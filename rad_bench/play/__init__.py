@@ -1,0 +1,1 @@
+"""A trained world to walk in: `rad-bench play`."""
