@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from rich import box
 from rich.table import Table
@@ -31,10 +32,13 @@ from rad_bench.training import make_optimiser
 LATENTS = (16, 18, 32)  # of a frame of Minecraft, as Open-Oasis encodes it: 144 tokens of patch 2
 FRAMES = 1200  # of a clip and of a rollout
 EARLY = 50
+COUNTED = 64  # frames; a multiple of the blocks' chunks
 ACTIONS = 25
 WIDTH, DEPTH, HEADS, WINDOW = 1536, 14, 24, 16
 MEMORY_PARAMETERS = 7_000_000  # a layer
-BLOCKS = ("none", "lstm", "mamba2", "ttt", "attention")
+BLOCKS: dict[str, dict[str, int]] = {  # heads as many as the trunk's; their size follows from the parameters
+    "none": {}, "lstm": {}, "mamba2": {"heads": HEADS}, "ttt": {"heads": HEADS}, "attention": {"heads": HEADS},
+}  # fmt: skip
 SIDES = (2, 3)  # tokens along each side of the frames that are really computed
 PEAK_FLOPS = 989e12  # a second, an H200's dense bf16, as its data sheet has it
 REACHED = 0.229  # of the peak: a 22M-parameter ViT, compiled, on one H100 (nvSubquadratic's benchmark pages)
@@ -70,7 +74,7 @@ def predict(block: str, frames: int = FRAMES, width: int = WIDTH, depth: int = D
     """Predict what `block` needs in a trunk of that width and depth over clips of T frames."""
     run = RunConfig.model_validate({
         "data": {"name": "minecraft", "path": "."},
-        "memory": block,
+        "memory": {"name": block, **BLOCKS.get(block, {})},
         "match": {"by": "parameters", "budget": 2 * MEMORY_PARAMETERS * width**2 // WIDTH**2},
         "trunk": {"width": width, "depth": 2, "heads": HEADS, "patch": 2, "window": WINDOW, "mlp_ratio": 4.0},
         "training": {"batch": 1, "frames": 4, "loss_from": 0},
@@ -82,17 +86,16 @@ def predict(block: str, frames: int = FRAMES, width: int = WIDTH, depth: int = D
     run = run.model_copy(update={"memory": run.memory.model_copy(update={"options": fixed})})
     diffusion = Diffusion(run.diffusion, None)
 
-    def of_depth(count: Callable[[int], float]) -> int:
+    def deep(one: float, two: float) -> int:
         """Layers are alike: what two have more than one, every further one has more."""
-        one, two = count(1), count(2)
         return round(one + (depth - 1) * (two - one))
 
+    shapes = [_trunk(run, layers, *LATENTS[1:]).to("meta") for layers in (1, 2)]
+
     def counted(count: Callable[[Trunk], int]) -> int:
-        return of_depth(lambda layers: count(_trunk(run, layers, *LATENTS[1:]).to("meta")))
+        return deep(*map(count, shapes))
 
-    def kept(layers: int, recompute: bool = False) -> float:
-        return _clip_keeps(run, layers, diffusion, frames, recompute)
-
+    kept, recomputed = zip(*(_clip_keeps(run, layers, diffusion, frames) for layers in (1, 2)), strict=True)
     parameters = counted(lambda trunk: sum(p.numel() for p in trunk.parameters()))
     return Prediction(
         block=block,
@@ -100,8 +103,8 @@ def predict(block: str, frames: int = FRAMES, width: int = WIDTH, depth: int = D
         parameters=parameters,
         memory_parameters=counted(lambda trunk: sum(p.numel() for _, p in trunk.memory_parameters())),
         training_flops=counted(lambda trunk: _training_flops(trunk, diffusion, frames)),
-        kept_bytes=of_depth(kept),
-        recomputed_bytes=of_depth(lambda layers: kept(layers, recompute=True)) + round(kept(2) - kept(1)),
+        kept_bytes=deep(*kept),
+        recomputed_bytes=deep(*recomputed) + round(kept[1] - kept[0]),
         resident_bytes=round(resident * parameters),
         state_bytes=counted(lambda trunk: _filled(trunk, frames).memory_bytes()),
         frame_flops_early=counted(lambda trunk: _generating_flops(trunk, diffusion, min(EARLY, frames))),
@@ -135,7 +138,16 @@ def _counted(work: Callable[[], object]) -> int:
 
 
 def _training_flops(trunk: Trunk, diffusion: Diffusion, frames: int) -> int:
-    return _counted(lambda: _loss(trunk, diffusion, frames).backward())
+    """FLOPs of a clip, forward and backward: a polynomial of second degree in its frames, for attention's sake.
+
+    Of long clips it is found from three short ones, of whole chunks; a loop over a thousand frames takes minutes even
+    without values.
+    """
+    if frames <= 3 * COUNTED:
+        return _counted(lambda: _loss(trunk, diffusion, frames).backward())
+    at = [COUNTED, 2 * COUNTED, 3 * COUNTED]
+    flops = [_training_flops(trunk, diffusion, few) for few in at]
+    return round(float(np.polyval(np.polyfit(at, flops, 2), frames)))
 
 
 @torch.no_grad()
@@ -159,22 +171,23 @@ def _generating_flops(trunk: Trunk, diffusion: Diffusion, at: int) -> int:
     return diffusion.config.sampler_steps * _counted(step) + _counted(lambda: trunk.commit(clean, motion, cache))
 
 
-def _clip_keeps(run: RunConfig, layers: int, diffusion: Diffusion, frames: int, recompute: bool) -> float:
-    """Bytes that a trunk of so many layers keeps of a clip of so many frames at the true size.
+def _clip_keeps(run: RunConfig, layers: int, diffusion: Diffusion, frames: int) -> list[float]:
+    """Bytes that a trunk of so many layers keeps of a clip of so many frames at the true size; and with recomputation.
 
     Measured with few tokens and frames. A frame's share that does not depend on its tokens, such as its modulation, is
     told from a token's by two numbers of tokens.
     """
-    grown = {}
-    for side in SIDES:
-        trunk = _trunk(run, layers, 2 * side, 2 * side)
-        trunk.recompute = recompute
-        longer = _kept_bytes(trunk, 16, diffusion) - _kept_bytes(trunk, 8, diffusion)
-        grown[side**2] = longer / 8
-    (few, least), (more, most) = grown.items()
-    a_token = (most - least) / (more - few)
-    a_frame = least - few * a_token
-    return frames * (a_frame + LATENTS[1] * LATENTS[2] / run.trunk.patch**2 * a_token)
+    trunks = [_trunk(run, layers, 2 * side, 2 * side) for side in SIDES]
+    tokens = LATENTS[1] * LATENTS[2] / run.trunk.patch**2
+    found = []
+    for recompute in (False, True):
+        grown = []
+        for trunk in trunks:
+            trunk.recompute = recompute
+            grown.append((_kept_bytes(trunk, 16, diffusion) - _kept_bytes(trunk, 8, diffusion)) / 8)
+        a_token = (grown[1] - grown[0]) / (SIDES[1] ** 2 - SIDES[0] ** 2)
+        found.append(frames * (grown[0] + (tokens - SIDES[0] ** 2) * a_token))
+    return found
 
 
 def _kept_bytes(trunk: Trunk, frames: int, diffusion: Diffusion) -> int:
