@@ -306,6 +306,10 @@ class LaunchConfig(Config):
     activation_checkpointing: bool = Field(
         False, description="keep no activations within layers, compute them again in the backward pass: less memory"
     )
+    strip_every: int = Field(
+        0, ge=0, le=MOST_STEPS, description="training steps between strips of what the model generates by then; 0: none"
+    )
+    tensorboard: bool = Field(False, description="curves and strips of training as TensorBoard reads them as well")
     attempts: int = Field(3, ge=1, le=1000, description="how often a command starts a run whose process is lost")
     lease: float = Field(
         90, gt=1, le=86_400, description="seconds without a sign of life after which an attempt counts as dead"

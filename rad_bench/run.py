@@ -9,10 +9,7 @@ import time
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import save
-from torch import Tensor
-from torch.nn import functional as F
 
 from rad_bench.config import SCIENCE_VERSION, LaunchConfig
 from rad_bench.data import Dataset, open_dataset
@@ -23,13 +20,14 @@ from rad_bench.environment import be_deterministic, choose_device, commit, devic
 from rad_bench.evaluation.evaluate import CONTROLS, Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.evaluation.probe import probe
+from rad_bench.evaluation.strips import shown, strip
 from rad_bench.model.budget import ModelPlan, build_trunk
 from rad_bench.model.codec import open_codec
 from rad_bench.parity import badge
 from rad_bench.run_folder import Run, RunFolder, load_run
 from rad_bench.training import Progress, train
+from rad_bench.watch import Watch
 
-STRIP_FRAMES = 20  # frames of a strip, evenly spread over the horizon
 TIMED_STEPS = 5  # steps at either end of a rollout whose median time is reported
 
 
@@ -53,7 +51,9 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     trunk_hash = trunk.trunk_hash()
     parity = badge(run.config.memory.name, trunk.memory_block(), trunk.scan.tokens_per_step, device)
     with group.connected(device):
-        average, progress = train(run.config, trunk.to(device), dataset, codec, paths, device, launch, group)
+        watch = Watch(run.config, dataset, codec, paths, device, launch)
+        average, progress = train(run.config, trunk.to(device), dataset, codec, paths, device, launch, group, watch)
+        watch.close()
     if group.rank:
         return
     weights = save({name: p.contiguous() for name, p in average.state_dict().items()})
@@ -68,7 +68,7 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     seconds = time.perf_counter() - began
     _write_frames(run, evaluation, paths)
     for name, frames in evaluation.strips.items():
-        image = _strip(frames)
+        image = strip(frames)
         paths.replace(paths.strips / f"{name}.png", lambda file, image=image: image.save(file, "PNG"))  # type: ignore[misc]
     result = _result(run, plan, progress, evaluation, device, launch.threads, group.world)
     result["evaluation"] = {"seconds": seconds}
@@ -76,7 +76,7 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     result["parity"] = parity
     result["probe"] = read
     result["strips"] = {
-        task: {"episodes": episodes, "frames": _shown(evaluation.horizons[task])}
+        task: {"episodes": episodes, "frames": shown(evaluation.horizons[task])}
         for task, episodes in evaluation.shown.items()
     }
     result["data"] = {"identity": dataset.identity, "name": run.config.data.name, "codec": codec.identity}
@@ -95,17 +95,6 @@ def _write_frames(run: Run, evaluation: Evaluation, paths: RunFolder) -> None:
     frames["block"] = frames["block"].where(frames["block"].isin(CONTROLS), run.label)
     frames["seed"] = run.config.seed
     paths.replace(paths.frames, lambda file: frames.to_parquet(file, index=False))
-
-
-def _shown(horizon: int) -> list[int]:
-    """Return which generated frames a strip shows: at most STRIP_FRAMES, evenly spread."""
-    return torch.linspace(0, horizon - 1, min(STRIP_FRAMES, horizon)).round().int().tolist()
-
-
-def _strip(frames: Tensor) -> Image.Image:
-    """Lay frames [H, C, h, w] side by side, a white pixel between them."""
-    framed = F.pad(frames[_shown(len(frames))], (0, 1), value=255)
-    return Image.fromarray(torch.cat(list(framed), -1)[..., :-1].permute(1, 2, 0).numpy())
 
 
 def _result(

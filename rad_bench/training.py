@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pickle import UnpicklingError
@@ -55,12 +55,13 @@ class DivergedError(RuntimeError):
 
 def train(
     run: RunConfig, trunk: Trunk, dataset: Dataset, codec: Codec, folder: RunFolder, device: torch.device,
-    launch: LaunchConfig, group: Group,
+    launch: LaunchConfig, group: Group, watch: Callable[[Progress, Trunk], None] = lambda progress, average: None,
 ) -> tuple[Trunk, Progress]:  # fmt: skip
     """Train `trunk` in place, together with the (connected) group, and return its averaged (EMA) copy.
 
     Resumes from the folder's checkpoint. All randomness of step s is a function of (seed, s), so nothing but
-    weights, averages and optimiser state needs saving. Rank 0 writes checkpoints and log. Raises `DivergedError`, on
+    weights, averages and optimiser state needs saving. Rank 0 writes checkpoints and log, and lets `watch` see the
+    averaged copy after each step. Raises `DivergedError`, on
     every rank, if the loss is not finite.
     """
     config, leads = run.training, group.rank == 0
@@ -101,6 +102,8 @@ def train(
             if leads and (progress.step % config.checkpoint_every == 0 or progress.step == config.steps):
                 progress.pending = [float(loss) for loss in losses]
                 _save(folder, trainer, progress)
+            if leads:
+                watch(progress, trainer.average)
     return trainer.average, progress
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import mean
 
 from rad_bench.config import RunConfig
+from rad_bench.evaluation.strips import shown
 from rad_bench.model.trunk import Trunk
-from rad_bench.run import STRIP_FRAMES
 from rad_bench.run_folder import RunFolder
 from rad_bench.training import LOG_EVERY
 
@@ -103,11 +103,11 @@ def disk(run: RunConfig, trunk: Trunk, frame_shape: tuple[int, int, int]) -> Dis
     horizons = [config.horizon if name == "continuation" else (config.context - 1) // F * F for name in config.tasks]
     controls = 1 + (run.autoencoder.name != "none")
     strip = channels * height * (width + 1) * PNG
-    shown = sum(min(STRIP_FRAMES, horizon) for horizon in horizons)
+    frames = sum(len(shown(horizon)) for horizon in horizons)
     return Disk(
         checkpoint=2 * weights + moments + stored * STORED,
         weights=weights + len(state) * NAMED,
         frames=TABLE + ROW * sum(horizons) * config.episodes * (len(config.interventions) + controls),
-        strips=int(strip * shown * config.strips * (len(config.interventions) + 1)),
+        strips=int(strip * frames * config.strips * (len(config.interventions) + 1)),
         texts=TEXT + LINE * run.training.steps // LOG_EVERY,
     )

@@ -26,6 +26,7 @@ from rad_bench.sweep.grid import launch_of
 from rad_bench.sweep.journal import read_submissions
 from rad_bench.sweep.launch import Missing, Notes, choose_cluster, launch_here, launch_in_process
 from rad_bench.sweep.progress import ProgressView, RunStatus, run_status
+from rad_bench.watch import check_tensorboard
 
 LAUNCHERS = "launchers"  # claims on the launching of a sweep
 
@@ -55,6 +56,8 @@ def run_sweep(
     for run in runs:
         launch = launch_of(sweep, run)
         check_shares(run.config, math.prod(launch.tasks(cluster)), launch.accumulate)
+    if any(launch_of(sweep, run).tensorboard for run in runs):
+        check_tensorboard()
     try:
         with hold(sweep_folder / LAUNCHERS, sweep.launch.lease):
             notes, detached = _launch(sweep, runs, sweep_folder, cluster, detach, console)

@@ -1,0 +1,24 @@
+"""Strips: a few frames of a video side by side."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+FRAMES = 20  # of a strip, evenly spread over the horizon
+
+
+def shown(horizon: int) -> list[int]:
+    """Return which generated frames a strip shows."""
+    return torch.linspace(0, horizon - 1, min(FRAMES, horizon)).round().int().tolist()
+
+
+def strip(*videos: Tensor) -> Image.Image:
+    """Lay the frames of videos, uint8 [H, 3, h, w], side by side, a row a video, a white pixel between them."""
+    rows = []
+    for frames in videos:
+        framed = F.pad(frames[shown(len(frames))], (0, 1, 0, 1), value=255)
+        rows.append(torch.cat(list(framed), -1))
+    return Image.fromarray(torch.cat(rows, 1)[:, :-1, :-1].permute(1, 2, 0).numpy())
