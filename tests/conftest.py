@@ -5,6 +5,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from tests.sweep import slurm as slurm_cluster
+
 torch.set_num_threads(1)
 
 
@@ -12,3 +14,16 @@ torch.set_num_threads(1)
 def _own_cache(tmp_path_factory):
     """Keep what is remembered of data folders out of the user's cache."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A real SLURM of its own for each test process."""
+    if not slurm_cluster.installed():
+        pytest.skip("SLURM is not installed (Debian: slurm-wlm)")
+    cluster = slurm_cluster.Slurm(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
