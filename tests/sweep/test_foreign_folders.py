@@ -14,7 +14,7 @@ import yaml
 from rad_bench import cli
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
-from rad_bench.report.summary import read_sweep
+from rad_bench.report.reading import read_sweep
 from rad_bench.run_folder import Run, load_run, save_run
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
