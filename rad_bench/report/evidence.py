@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections import defaultdict
 from typing import Any
 
 import yaml
 
+from rad_bench.errors import one_line
 from rad_bench.report.reading import Sweep, read_losses
 from rad_bench.report.table import Table
 
@@ -134,7 +134,7 @@ def reproduction(sweep: Sweep) -> str:
     if len(commits) == 1 and clean:
         lines.append(f"git checkout {commits[0]}")
     elif commits:
-        told = shlex.quote(", ".join(commits))
+        told = one_line(", ".join(commits))  # a second line would be a command
         lines.append(f"# the runs were made at {told}; no single clean commit makes them all again")
     lines.append(f"cat > {file} <<'END'")
     lines.append(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).rstrip("\n"))

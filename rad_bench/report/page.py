@@ -50,7 +50,7 @@ def inline(svg: str) -> str:
     """Return a plot as part of the page: on the page's ground and in its ink, which are dark or light."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'<g id="[\w.]+">', "<g>", svg)  # names that plots have in common, and nobody refers to
+    svg = re.sub(r'<(\w+) id="[\w.]+_\d+"', r"<\1", svg)  # names that plots have in common, and nobody refers to
     svg = re.sub(r"<svg ", '<svg aria-hidden="true" ', svg, count=1)
     return svg.replace(f": {PAPER}", ": none").replace(f": {INK}", ": var(--ink)")
 

@@ -19,7 +19,7 @@ from rad_bench.report.reading import base_name
 # The first five are after Okabe & Ito, which colour-blind readers can tell apart. All are of middling lightness: seen
 # on white and on a dark page.
 BUILT_IN = {
-    "none": ("#777777", "o"),
+    "none": ("#6A6A6A", "o"),
     "lstm": ("#E69F00", "s"),
     "mamba2": ("#0072B2", "^"),
     "ttt": ("#009E73", "D"),

@@ -9,7 +9,7 @@ import pytest
 from rad_bench import cli
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
-from rad_bench.report.reading import form_name, read_frames, read_losses, read_result
+from rad_bench.report.reading import form_name, read_frames, read_losses, read_result, read_run
 from rad_bench.run_folder import Run, save_run
 from tests.report.synthetic import write_sweep
 
@@ -25,13 +25,6 @@ def folder(tmp_path):
     return folder
 
 
-def report(folder, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["rad-bench", "report", str(folder)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code, capsys.readouterr().err
-
-
 SPOILT = {
     "result.json": [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"block": 3}'],
     "frames.parquet": [b"", b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1"],
@@ -39,26 +32,19 @@ SPOILT = {
 
 
 @pytest.mark.parametrize(("name", "content"), [(name, content) for name, all_ in SPOILT.items() for content in all_])
-def test_a_run_that_cannot_be_read_is_among_the_missing_and_the_others_are_reported(
-    folder, monkeypatch, capsys, name, content
-):
+def test_a_run_with_a_spoilt_file_is_refused_by_that_file(folder, name, content):
+    (folder / "runs" / "lstm-seed1" / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"lstm-seed1/{name}: "):
+        read_run(folder / "runs" / "lstm-seed1")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("name", ["result.json", "frames.parquet"])
+def test_half_a_file_is_refused(folder, name, share):
     spoilt = folder / "runs" / "lstm-seed1" / name
-    spoilt.write_bytes(content)
-    code, errors = report(folder, monkeypatch, capsys)
-    assert code == 1 and "Traceback" not in errors
-    (line,) = [line for line in errors.splitlines() if line.startswith("lstm-seed1")]
-    assert "unreadable" in line and name in line
-    page = (folder / "report" / "index.html").read_text()
-    assert "1 planned runs are missing" in page and f"lstm-seed1/{name}" in page
-    summary = pd.read_csv(folder / "summary.csv").set_index(["block", "task"])
-    assert summary.loc[("lstm", "retrieval"), "seeds"] == 2
-
-
-def test_frames_cut_in_half_are_among_the_missing(folder, monkeypatch, capsys):
-    spoilt = folder / "runs" / "lstm-seed1" / "frames.parquet"
-    spoilt.write_bytes(spoilt.read_bytes()[: spoilt.stat().st_size // 2])
-    code, errors = report(folder, monkeypatch, capsys)
-    assert code == 1 and "lstm-seed1/frames.parquet: cannot be read" in errors
+    spoilt.write_bytes(spoilt.read_bytes()[: int(spoilt.stat().st_size * share)])
+    with pytest.raises(UserError, match=f"lstm-seed1/{name}: "):
+        read_run(spoilt.parent)
 
 
 @pytest.mark.parametrize(
@@ -66,11 +52,31 @@ def test_frames_cut_in_half_are_among_the_missing(folder, monkeypatch, capsys):
     [lambda f: f.drop(columns="kind"), lambda f: f.assign(psnr="loud"), lambda f: f.assign(block=None), lambda f: f[:0],
      lambda f: f.assign(seed=f["seed"].astype(float)), lambda f: f.assign(run="another")],
 )  # fmt: skip
-def test_frames_that_are_none_are_among_the_missing(folder, monkeypatch, capsys, change):
+def test_frames_of_another_shape_are_refused(folder, change):
     path = folder / "runs" / "lstm-seed1" / "frames.parquet"
     change(pd.read_parquet(path)).to_parquet(path)
-    code, errors = report(folder, monkeypatch, capsys)
-    assert code == 1 and "lstm-seed1/frames.parquet" in errors and "Traceback" not in errors
+    with pytest.raises(UserError, match=r"lstm-seed1/frames\.parquet: (is no table of frames|holds frames of another)"):
+        read_run(path.parent)
+
+
+def test_spoilt_runs_are_among_the_missing_and_the_others_are_reported(folder, monkeypatch, capsys):
+    (folder / "runs" / "lstm-seed1" / "result.json").write_bytes(b'{"block": ')
+    (folder / "runs" / "none-seed2" / "frames.parquet").write_bytes(b"PAR1")
+    (folder / "runs" / "lstm-seed0" / "log.jsonl").write_bytes(b"\xff\n[]\n3\n")
+    monkeypatch.setattr(sys, "argv", ["rad-bench", "report", str(folder)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    told = capsys.readouterr().err.splitlines()
+    page = (folder / "report" / "index.html").read_text()
+    for run, name in {"lstm-seed1": "result.json", "none-seed2": "frames.parquet"}.items():
+        (line,) = [line for line in told if line.startswith(run)]
+        assert "unreadable" in line and f"{run}/{name}" in line
+        assert f"{run}/{name}" in page
+    assert "2 planned runs are missing" in page
+    assert "lstm-seed0/log.jsonl: 3 of 3 lines cannot be read" in page
+    summary = pd.read_csv(folder / "summary.csv").set_index(["block", "task"])["seeds"]
+    assert summary["lstm", "retrieval"] == summary["none", "retrieval"] == 2
 
 
 @pytest.mark.parametrize("key", ["seed", "parameters", "state_bytes", "match", "rollout", "metrics", "trunk_hash"])
@@ -85,15 +91,13 @@ def test_a_result_of_another_shape_names_its_file_and_key(folder, key, value):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"\xff\n{", b"[]\n3\nnull\n", b'{"phase": "training"}\n', b'{"phase":"training","step":"x","loss":1}'],
+    "line", ["", "\udcff", "[]", "3", "null", '{"phase": "training"}', '{"phase": "training", "step": "x", "loss": 1}']
 )
-def test_a_spoilt_log_costs_its_curve_alone_and_the_page_says_so(folder, monkeypatch, capsys, content):
-    (folder / "runs" / "lstm-seed1" / "log.jsonl").write_bytes(content)
-    monkeypatch.setattr(sys, "argv", ["rad-bench", "report", str(folder)])
-    cli.main()
-    page = (folder / "report" / "index.html").read_text()
-    assert ("lstm-seed1/log.jsonl" in page) == bool(content)
+def test_a_line_that_is_no_record_is_counted_and_not_fatal(tmp_path, line):
+    log = tmp_path / "log.jsonl"
+    log.write_text(line + '\n{"phase": "training", "step": 10, "loss": 0.5}\n', errors="surrogateescape")
+    losses, told = read_losses(log)
+    assert losses.to_dict() == {10: 0.5} and "1 of 2 lines cannot be read" in told
 
 
 def test_half_a_line_of_a_log_leaves_the_others(tmp_path):
