@@ -202,6 +202,8 @@ def read_result(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not the result of a run: {key}: {problem['msg']}.") from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: is not the result of a run: {type(error).__name__}: {error}.") from None
+    for task in found["strips"]:
+        check_name(task, path)  # it becomes part of the names of files
     return {**found, "run": path.parent.name, "block": one_line(found["block"])}
 
 

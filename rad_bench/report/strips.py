@@ -10,7 +10,6 @@ from pathlib import Path
 from PIL import Image
 
 from rad_bench.report.reading import Sweep
-from rad_bench.results_folder import check_name
 
 MOST_BYTES = 9_000_000  # of strips on a page, which a third more as text; what is left out stays in the run folders
 
@@ -43,7 +42,6 @@ def strip_groups(sweep: Sweep) -> tuple[list[StripGroup], int]:
     shown: dict[str, tuple[list[int], list[int]]] = {}
     for result in sweep.results[:1]:
         for task, kept in result["strips"].items():
-            check_name(task, sweep.folder)  # it becomes part of the names of files
             shown[task] = kept["episodes"], kept["frames"]
     room, left = MOST_BYTES, 0
     # What is worth most first: each task's first episode, then what a swap makes of it, then the next episode.

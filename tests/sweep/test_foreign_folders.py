@@ -79,13 +79,17 @@ def test_names_in_a_table_of_frames_lead_nowhere_else(folder, column, name):
 def test_a_result_cannot_name_files_elsewhere(folder):
     path = folder / "runs" / "lstm-seed0" / "result.json"
     result = json.loads(path.read_text())
+    frames = pd.read_parquet(folder / "frames.parquet")
     path.write_text(json.dumps({**result, "run": "../../../etc"}))
     assert {result["run"] for result in read_sweep(folder).results} == {p.name for p in (folder / "runs").iterdir()}
     strips = {"../../../../x": {"episodes": [0], "frames": [0]}, "{what.__class__}": {"episodes": ["0"], "frames": [0]}}
     for task, shown in strips.items():
         path.write_text(json.dumps({**result, "strips": {task: shown}}))
         with pytest.raises(UserError, match="no name"):
-            finish(folder, planned_runs(folder))
+            read_sweep(folder)
+        (unread,) = finish(folder, planned_runs(folder)).unfinished
+        assert unread.name == "lstm-seed0" and "no name" in unread.detail
+        frames.to_parquet(folder / "frames.parquet")
 
 
 def test_links_out_of_the_folder_are_not_followed(folder, tmp_path):
