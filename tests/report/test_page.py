@@ -47,10 +47,18 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(address, tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("chromium")) as page:
-        page.show(1250, 900, prefers_reduced_motion="reduce")
-        page.open(address)
+    with chromium(tmp_path_factory.mktemp("chromium")) as browser, browser.page("about:blank") as page:
+        reopen(page, address)
         yield page
+
+
+def reopen(page, address, scheme="light"):
+    """Open the page anew, on a still screen."""
+    page.show(1250, 900, scheme, motion="reduce")
+    page.call("Page.navigate", url="about:blank")
+    page.wait("location.href === 'about:blank'")
+    page.call("Page.navigate", url=address)
+    page.wait("location.href !== 'about:blank' && document.readyState === 'complete'")
 
 
 def test_nothing_is_complained_of_asked_for_or_left_undrawn(page, address):
@@ -66,7 +74,7 @@ def test_nothing_is_complained_of_asked_for_or_left_undrawn(page, address):
         "[...document.querySelectorAll('[id]')].map(e => e.id).sort().every((id, i, all) => id != all[i + 1])"
     )
     assert page.complaints == []
-    assert {url for url in page.requests if not url.startswith("data:")} == {address}
+    assert {url for url in page.requests if not url.startswith(("data:", "about:"))} == {address}
 
 
 ROWS = "[...document.querySelector('table').tBodies].map(b => [...b.rows].map(r => r.cells[%d].textContent))"
@@ -74,9 +82,8 @@ HEADING = "document.querySelector('table').tHead.rows[0].cells[%d]"
 
 
 def test_a_click_on_a_heading_sorts_each_task_by_the_mean_and_a_second_one_turns_it(page, address):
-    page.open("about:blank")
-    page.open(address)
-    button = HEADING % 3 + ".querySelector('button')"
+    reopen(page, address)
+    button = "table th:nth-child(4) button"
     assert page.value(HEADING % 3 + ".textContent") == "revisit PSNR, dB"
     page.click(button)
     assert page.value(HEADING % 3 + ".getAttribute('aria-sort')") == "descending"
@@ -106,8 +113,7 @@ def test_what_is_no_number_is_none(page, text):
 
 
 def test_films_show_the_same_frame_of_every_strip_and_stand_still_where_motion_is_unwelcome(page, address):
-    page.open("about:blank")
-    page.open(address)
+    reopen(page, address)
     told = "document.querySelector('.films output').textContent"
     page.wait(f"{told} === 'frame 0, recent'")
     colours = (
@@ -123,21 +129,18 @@ def test_films_show_the_same_frame_of_every_strip_and_stand_still_where_motion_i
 
 def test_a_film_plays_and_pauses_at_a_press(page, address):
     place = "document.querySelector('.films input').value"
-    page.open("about:blank")
-    page.open(address)
-    button = "document.querySelector('.films button')"
+    reopen(page, address)
+    button = ".films button"
     page.click(button)
     page.wait(f"{place} !== '0'")
     page.click(button)
-    assert page.value(f"{button}.textContent") == "play"
+    assert page.value("document.querySelector('.films button').textContent") == "play"
     before = page.value(place)
     assert page.value(f"new Promise(done => setTimeout(() => done({place}), 800))") == before
 
 
 def test_plots_take_the_ink_of_a_dark_page(page, address):
-    page.open("about:blank")
-    page.show(1250, 900, prefers_color_scheme="dark", prefers_reduced_motion="reduce")
-    page.open(address)
+    reopen(page, address, "dark")
     fills = "[...document.querySelectorAll('figure svg text')].map(e => getComputedStyle(e).fill)"
     assert set(page.value(fills)) <= {"rgb(230, 230, 230)"}
     fills = "[...document.querySelectorAll('figure svg path')].map(e => getComputedStyle(e).fill)"
