@@ -50,7 +50,5 @@ def test_a_missing_tensorboard_is_told_before_anything_runs(monkeypatch):
         return real(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(
-        UserError, match=r"launch.tensorboard: needs the package .*rad-bench\[tensorboard\]"
-    ):
+    with pytest.raises(UserError, match=r"launch.tensorboard: needs the package .*rad-bench\[tensorboard\]"):
         check_tensorboard()
