@@ -157,7 +157,7 @@ def compare(first: Path, second: Path) -> None:
     """Compare blocks that two sweep folders have in common: revisit PSNR of FIRST less that of SECOND."""
     from rich.table import Table
 
-    from rad_bench.report.tables import show
+    from rad_bench.report.table import show
     from rad_bench.sweep.merge import compare as differences
 
     table = Table("task", "block", "seeds", "difference, dB (95 %)")

@@ -1,4 +1,7 @@
-"""Sweeps over several axes, read one axis at a time: each value against the axis's first, all else equal."""
+"""Sweeps over several axes, read one axis at a time: each value against the axis's first, all else equal.
+
+A block's options are axes of their own (`ttt.head_dim`), so a sweep over sizes of blocks is read size by size.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from rad_bench.report.reading import Sweep
 from rad_bench.report.statistics import Estimate, compare_pairs, estimate, holm
-from rad_bench.report.summary import Sweep
+
+DEFAULT = "default"  # value of an option that is not given
 
 
 @dataclass(frozen=True)
@@ -23,22 +28,41 @@ class AblationRow:
     p_holm: float | None  # over the values compared here
 
 
+@dataclass(frozen=True)
+class _Point:
+    """Where a block's label stands in the grid."""
+
+    axes: dict[str, str]  # but for the seed
+    options: dict[str, str]  # of its block, `ttt.head_dim` -> 8
+
+
 def ablation_rows(sweep: Sweep) -> list[AblationRow]:
     """Return rows for every axis of a sweep with several; none for a sweep over blocks and seeds alone."""
     points = _points(sweep)
-    names = [axis for axis in next(iter(points.values()), {}) if len({p.get(axis) for p in points.values()}) > 1]
-    if len(names) < 2:
-        return []
+    plain = _varied([point.axes for point in points.values()])
+    axes = plain if plain != ["memory"] else []  # the headline's table compares blocks
+    options = _varied([point.options for point in points.values()])
     rows = []
     for task in sweep.tasks:
-        for axis in names:
+        for axis in (*axes, *options):
             groups: dict[str, dict[str, str]] = {}  # other axes -> value -> block label
+            # An axis is read with the whole block held, an option with the block's other options held.
+            held = [name for name in (*plain, *options) if name != axis and not (axis in options and name == "memory")]
             for label, point in points.items():
-                others = ", ".join(value for name, value in point.items() if name != axis and name in names)
-                groups.setdefault(others, {})[point[axis]] = label
+                own = {**point.axes, **point.options} if axis in options else point.axes
+                if axis in own:
+                    others = ", ".join(_named(name, own[name]) for name in held if name in own)
+                    groups.setdefault(others, {})[own[axis]] = label
             for others, labels in groups.items():
-                rows += _group(sweep, task, axis, others, labels)
+                if len(labels) > 1:
+                    rows += _group(sweep, task, axis, others, labels)
     return rows
+
+
+def _varied(points: list[dict[str, str]]) -> list[str]:
+    """Return the axes that have several values."""
+    names = dict.fromkeys(axis for point in points for axis in point)
+    return [name for name in names if len({point[name] for point in points if name in point}) > 1]
 
 
 def _group(sweep: Sweep, task: str, axis: str, others: str, labels: dict[str, str]) -> list[AblationRow]:
@@ -52,14 +76,33 @@ def _group(sweep: Sweep, task: str, axis: str, others: str, labels: dict[str, st
     return rows
 
 
-def _points(sweep: Sweep) -> dict[str, dict[str, str]]:
-    """Return the axes of each block label but the seed, in the order in which the runs were planned."""
-    order = {name: place for place, name in enumerate(sweep.plan.get("planned", []))}
-    points: dict[str, dict[str, str]] = {}
-    for result in sorted(sweep.results, key=lambda result: order.get(result["run"], len(order))):
-        axes = {axis: _text(value) for axis, value in result.get("axes", {}).items() if axis != "seed"}
-        points.setdefault(result["block"], axes)
+def _points(sweep: Sweep) -> dict[str, _Point]:
+    """Return the place of each block label, in the order in which the runs were planned."""
+    points: dict[str, _Point] = {}
+    names: dict[str, str] = {}  # label -> its block's name
+    for result in sweep.results:
+        axes = {axis: value for axis, value in result["axes"].items() if axis != "seed"}
+        name, options = _block(axes.get("memory"))
+        names[result["block"]] = name
+        named = {f"{name}.{key}": _text(value) for key, value in options.items()}
+        points.setdefault(result["block"], _Point({axis: _text(value) for axis, value in axes.items()}, named))
+    for label, point in points.items():
+        for name in dict.fromkeys(name for other in points.values() for name in other.options):
+            if name.startswith(f"{names[label]}."):
+                point.options.setdefault(name, DEFAULT)
     return points
+
+
+def _block(value: Any) -> tuple[str, dict[str, Any]]:
+    """Return a block's name and options, as an axis gives them."""
+    if not isinstance(value, dict):
+        return _text(value), {}
+    options = value.get("options") or {key: option for key, option in value.items() if key != "name"}
+    return _text(value.get("name")), options if isinstance(options, dict) else {}
+
+
+def _named(axis: str, value: str) -> str:
+    return value if axis == "memory" else f"{axis.rpartition('.')[2]}={value}"
 
 
 def _text(value: Any) -> str:
@@ -67,6 +110,7 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value.rpartition(":")[2]
     if isinstance(value, dict) and "name" in value:
-        options = value.get("options") or {key: option for key, option in value.items() if key != "name"}
-        return f"{value['name']}({', '.join(f'{key}={option}' for key, option in options.items())})"
+        name, options = _block(value)
+        given = ", ".join(f"{key}={option}" for key, option in options.items())
+        return f"{name}({given})" if given else name
     return json.dumps(value)

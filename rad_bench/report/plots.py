@@ -1,9 +1,8 @@
-"""The report's plots, as SVG and PDF, the same bytes for the same numbers."""
+"""The report's plots, as SVG and PDF, sized for a column of a paper; the same bytes for the same numbers."""
 
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,66 +14,67 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
-import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from rad_bench.report.memory import FRAMES_PER_POINT
-from rad_bench.report.statistics import Estimate, episode_means, estimate
-from rad_bench.report.summary import CONTROLS, ORDER, Row, Sweep, base_name
+from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.report.curves import Curve, gap_curves, horizon_curves, loss_curves
+from rad_bench.report.reading import Sweep, base_name, form_name
+from rad_bench.report.style import Style, block_styles
+from rad_bench.report.summary import Row
 
-# Okabe & Ito's colours, which colour-blind readers can tell apart; fixed for the built-in blocks.
-FIXED = dict(zip(ORDER, ("#555555", "#E69F00", "#0072B2", "#009E73", "#D55E00"), strict=True)) | dict.fromkeys(
-    CONTROLS, "#AAAAAA"
-)
-FURTHER = ("#CC79A7", "#56B4E9", "#B8A900", "#7F3C8D", "#3969AC", "#80BA5A")
-GAP_EDGES = (0, 6, 9, 12, 16, 20, 25, 30, 40, 60, 100, 200, 400, 1000)
-LONGEST_LABEL = 80  # characters
+WIDTH = 3.3  # inches, a column of most journals and conferences
+HEIGHT = 2.1  # of the axes alone, with their labels; legends add to it
+PANEL_HEIGHT = 1.45
+LEGEND_LINE = 0.145  # inches a line of a legend takes
+LEGEND_CHARACTERS = 62  # that a line of a legend has room for
+LONGEST_LABEL = 48  # characters
+INK, PAPER = "#1c1c1c", "#ffffff"  # the page puts its own in their place
 COSTS = {  # row.cost key -> name of the plot, label, scale
-    "state_bytes_end": ("state", "bytes of memory state a video at the horizon's end", 1.0),
-    "seconds_per_frame_end": ("time", "ms per generated frame of a video at the horizon's end", 1e3),
+    "state_bytes_end": ("state", "state a video at the horizon's end, bytes", 1.0),
+    "seconds_per_frame_end": ("time", "ms a generated frame at the horizon's end", 1e3),
 }
 STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "rad-bench",
-}
-STYLE |= {
-    "text.usetex": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-}
+    "font.size": 7.5, "axes.labelsize": 8, "legend.fontsize": 7, "legend.title_fontsize": 7.5,
+    "axes.linewidth": 0.6, "lines.linewidth": 1.1, "lines.markersize": 2.6, "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.13,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "grid.color": INK, "figure.facecolor": PAPER, "axes.facecolor": PAPER, "legend.frameon": False,
+    "text.usetex": False, "font.family": "DejaVu Sans", "svg.fonttype": "none", "pdf.fonttype": 42,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn plot: its file's stem, what it shows, and its SVG."""
+    """A drawn plot: its file's stem, the part of the page it belongs to, what it shows, and its SVG."""
 
     name: str
+    part: str  # curves, interventions, cost, training
     caption: str
+    text: str  # what a reader who cannot see it should know
     svg: str
 
 
 def draw_plots(sweep: Sweep, rows: list[Row], folder: Path) -> list[Plot]:
     """Draw all plots into `folder` as SVG and PDF."""
     folder.mkdir(parents=True, exist_ok=True)
-    colours = block_colours(sweep.blocks)
-    plots = []
+    for old in (*folder.glob("*.svg"), *folder.glob("*.pdf")):
+        old.unlink()  # of tasks that the sweep had before
+    styles = block_styles(sweep.blocks)
+    plots: list[Plot] = []
 
-    def add(name: str, caption: str, draw: Callable[..., None], *arguments: Any) -> None:
-        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    def add(part: str, name: str, caption: str, draw: Callable[..., tuple[Figure, str]], *arguments: Any) -> None:
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            figure, axes = plt.subplots(figsize=(5.4, 3.3), layout="constrained")
-            draw(axes, *arguments)
+            figure, text = draw(*arguments, styles)
             buffer = io.StringIO()
             figure.savefig(buffer, format="svg", metadata={"Date": None})
             figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
             plt.close(figure)
         (folder / f"{name}.svg").write_text(buffer.getvalue(), encoding="utf-8")
-        plots.append(Plot(name, caption, buffer.getvalue()))
+        plots.append(Plot(name, part, caption, text, buffer.getvalue()))
 
     kept = sweep.frames[sweep.frames["intervention"] == "keep"]
     frames = {task: kept[kept["task"] == task] for task in sweep.tasks}
@@ -82,116 +82,155 @@ def draw_plots(sweep: Sweep, rows: list[Row], folder: Path) -> list[Plot]:
     with_revisits = [task for task in sweep.tasks if (frames[task]["kind"] == "revisit").any()]
     for task in with_revisits:
         caption = f"{task}: revisit PSNR against the frames a view was out of sight; bands are 95 % intervals"
-        add(f"gap-{task}", caption, _draw_gap, frames[task], sweep.blocks, colours)
+        curves = gap_curves(frames[task], sweep.blocks)
+        add(
+            "curves",
+            f"gap-{task}",
+            caption,
+            _draw_curves,
+            curves,
+            "frames out of sight (gap)",
+            "revisit PSNR, dB",
+            "linear",
+        )
     for task in sweep.tasks:
         caption = f"{task}: PSNR of all frames against the generated frame; bands are 95 % intervals"
-        add(f"horizon-{task}", caption, _draw_horizon, frames[task], sweep.blocks, colours)
+        curves = horizon_curves(frames[task], sweep.blocks)
+        add("curves", f"horizon-{task}", caption, _draw_curves, curves, "generated frame", "PSNR, dB", "linear")
     for task in with_revisits:
-        caption = f"{task}: revisit PSNR lost when the memory is swapped or reset"
-        add(f"interventions-{task}", caption, _draw_drops, own[task], colours)
+        caption = f"{task}: revisit PSNR lost when the memory is swapped or reset; bars are 95 % intervals"
+        add("interventions", f"interventions-{task}", caption, _draw_drops, own[task])
     for key, (name, label, _) in COSTS.items():
         for task in with_revisits:
-            add(f"{name}-{task}", f"{task}: revisit PSNR against {label}", _draw_cost, own[task], colours, key)
-    add("loss", "training loss, mean over seeds", _draw_loss, sweep, colours)
+            caption = f"{task}: revisit PSNR against {label}; dashed: the means that no other beats in both"
+            add("cost", f"{name}-{task}", caption, _draw_cost, own[task], key)
+    caption = "training loss, a line a run (running mean of five records)"
+    add("training", "loss", caption, _draw_curves, loss_curves(sweep), "training step", "loss", "log")
     return plots
 
 
-def block_colours(blocks: list[str]) -> dict[str, str]:
-    """Give every block its colour: the built-in ones always the same, the others in order of their names."""
-    colours = {block: FIXED[block] for block in blocks if block in FIXED}
-    for block in blocks:
-        if block not in colours:
-            own = FIXED.get(base_name(block))
-            taken = set(colours.values())
-            free = [c for c in ((own,) if own else ()) + FURTHER if c not in taken]
-            colours[block] = free[0] if free else FURTHER[len(colours) % len(FURTHER)]
-    return colours
-
-
-def _line(axes: Axes, points: list[tuple[float, Estimate]], colour: str, label: str) -> None:
-    x = [place for place, _ in points]
-    axes.plot(
-        x, [e.mean for _, e in points], color=colour, marker="o", markersize=2.5, linewidth=1.5, label=_text(label)
+def _draw_curves(curves: list[Curve], x: str, y: str, scale: str, styles: dict[str, Style]) -> tuple[Figure, str]:
+    """Draw all in one panel, or, where blocks have several forms, each block in a panel of its own, on common axes."""
+    labels = list(dict.fromkeys(curve.label for curve in curves))
+    trained = [label for label in labels if label not in CONTROLS]
+    names = list(dict.fromkeys(map(base_name, trained)))
+    text = "; ".join(curve.text for curve in curves)
+    if not 1 < len(names) < len(trained):
+        figure, axes = _figure(labels)
+        _fill(axes, curves, styles)
+        axes.set(xlabel=x, ylabel=y, yscale=scale)
+        _legend(figure, axes)
+        return figure, text
+    rows = -(-len(names) // 2)
+    lines = max(sum(base_name(label) == name for label in trained) for name in names)
+    height = rows * (PANEL_HEIGHT + LEGEND_LINE * (lines + 1)) + 0.2
+    figure, grid = plt.subplots(
+        rows, 2, figsize=(WIDTH, height), sharex=True, sharey=True, layout="constrained", squeeze=False
     )
-    axes.fill_between(x, [e.low for _, e in points], [e.high for _, e in points], color=colour, alpha=0.15, linewidth=0)
+    panels = list(grid.flat)
+    for axes, name in zip(panels, names, strict=False):
+        own = [curve for curve in curves if base_name(curve.label) == name]
+        _fill(axes, own, styles, lambda label, name=name: form_name(label) or name)  # type: ignore[misc]
+        axes.set_yscale(scale)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), title=_text(name), alignment="left", borderaxespad=0.2,
+            handlelength=2.2, labelspacing=0.25,
+        )  # fmt: skip
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+        panels[len(names) - 2].tick_params(labelbottom=True)
+    figure.supxlabel(x, fontsize=8)
+    figure.supylabel(y, fontsize=8)
+    return figure, text
+
+
+def _fill(axes: Axes, curves: list[Curve], styles: dict[str, Style], name: Callable[[str], str] = str) -> None:
+    named: set[str] = set()
+    for curve in curves:
+        style = styles[curve.label]
+        label = None if curve.label in named else _text(name(curve.label))
+        named.add(curve.label)
+        thin = curve.low is None and curve.label not in CONTROLS
+        axes.plot(
+            curve.x, curve.mean, color=style.colour, linestyle=style.line, marker="" if thin else style.marker,
+            linewidth=0.7 if thin or curve.label in CONTROLS else None, label=label,
+        )  # fmt: skip
+        if curve.low is not None and curve.high is not None and curve.label not in CONTROLS:
+            axes.fill_between(curve.x, curve.low, curve.high, color=style.colour, alpha=0.14, linewidth=0)
+
+
+def _draw_drops(rows: list[Row], styles: dict[str, Style]) -> tuple[Figure, str]:
+    shown = [row for row in rows if row.block not in CONTROLS and row.drops]
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.75 + 0.22 * max(len(shown), 2)), layout="constrained")
+    told = []
+    for offset, intervention, fill in ((-0.14, "swap", "full"), (0.14, "reset", "none")):
+        for number, row in enumerate(shown):
+            drop = row.drops.get(intervention)
+            if drop is not None and np.isfinite(drop.mean):
+                axes.errorbar(
+                    drop.mean, number + offset, xerr=_error(drop.mean, drop.low, drop.high), capsize=1.5,
+                    color=styles[row.block].colour, marker="o", markersize=3.5, fillstyle=fill, linewidth=0.9,
+                )  # fmt: skip
+                told.append(f"{row.block} loses {drop.mean:.1f} dB by {intervention}")
+        axes.plot([], [], "o", color=INK, markersize=3.5, fillstyle=fill, label=intervention)
+    axes.axvline(0, color=INK, linewidth=0.6)
+    axes.set_yticks(range(len(shown)), [_text(row.block) for row in shown])
+    axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
+    axes.set_xlabel("revisit PSNR lost, dB")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, handletextpad=0.2)
+    return figure, "; ".join(told)
+
+
+def _draw_cost(rows: list[Row], key: str, styles: dict[str, Style]) -> tuple[Figure, str]:
+    _, label, scale = COSTS[key]
+    costly = [row for row in rows if row.cost and np.isfinite(row.revisit["psnr"].mean)]
+    points = [(row.cost[key] * scale, row.revisit["psnr"].mean) for row in costly]
+    figure, axes = _figure([row.block for row in costly])
+    front = [p for p in points if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points)]
+    axes.plot(*zip(*sorted(front), strict=True), color=INK, linewidth=0.6, linestyle=(0, (4, 3)), alpha=0.5)
+    for row, (x, y) in zip(costly, points, strict=True):
+        value, style = row.revisit["psnr"], styles[row.block]
+        axes.errorbar(
+            x, y, yerr=_error(y, value.low, value.high), linestyle="", color=style.colour, marker=style.marker,
+            markersize=4, linewidth=0.9, label=_text(row.block),
+        )  # fmt: skip
+    if key == "state_bytes_end":  # from nothing to megabytes
+        smallest = min([x for x, _ in points if x], default=1.0)
+        lowest, highest = np.floor(np.log10(smallest)), np.log10(max([x for x, _ in points] + [10.0]))
+        axes.set_xscale("symlog", linthresh=10**lowest, linscale=0.4)
+        nothing = [0.0] if any(x == 0 for x, _ in points) else []
+        axes.set_xticks([*nothing, *(10 ** np.arange(lowest, highest + 1))])
+        axes.minorticks_off()
+        axes.set_xlim((-0.15 if nothing else 0.6) * 10**lowest, 2.2 * 10**highest)
+    axes.set(xlabel=label, ylabel="revisit PSNR, dB")
+    _legend(figure, axes)
+    return figure, "; ".join(f"{row.block}: {y:.1f} dB at {x:,.3g}" for row, (x, y) in zip(costly, points, strict=True))
+
+
+def _error(mean: float, low: float, high: float) -> list[list[float]]:
+    return [[mean - low], [high - mean]] if np.isfinite(low) else [[0.0], [0.0]]
+
+
+def _columns(labels: list[str]) -> int:
+    longest = max((min(len(label), LONGEST_LABEL) for label in labels), default=1)
+    return max(1, min(4, len(labels), LEGEND_CHARACTERS // (longest + 7)))
+
+
+def _figure(labels: list[str]) -> tuple[Figure, Axes]:
+    """Return a figure of a column's width, as high as its legend below the axes needs."""
+    lines = -(-len(labels) // _columns(labels))
+    return plt.subplots(figsize=(WIDTH, HEIGHT + LEGEND_LINE * lines), layout="constrained")
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=_columns(labels), columnspacing=1.2, handlelength=2.2,
+        labelspacing=0.25, borderaxespad=0.1,
+    )  # fmt: skip
 
 
 def _text(label: str) -> str:
     """Keep matplotlib from reading a label as mathematics, or hiding it for its underscore; cut what would not fit."""
     label = label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
     return label.replace("$", r"\$").replace("_", " _", 1 if label.startswith("_") else 0)
-
-
-def _finish(axes: Axes, x: str, y: str) -> None:
-    axes.set(xlabel=x, ylabel=y)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-
-
-def _draw_gap(axes: Axes, frames: pd.DataFrame, blocks: list[str], colours: dict[str, str]) -> None:
-    revisits = frames[frames["kind"] == "revisit"]
-    place = np.digitize(revisits["gap"], GAP_EDGES, right=True)
-    centre = revisits["gap"].groupby(place).transform("mean")
-    for block in blocks:
-        own = revisits["block"] == block
-        groups = revisits[own].groupby(centre[own])
-        points = [(float(gap), estimate(episode_means(part))) for gap, part in groups]  # type: ignore[arg-type]
-        if points:
-            _line(axes, points, colours[block], block)
-    _finish(axes, "frames out of sight (gap)", "revisit PSNR, dB")
-
-
-def _draw_horizon(axes: Axes, frames: pd.DataFrame, blocks: list[str], colours: dict[str, str]) -> None:
-    for block in blocks:
-        own = frames[frames["block"] == block]
-        groups = own.groupby(own["frame"] // FRAMES_PER_POINT)
-        points = [(float(part["frame"].mean()), estimate(episode_means(part))) for _, part in groups]
-        _line(axes, points, colours[block], block)
-    _finish(axes, "generated frame", "PSNR, dB")
-
-
-def _draw_drops(axes: Axes, rows: list[Row], colours: dict[str, str]) -> None:
-    shown = [row for row in rows if row.block not in CONTROLS]
-    for offset, (intervention, marker) in zip((-0.12, 0.12), (("swap", "o"), ("reset", "x")), strict=True):
-        for number, row in enumerate(shown):
-            drop = row.drops.get(intervention)
-            if drop is None:
-                continue
-            error = [[drop.mean - drop.low], [drop.high - drop.mean]]
-            axes.errorbar(number + offset, drop.mean, yerr=error, fmt=marker, color=colours[row.block], capsize=2)
-        axes.plot([], [], marker, color="#333333", label=intervention)
-    axes.axhline(0, color="#333333", linewidth=0.8)
-    axes.set_xticks(
-        range(len(shown)), [_text(row.block) for row in shown], rotation=30, ha="right", rotation_mode="anchor"
-    )
-    _finish(axes, "", "revisit PSNR lost, dB")
-
-
-def _draw_cost(axes: Axes, rows: list[Row], colours: dict[str, str], key: str) -> None:
-    _, label, scale = COSTS[key]
-    costly = [row for row in rows if row.cost]
-    for row in costly:
-        value = row.revisit["psnr"]
-        error = [[value.mean - value.low], [value.high - value.mean]]
-        axes.errorbar(
-            row.cost[key] * scale, value.mean, yerr=error, fmt="o", color=colours[row.block], label=_text(row.block)
-        )
-    if key == "state_bytes_end":  # from nothing to megabytes
-        smallest = min([row.cost[key] for row in costly if row.cost[key]], default=1.0)
-        lowest, highest = np.floor(np.log10(smallest)), np.log10(max([row.cost[key] for row in costly] + [10.0]))
-        axes.set_xscale("symlog", linthresh=10**lowest, linscale=0.4)
-        axes.set_xticks([0.0, *(10 ** np.arange(lowest, highest + 0.3))])
-    _finish(axes, label, "revisit PSNR, dB")
-
-
-def _draw_loss(axes: Axes, sweep: Sweep, colours: dict[str, str]) -> None:
-    for block in sweep.blocks:
-        curves = []
-        for result in sweep.results_of(block):
-            lines = (sweep.folder / "runs" / result["run"] / "log.jsonl").read_text().splitlines()
-            records = [r for r in map(json.loads, lines) if r["phase"] == "training"]
-            curves.append(pd.Series([r["loss"] for r in records], [r["step"] for r in records]))
-        if curves:
-            mean = pd.concat(curves, axis=1).mean(axis=1).rolling(5, min_periods=1).mean()
-            axes.plot(mean.index, mean.to_numpy(), color=colours[block], label=_text(block), linewidth=1.2)
-    axes.set_yscale("log")
-    _finish(axes, "training step", "loss (running mean)")

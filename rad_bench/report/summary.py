@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rad_bench.errors import UserError, one_line
 from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.report.reading import Sweep, base_name
 from rad_bench.report.statistics import (
     Estimate,
     Pair,
@@ -22,45 +21,8 @@ from rad_bench.report.statistics import (
     estimate,
     memory_verdict,
 )
-from rad_bench.results_folder import check_links, check_name, read_plan
 
-ORDER = ("none", "lstm", "mamba2", "ttt", "attention")  # others follow in alphabetical order, controls last
-
-
-METRICS = ("psnr", "ssim", "lpips")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What a sweep's folder holds, read once."""
-
-    folder: Path
-    frames: pd.DataFrame
-    results: list[dict[str, Any]]  # of the runs in `frames`
-    plan: dict[str, Any]  # sweep.yaml
-    failures: dict[str, str]  # planned runs without a result -> last line of their failure
-
-    @property
-    def tasks(self) -> list[str]:
-        """Return the tasks, the headline's first."""
-        return list(dict.fromkeys(self.frames["task"]))
-
-    @property
-    def blocks(self) -> list[str]:
-        """Return the blocks in the report's order."""
-        rank = {name: place for place, name in enumerate(ORDER)}
-        names = self.frames["block"].unique()
-        return sorted(names, key=lambda b: (b in CONTROLS, rank.get(base_name(b), len(ORDER)), b))
-
-    def revisits(self, task: str, block: str, intervention: str = "keep", column: str = "psnr") -> pd.Series:
-        """Return a block's mean over revisit frames, indexed by (seed, episode)."""
-        frames = self.frames
-        own = (frames["task"] == task) & (frames["block"] == block) & (frames["intervention"] == intervention)
-        return episode_means(frames[own & (frames["kind"] == "revisit")], column)
-
-    def results_of(self, block: str) -> list[dict[str, Any]]:
-        """Return the results of a block's runs, one a seed."""
-        return [result for result in self.results if result["block"] == block]
+METRICS = {"psnr": 1, "ssim": 1, "lpips": -1}  # -1: less is better
 
 
 @dataclass(frozen=True)
@@ -76,80 +38,42 @@ class Row:
     drops: dict[str, Estimate]  # swap, reset -> loss of revisit PSNR
     over_none: Estimate | None
     verdict: str
-    best: bool  # not distinguishable from the best
+    best: dict[
+        str, bool | None
+    ]  # metric -> not distinguishable from the best; None where nothing can be told, on one seed
     cost: dict[str, float]
-
-
-def base_name(block: str) -> str:
-    """Return a block's name without options and other axes: `ttt(inner=mlp) / window=2` -> `ttt`."""
-    return block.split(" / ")[0].split("(")[0]
-
-
-def read_sweep(folder: Path) -> Sweep:
-    """Read a sweep's folder. Raises `UserError` if what it holds is no sweep's, or names what lies elsewhere."""
-    table = folder / "frames.parquet"
-    frames = _plain_labels(read_frames(table))
-    plan = read_plan(folder) if (folder / "sweep.yaml").exists() else {}
-    for name in {*frames["run"], *frames["task"]}:
-        check_name(name, table)
-    runs = sorted(set(frames["run"]))
-    for run in {*runs, *plan.get("planned", [])}:
-        check_links(folder / "runs" / run, folder)
-    results = [_read_result(folder / "runs" / run / "result.json") for run in runs]
-    failures = {}
-    for name in plan.get("planned", []):
-        run = folder / "runs" / name
-        if not (run / "result.json").exists():
-            text = (
-                (run / "failure.txt").read_text(errors="replace") if (run / "failure.txt").exists() else "not finished"
-            )
-            failures[name] = one_line(text.strip().splitlines()[-1]) if text.strip() else "not finished"
-    return Sweep(folder, frames, results, plan, failures)
-
-
-def read_frames(path: Path) -> pd.DataFrame:
-    """Read a table of frames. Raises `UserError` if it is none."""
-    try:
-        frames = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}.") from None
-    missing = {"run", "block", "seed", "task", "intervention", "episode", "frame", "kind", "psnr", "card"} - {*frames}
-    if missing or not len(frames):
-        raise UserError(f"{path}: is no table of frames: it has no {', '.join(sorted(missing)) or 'rows'}.")
-    return frames
-
-
-def _plain_labels(frames: pd.DataFrame) -> pd.DataFrame:
-    """Bring labels that a sweep would not have given to one printable line."""
-    labels = {label: one_line(str(label)) for label in frames["block"].unique()}
-    if all(label == plain for label, plain in labels.items()):
-        return frames
-    return frames.assign(block=frames["block"].map(labels))
-
-
-def _read_result(path: Path) -> dict[str, Any]:
-    """Read a run's result. What it says of its own name is not believed: files are found by it."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        return {**result, "run": path.parent.name, "block": one_line(str(result["block"]))}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: is not the result of a run: {type(error).__name__}: {error}.") from None
 
 
 def summarise(sweep: Sweep) -> tuple[list[Row], dict[str, list[Pair]]]:
     """Return a row per block and task, and per task the comparison of every pair of trained blocks."""
-    rows, pairs = [], {}
+    rows: list[Row] = []
+    pairs: dict[str, list[Pair]] = {}
     for task in sweep.tasks:
         kept = {block: sweep.revisits(task, block) for block in sweep.blocks}
-        trained = {block: values for block, values in kept.items() if block not in CONTROLS and len(values)}
-        pairs[task] = compare_pairs(trained)
-        best = best_group(trained, pairs[task])
+        trained = [block for block, values in kept.items() if block not in CONTROLS and len(values)]
+        best: dict[str, set[str] | None] = {}
+        for metric, sign in METRICS.items():
+            if metric in sweep.frames:
+                values = {block: sign * sweep.revisits(task, block, column=metric) for block in trained}
+                found = compare_pairs(values)
+                pairs.setdefault(task, found)
+                told = any(np.isfinite(pair.p) for pair in found)
+                best[metric] = best_group(values, found) if told else None
         for block in sweep.blocks:
-            rows.append(_row(sweep, task, block, kept, block in best))
+            own = {metric: None if group is None else block in group for metric, group in best.items()}
+            rows.append(_row(sweep, task, block, kept, own))
     return rows, pairs
 
 
-def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: bool) -> Row:
+def none_of(block: str, blocks: Iterable[str]) -> str | None:
+    """Return the form of `none` that a block is compared with: the one with the same other axes, or the only one."""
+    _, slash, others = block.partition(" / ")
+    known = [name for name in blocks if base_name(name) == "none"]
+    same = f"none{slash}{others}"
+    return same if same in known else known[0] if len(known) == 1 else None
+
+
+def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: dict[str, bool | None]) -> Row:
     frames = sweep.frames
     own = frames[(frames["task"] == task) & (frames["block"] == block) & (frames["intervention"] == "keep")]
     drops = {}
@@ -159,6 +83,7 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
             drops[intervention] = difference(kept[block], other)
     results = sweep.results_of(block)
     memoryless = not results or all(not any(r["state_bytes"].values()) for r in results)
+    none = none_of(block, kept)
     swap = drops.get("swap", Estimate(np.nan, np.nan, np.nan, 0))
     revisits = own[own["kind"] == "revisit"]
     return Row(
@@ -169,7 +94,7 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
         kinds={k: _mean(own[own["kind"] == k]) for k in ("recent", "partial", "novel")} | {"all": _mean(own)},
         pooled_psnr=float(-10 * np.log10(revisits["mse"].mean())) if len(revisits) else np.nan,
         drops=drops,
-        over_none=difference(kept[block], kept["none"]) if "none" in kept and block != "none" else None,
+        over_none=difference(kept[block], kept[none]) if none and base_name(block) != "none" else None,
         verdict=memory_verdict(swap, memoryless),
         best=best,
         cost=_cost(results),
@@ -184,7 +109,7 @@ def _cost(results: list[dict[str, Any]]) -> dict[str, float]:
     """Return what a block costs; times and memory are means over its runs."""
     if not results:
         return {}
-    state_bytes = {int(frames): count for frames, count in results[0]["state_bytes"].items()}
+    state_bytes = results[0]["state_bytes"]
 
     def mean(*keys: str) -> float:
         values: list[Any] = list(results)
@@ -207,10 +132,10 @@ def _cost(results: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def summary_table(rows: list[Row]) -> pd.DataFrame:
-    """Return the rows as the flat table that summary.csv holds."""
+    """Return the rows as the flat table of summary.parquet and summary.csv."""
     flat = []
     for row in rows:
-        line: dict[str, Any] = {"block": _no_formula(row.block), "task": row.task, "seeds": row.seeds}
+        line: dict[str, Any] = {"block": row.block, "task": row.task, "seeds": row.seeds}
         for metric, value in row.revisit.items():
             line |= _columns(f"revisit_{metric}", value)
         line |= {f"{kind}_psnr": value for kind, value in row.kinds.items()}
@@ -219,11 +144,11 @@ def summary_table(rows: list[Row]) -> pd.DataFrame:
             line |= _columns(f"{intervention}_drop", value)
         if row.over_none is not None:
             line |= _columns("over_none", row.over_none)
-        flat.append(line | {"verdict": row.verdict, "not_distinguishable_from_best": row.best} | row.cost)
+        flat.append(line | {"verdict": row.verdict, "not_distinguishable_from_best": row.best["psnr"]} | row.cost)
     return pd.DataFrame(flat)
 
 
-def _no_formula(text: str) -> str:
+def no_formula(text: str) -> str:
     """Keep spreadsheets from computing a label: one that begins as a formula does gets an apostrophe."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 

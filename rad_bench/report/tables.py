@@ -1,58 +1,19 @@
-"""The report's tables, once, in a form that becomes Markdown, LaTeX and HTML."""
+"""What stands in the report's tables."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-
 import numpy as np
 
-from rad_bench.errors import one_line
+from rad_bench.evaluation.evaluate import CONTROLS
 from rad_bench.report.ablation import AblationRow
 from rad_bench.report.memory import MemoryRow
 from rad_bench.report.statistics import Estimate, Pair
-from rad_bench.report.summary import CONTROLS, Row
+from rad_bench.report.summary import Row
+from rad_bench.report.table import Table, byte_text, number_text, p_text, show
 
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text; `bold` names the rows and columns to emphasise."""
-
-    name: str
-    caption: str
-    header: list[str]
-    cells: list[list[str]]
-    bold: set[tuple[int, int]]
-
-    def markdown(self) -> str:
-        """Return the table in Markdown."""
-        table = self._escaped(_markdown)
-        rows = [[table._emphasised(r, c, "**{}**") for c in range(len(line))] for r, line in enumerate(self.cells)]
-        lines = [table.header, ["---"] + ["--:"] * (len(self.header) - 1), *rows]
-        return f"{self.caption}\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-    def latex(self) -> str:
-        """Return the table in LaTeX, with booktabs."""
-        table = self._escaped(_latex)
-        rows = [
-            [table._emphasised(r, c, r"\textbf{{{}}}") for c in range(len(line))] for r, line in enumerate(self.cells)
-        ]
-        body = "".join(" & ".join(line) + r" \\" + "\n" for line in rows)
-        columns = "l" + "r" * (len(self.header) - 1)
-        return (
-            f"% {self.caption}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n"
-            + " & ".join(table.header)
-            + f" \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
-        )
-
-    def _escaped(self, escape: Callable[[str], str]) -> Table:
-        cells = [[escape(cell) for cell in line] for line in self.cells]
-        return replace(self, header=[escape(cell) for cell in self.header], cells=cells)
-
-    def _emphasised(self, row: int, column: int, form: str) -> str:
-        text = self.cells[row][column]
-        return form.format(text) if (row, column) in self.bold and text else text
+BOLD = "bold: not distinguishable from the best on its task (paired t, Holm, 5 %)"
+NO_BOLD = "nothing is bold: without several seeds nothing can be told apart"
+NAMED_COLUMNS = 6  # of the matrix; more are numbered
 
 
 def headline(rows: list[Row]) -> Table:
@@ -63,37 +24,68 @@ def headline(rows: list[Row]) -> Table:
     header += ["pooled PSNR", "recent", "partial", "novel", "all"]
     cells, bold = [], set()
     for number, row in enumerate(rows):
-        line = [row.block, row.task, str(row.seeds), show(row.revisit["psnr"])]
-        line.append(show(row.over_none, signed=True) if row.over_none and row.block not in CONTROLS else "")
-        line += [show(row.revisit[metric], 3) if metric in row.revisit else "" for metric in metrics]
+        # A control is not trained: its seeds are copies of each other, and no interval over them means anything.
+        control = row.block in CONTROLS
+        line = [row.block, row.task, "" if control else str(row.seeds), _shown(row, "psnr", 2)]
+        line.append("" if control else show(row.over_none, signed=True))
+        line += [_shown(row, metric, 3) for metric in metrics]
         line += [number_text(row.pooled_psnr), *(number_text(value) for value in row.kinds.values())]
         cells.append(line)
-        if row.best:
+        bold |= {(number, 5 + place) for place, metric in enumerate(metrics) if row.best.get(metric)}
+        if row.best["psnr"]:
             bold |= {(number, 0), (number, 3)}
-    caption = "PSNR by frame class; bold: not distinguishable from the best on its task (paired t, Holm, 5 %)"
-    return Table("headline", caption, header, cells, bold)
+    caption = f"PSNR by frame class; {BOLD if bold else NO_BOLD}"
+    return Table("headline", caption, header, cells, bold).without_empty_columns()
+
+
+def paper(rows: list[Row]) -> Table:
+    """For a paper: one line a block with its cost, and every task's quality and what a swap loses beside each other."""
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    by_place = {(row.block, row.task): row for row in rows}
+    header = ["memory", "state", "ms per frame"]
+    for task in tasks:
+        header += [f"{task}: revisit PSNR, dB", f"{task}: lost by swap, dB"]
+    cells: list[list[str]] = []
+    bold: set[tuple[int, int]] = set()
+    for block in dict.fromkeys(row.block for row in rows):
+        c = next(row.cost for row in rows if row.block == block)
+        line = [block, *((state_text(c), f"{1000 * c['seconds_per_frame_end']:.2f}") if c else ("", ""))]
+        for task in tasks:
+            row = by_place[block, task]
+            line += [_shown(row, "psnr", 1), show(row.drops.get("swap"), 1)]
+            if row.best["psnr"]:
+                bold.add((len(cells), len(line) - 2))
+        cells.append(line)
+    caption = f"Mean and 95 % interval over seeds; {BOLD if bold else NO_BOLD}; state: of a video at the horizon's end"
+    return Table("paper", caption, header, cells, bold).without_empty_columns()
+
+
+def _shown(row: Row, metric: str, digits: int) -> str:
+    if metric not in row.revisit:
+        return ""
+    return number_text(row.revisit[metric].mean, digits) if row.block in CONTROLS else show(row.revisit[metric], digits)
+
+
+def state_text(cost: dict[str, float]) -> str:
+    """Say how many bytes a block carries at the horizon's end, and whether they grow."""
+    grows = " (grows)" if cost["state_bytes_start"] != cost["state_bytes_end"] else ""
+    return byte_text(cost["state_bytes_end"]) + grows
 
 
 def interventions(rows: list[Row]) -> Table:
     """What is lost when memory is swapped or reset."""
     cells = [
-        [
-            row.block,
-            row.task,
-            show(row.revisit["psnr"]),
-            show(row.drops.get("swap")),
-            show(row.drops.get("reset")),
-            row.verdict,
-        ]
+        [row.block, row.task, show(row.revisit["psnr"]), *(show(row.drops.get(i)) for i in ("swap", "reset"))]
+        + [row.verdict]
         for row in rows
         if row.block not in CONTROLS
     ]
     header = ["block", "task", "revisit PSNR, dB", "lost by swap, dB", "lost by reset, dB", "verdict"]
     caption = (
-        "Revisit PSNR lost with another episode's memory (swap: the verdict) and with an empty one (reset: may lie "
-        "outside what training saw)"
+        "Revisit PSNR lost with another episode's memory (swap: the verdict, by its 95 % interval) and with an empty "
+        "one (reset: may lie outside what training saw)"
     )
-    return Table("interventions", caption, header, cells, set())
+    return Table("interventions", caption, header, cells)
 
 
 def memory(rows: list[MemoryRow]) -> Table:
@@ -108,7 +100,7 @@ def memory(rows: list[MemoryRow]) -> Table:
         "NMR: revisits within the model's own rollout, 0: no memory, 1: as consistent as neighbouring frames, more "
         "where these turn far. Half-life: frames until half of what a swap would lose is lost, median (range)"
     )
-    return Table("memory", caption, header, cells, set())
+    return Table("memory", caption, header, cells)
 
 
 def probe(read: dict[str, dict[str, Estimate]]) -> Table:
@@ -119,7 +111,7 @@ def probe(read: dict[str, dict[str, Estimate]]) -> Table:
         "R^2 of a linear probe from the memory's state after the context, over what the context has shown; 0: no "
         "better than the mean. A state that grows has no fixed places to read from"
     )
-    return Table("probe", caption, ["block", *names], cells, set())
+    return Table("probe", caption, ["block", *names], cells)
 
 
 def _lives(row: MemoryRow) -> str:
@@ -140,21 +132,23 @@ def matrix(pairs: dict[str, list[Pair]]) -> Table:
     blocks = list(
         dict.fromkeys(name for found in pairs.values() for pair in found for name in (pair.first, pair.second))
     )
+    numbered = len(blocks) > NAMED_COLUMNS
     cells: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
     for task, found in pairs.items():
         known = {(pair.first, pair.second): (pair.difference.mean, pair.p_holm) for pair in found}
         known |= {(second, first): (-mean, p) for (first, second), (mean, p) in known.items()}
-        for first in blocks:
-            line = [first, task]
+        for number, first in enumerate(blocks, 1):
+            line = [f"{number}: {first}" if numbered else first, task]
             for second in blocks:
                 mean, p = known.get((first, second), (np.nan, np.nan))
                 if p < 0.05:
                     bold.add((len(cells), len(line)))
-                line.append(f"{mean:+.2f}" if np.isfinite(mean) else "")
+                line.append(number_text(mean, signed=True))
             cells.append(line)
     caption = "Revisit PSNR of the row less that of the column, dB; bold: p below 0.05 after Holm's correction"
-    return Table("matrix", caption, ["block", "task", *blocks], cells, bold)
+    columns = [str(number) for number in range(1, len(blocks) + 1)] if numbered else blocks
+    return Table("matrix", caption, ["block", "task", *columns], cells, bold)
 
 
 def ablations(rows: list[AblationRow]) -> Table:
@@ -164,12 +158,15 @@ def ablations(rows: list[AblationRow]) -> Table:
     for row in rows:
         if row.p_holm is not None and row.p_holm < 0.05:
             bold |= {(len(cells), 5), (len(cells), 6)}
-        p = "" if row.p_holm is None else f"{row.p_holm:.2g}" if np.isfinite(row.p_holm) else "one seed"
+        p = "" if row.p_holm is None else p_text(row.p_holm)
         line = [row.axis, row.task, row.others, row.value, show(row.revisit), show(row.less_first, signed=True), p]
         cells.append(line)
     header = ["axis", "task", "with", "value", "revisit PSNR, dB", "less the axis's first, dB", "p (Holm)"]
-    caption = "One axis at a time, paired by seed; bold: p below 0.05 after Holm's correction over the axis's values"
-    return Table("ablations", caption, header, cells, bold)
+    caption = (
+        "One axis at a time, paired by seed; bold: p below 0.05 after Holm's correction over the values of the axis at "
+        "the same other axes, not over the whole table"
+    )
+    return Table("ablations", caption, header, cells, bold).without_empty_columns()
 
 
 def cost(rows: list[Row]) -> Table:
@@ -189,7 +186,7 @@ def cost(rows: list[Row]) -> Table:
         line = [row.block, *parameters, *flops, *state, *(f"{1000 * s:.2f}" for s in times)]
         cells.append([*line, f"{c['peak_memory_bytes'] / 1e6:.0f}"])
     caption = "Cost, measured in the runs; FLOPs: forward, per frame of a training clip; times: per video in a batch"
-    return Table("cost", caption, header, cells, set())
+    return Table("cost", caption, header, cells)
 
 
 def pairs_table(pairs: dict[str, list[Pair]]) -> Table:
@@ -200,49 +197,9 @@ def pairs_table(pairs: dict[str, list[Pair]]) -> Table:
         for pair in found:
             if pair.p_holm < 0.05:
                 bold |= {(len(cells), 2), (len(cells), 4)}
-            p = [f"{value:.2g}" if np.isfinite(value) else "one seed" for value in (pair.p, pair.p_holm)]
-            cells.append([task, f"{pair.first} - {pair.second}", show(pair.difference, signed=True), *p])
+            p = [p_text(value) for value in (pair.p, pair.p_holm)]
+            cells.append([f"{pair.first} - {pair.second}", task, show(pair.difference, signed=True), *p])
     caption = (
         "Differences of revisit PSNR, paired by seed; bold: p below 0.05 after Holm's correction over the task's pairs"
     )
-    return Table("pairs", caption, ["task", "pair", "difference, dB", "p", "p (Holm)"], cells, bold)
-
-
-def show(value: Estimate | None, digits: int = 2, signed: bool = False) -> str:
-    """Write an estimate as `mean [low, high]`."""
-    if value is None or not np.isfinite(value.mean):
-        return ""
-    mean = f"{value.mean:+.{digits}f}" if signed else f"{value.mean:.{digits}f}"
-    if not np.isfinite(value.low):
-        return mean
-    return f"{mean} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
-
-
-def byte_text(count: float) -> str:
-    """Write a number of bytes with its nearest unit."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
-
-
-def number_text(value: float, digits: int = 2) -> str:
-    """Write a number, nothing for NaN."""
-    return f"{value:.{digits}f}" if np.isfinite(value) else ""
-
-
-def _markdown(text: str) -> str:
-    """Escape what Markdown would read as markup, HTML or mathematics; brackets only where they could be a link."""
-    return re.sub(r"([\\`*_<&$|~]|(?<=\])[(\[:])", r"\\\1", one_line(text))
-
-
-_LATEX = {character: "\\" + character for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-}  # fmt: skip
-
-
-def _latex(text: str) -> str:
-    text = "".join(_LATEX.get(character, character) for character in one_line(text))
-    return "{}" + text if text.startswith(("[", "*")) else text  # at a line's start they would be `\\`'s
+    return Table("pairs", caption, ["pair", "task", "difference, dB", "p", "p (Holm)"], cells, bold)

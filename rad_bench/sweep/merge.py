@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 from rad_bench.errors import UserError
+from rad_bench.report.reading import CONTROLS, Sweep, read_sweep
 from rad_bench.report.statistics import Estimate, difference
-from rad_bench.report.summary import CONTROLS, Sweep, read_sweep
 from rad_bench.results_folder import read_plan
 from rad_bench.run_folder import RunFolder, write_atomically
 from rad_bench.sweep.sweep import Outcome, finish, planned_runs

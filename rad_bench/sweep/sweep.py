@@ -116,14 +116,21 @@ def _launch(
 def finish(sweep_folder: Path, runs: list[Run], notes: Notes | None = None) -> Outcome:
     """Aggregate the runs that are done and write the report from them. `notes` say what is known of the others."""
     from rad_bench.report import write_report
+    from rad_bench.report.reading import read_run
 
     statuses = [run_status(folder) for folder in run_folders(sweep_folder, runs)]
+    tables: dict[str, pd.DataFrame] = {}
+    for place, status in enumerate(statuses):
+        if status.state == "done":
+            try:
+                tables[status.name] = read_run(sweep_folder / "runs" / status.name)
+            except UserError as error:
+                statuses[place] = replace(status, state="unreadable", detail=str(error))
     unfinished = [_noted(status, notes or {}) for status in statuses if status.state != "done"]
-    done = [status.name for status in statuses if status.state == "done"]
-    if not done:
+    if not tables:
         return Outcome(0, unfinished, None)
-    aggregate(sweep_folder, done)
-    return Outcome(len(done), unfinished, write_report(sweep_folder))
+    aggregate(sweep_folder, tables)
+    return Outcome(len(tables), unfinished, write_report(sweep_folder))
 
 
 def _noted(status: RunStatus, notes: Notes) -> RunStatus:
@@ -172,16 +179,13 @@ def cancel_sweep(sweep_folder: Path) -> list[str]:
     return done
 
 
-def aggregate(sweep_folder: Path, names: list[str]) -> None:
-    """Write the sweep's frames.parquet from the named runs'. Refuses runs whose metrics are defined differently."""
-    from rad_bench.report.summary import read_frames
-
-    tables = [read_frames(RunFolder(sweep_folder / "runs" / name).frames) for name in names]
-    cards = {name: table["card"].iloc[0] for name, table in zip(names, tables, strict=True)}
+def aggregate(sweep_folder: Path, tables: dict[str, pd.DataFrame]) -> None:
+    """Write the sweep's frames.parquet from its runs'. Refuses runs whose metrics are defined differently."""
+    cards = {name: table["card"].iloc[0] for name, table in tables.items()}
     if len(set(cards.values())) > 1:
         listing = "; ".join(f"{name}: {card}" for name, card in cards.items())
         raise UserError(f"{sweep_folder}: runs were scored with different metric definitions ({listing}).")
-    frames = pd.concat(tables, ignore_index=True)
+    frames = pd.concat(tables.values(), ignore_index=True)
     copies = frames["block"].isin(CONTROLS)  # every run holds the controls; once a seed is enough
     key = ["block", "seed", "task", "intervention", "episode", "frame"]
     frames = pd.concat([frames[~copies], frames[copies].drop_duplicates(key)], ignore_index=True)

@@ -17,6 +17,7 @@ from rad_bench.data import open_dataset, recordings
 from rad_bench.data.recordings import Recordings, resize
 from rad_bench.errors import UserError
 from rad_bench.report import write_report
+from rad_bench.report.reading import read_frames
 from rad_bench.run import execute
 from rad_bench.run_folder import RunFolder, save_run
 from rad_bench.sweep.grid import plan_runs
@@ -191,7 +192,7 @@ def test_data_without_poses_are_trained_and_reported_without_a_word_on_memory(tm
     save_run(run, folder / "runs" / run.name)
     execute(RunFolder(folder / "runs" / run.name), LaunchConfig(device="cpu"))
     (folder / "sweep.yaml").write_text(f"name: mc\nplanned: [{run.name}]\n")
-    aggregate(folder, [run.name])
+    aggregate(folder, {run.name: read_frames(folder / "runs" / run.name / "frames.parquet")})
     page = write_report(folder).read_text()
     assert set(pd.read_parquet(folder / "frames.parquet")["kind"]) == {"unknown"}
     assert "no generated frame is known to be a revisit, so nothing can be said about memory" in page

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.play.browser import CHROMIUM, Browser, Page, chromium
+from tests.browser import CHROMIUM, Browser, Page, chromium
 from tests.runs import finished
 from tests.sweep.tiny import command
 

@@ -69,6 +69,6 @@ def _result(run, block, seed):
         "training": {"seconds_per_step": 0.01},
         "rollout": {"seconds_per_frame_start": 0.001, "seconds_per_frame_end": 0.001, "videos": 6},
         "peak_memory_bytes": 10**8, "trunk_hash": f"hash{seed}", "metrics": CARD, "reach": 6, "episodes": 6,
-        "data": {"name": "rooms", "identity": "d"}, "device": "cpu", "threads": 1, "commit": "abc",
+        "data": {"name": "rooms", "identity": "d"}, "device": "cpu", "threads": 1, "commit": "abcdef0",
         "science_version": 1, "strips": {},
     }  # fmt: skip

@@ -14,7 +14,7 @@ import yaml
 from rad_bench import cli
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
-from rad_bench.report.summary import read_sweep
+from rad_bench.report.reading import read_sweep
 from rad_bench.run_folder import Run, load_run, save_run
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
@@ -79,13 +79,17 @@ def test_names_in_a_table_of_frames_lead_nowhere_else(folder, column, name):
 def test_a_result_cannot_name_files_elsewhere(folder):
     path = folder / "runs" / "lstm-seed0" / "result.json"
     result = json.loads(path.read_text())
+    frames = pd.read_parquet(folder / "frames.parquet")
     path.write_text(json.dumps({**result, "run": "../../../etc"}))
     assert {result["run"] for result in read_sweep(folder).results} == {p.name for p in (folder / "runs").iterdir()}
     strips = {"../../../../x": {"episodes": [0], "frames": [0]}, "{what.__class__}": {"episodes": ["0"], "frames": [0]}}
     for task, shown in strips.items():
         path.write_text(json.dumps({**result, "strips": {task: shown}}))
         with pytest.raises(UserError, match="no name"):
-            finish(folder, planned_runs(folder))
+            read_sweep(folder)
+        (unread,) = finish(folder, planned_runs(folder)).unfinished
+        assert unread.name == "lstm-seed0" and "no name" in unread.detail
+        frames.to_parquet(folder / "frames.parquet")
 
 
 def test_links_out_of_the_folder_are_not_followed(folder, tmp_path):

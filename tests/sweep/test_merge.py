@@ -31,7 +31,7 @@ def test_parts_of_a_sweep_merge_into_the_whole(halves):
 
 def test_a_sweep_compared_with_itself_differs_by_nothing(halves):
     output = rad_bench("compare", "part0/tiny", "part0/tiny", cwd=halves).stdout
-    assert output.count("+0.00 [0.00, 0.00]") == 4  # two blocks on two tasks
+    assert output.count(" 0.00 [0.00, 0.00]") == 4  # two blocks on two tasks
 
 
 def test_other_metric_definitions_and_other_data_are_refused(halves):

@@ -19,7 +19,8 @@ from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SECONDS = 60  # that anything may take
-KEY_CODES = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39}
+KEY_CODES = {"Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39}
+TEXTS = {"Enter": "\r"}  # what keys write, where it is not their name
 
 
 @contextlib.contextmanager
@@ -105,22 +106,24 @@ class Page:
         """Press and let go of a key."""
         code = KEY_CODES.get(key, ord(key[0].upper()))
         for kind in ("keyDown", "keyUp"):
-            text = {"text": key} if len(key) == 1 and kind == "keyDown" else {}
+            written = TEXTS.get(key, key if len(key) == 1 else "")
+            text = {"text": written} if written and kind == "keyDown" else {}
             self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text)
 
     def click(self, selector: str) -> None:
         """Press the mouse in the middle of an element."""
-        place = "(e => { e.scrollIntoView(); return e.getBoundingClientRect().toJSON(); })"
+        place = "(e => { e.scrollIntoView({block: 'center'}); return e.getBoundingClientRect().toJSON(); })"
         box = self.value(f"{place}(document.querySelector({selector!r}))")
         at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
 
-    def show(self, width: int, height: int, scheme: str = "light") -> None:
-        """Set the window's size and the colour scheme, `light` or `dark`."""
+    def show(self, width: int, height: int, scheme: str = "light", motion: str = "no-preference") -> None:
+        """Set the window's size, the colour scheme, `light` or `dark`, and the wish for motion, such as `reduce`."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.call("Emulation.setEmulatedMedia", features=[feature])
+        media = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
+        features = [{"name": name, "value": value} for name, value in media.items()]
+        self.call("Emulation.setEmulatedMedia", features=features)
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))

@@ -1,0 +1,144 @@
+"""What the numbers rest on: proofs, budgets, definitions, machines, and the command that makes them again."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from typing import Any
+
+import yaml
+
+from rad_bench.errors import one_line
+from rad_bench.report.reading import Sweep, read_losses
+from rad_bench.report.table import Table
+
+NOT_IN_A_SWEEP_FILE = ("planned", "merged")  # what sweep.yaml of a results folder holds beside the sweep
+
+
+def evidence(sweep: Sweep) -> list[tuple[str, str]]:
+    """Return what the numbers rest on, as (what, how it stands)."""
+    if not sweep.results:
+        return []
+    found = [("identical trunk at the start", _trunk_proof(sweep))]
+    cards = sweep.results[0]["metrics"]
+    found += [(f"metric card: {name}", str(text)) for name, text in cards.items() if name != "card"]
+    found.append(("metric card", str(cards["card"])))
+    found.append(("attention's reach", ", ".join(_values(sweep, "reach")) + " frames; revisits lie beyond"))
+    data = dict.fromkeys(f"{r['data']['name']} {r['data']['identity']}" for r in sweep.results)
+    found.append(("data", ", ".join(data)))
+    found.append(("held-out episodes", ", ".join(_values(sweep, "episodes"))))
+    found += [
+        (key.replace("_", " "), ", ".join(_values(sweep, key))) for key in ("device", "commit", "science_version")
+    ]
+    found += _environment(sweep)
+    found.append(("runs", f"{len(sweep.results)} done, {len(sweep.failures)} missing"))
+    logs = [read_losses(sweep.folder / "runs" / result["run"] / "log.jsonl")[1] for result in sweep.results]
+    if any(logs):
+        found.append(("logs not read in full", "; ".join(log for log in logs if log)))
+    return found
+
+
+def _trunk_proof(sweep: Sweep) -> str:
+    """Compare the hashes of trunks before training, which must agree where their shapes do: at each seed and size."""
+    hashes: dict[tuple[int, int], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for result in sweep.results:
+        hashes[result["seed"], result["parameters"]["trunk"]][result["trunk_hash"]].append(result["block"])
+    sizes = {size for _, size in hashes}
+
+    def place(key: tuple[int, int]) -> str:
+        return f"seed {key[0]}" + (f", {key[1]:,} parameters" if len(sizes) > 1 else "")
+
+    odd = [f"{place(key)}: {dict(found)}" for key, found in sorted(hashes.items()) if len(found) > 1]
+    if odd:
+        return "NO: trunks differ between blocks of one seed: " + "; ".join(odd)
+    proofs = [f"{place(key)}: {next(iter(found))}" for key, found in sorted(hashes.items())]
+    return f"yes, one hash for all blocks of a seed ({'; '.join(proofs)})"
+
+
+def _values(sweep: Sweep, key: str) -> list[str]:
+    return list(dict.fromkeys(str(result[key]) for result in sweep.results if key in result))
+
+
+def _environment(sweep: Sweep) -> list[tuple[str, str]]:
+    """Return Python, platform and packages of the runs; several values where runs differ."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for result in sweep.results:
+        try:
+            text = (sweep.folder / "runs" / result["run"] / "environment.json").read_text(encoding="utf-8")
+            stored = json.loads(text)
+            packages = dict(stored["packages"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            found["environment"][f"not stored by {result['run']}"] = None
+            continue
+        for key in ("rad_bench", "python", "platform", "threads", "processes"):
+            if key in stored:
+                found[key][str(stored[key])] = None
+        found["packages"][", ".join(f"{name} {version}" for name, version in packages.items())] = None
+    return [(key, "; ".join(values)) for key, values in found.items()]
+
+
+def budgets(sweep: Sweep) -> Table:
+    """Return each block's size against the budget it was matched to, and the options that were solved for it."""
+    cells: dict[str, list[str]] = {}
+    for block in sweep.blocks:
+        for result in sweep.results_of(block)[:1]:
+            match, count = result["match"], result["parameters"]["memory"]
+            options = (result.get("memory") or {}).get("options") or {}
+            size = ", ".join(f"{key}={value}" for key, value in options.items())
+            sized = match["residual"] is not None
+            budget = f"{match['budget']:,} ({match['by']})" if sized and match["budget"] else "not sized"
+            residual = f"{100 * match['residual']:+.2f} %" if sized else ""
+            cells[block] = [block, f"{count:,}", budget, residual, size]
+    header = ["block", "memory parameters", "budget", "residual", "options"]
+    return Table(
+        "budgets", "Matched budgets, and what is left over", header, list(cells.values())
+    ).without_empty_columns()
+
+
+def parity(sweep: Sweep) -> Table:
+    """Return, for each block, which path computed it and how far that is from the reference."""
+    cells = []
+    for block in sweep.blocks:
+        badges = [result.get("parity") for result in sweep.results_of(block)]
+        for badge in {json.dumps(badge, sort_keys=True, default=str): badge for badge in badges}.values():
+            cells.append([block, *_badge(badge)])
+    caption = (
+        "The path that computed each block, and its largest error against the loop over `step`, on the run's device"
+    )
+    header = ["block", "path", "largest error", "device", "told"]
+    return Table("parity", caption, header, cells).without_empty_columns()
+
+
+def _badge(badge: dict[str, Any] | None) -> list[str]:
+    if not badge:
+        return ["not stored", "", "", ""]
+    error = badge.get("max_error")
+    shown = f"{error:.2g}" if isinstance(error, int | float) else ""
+    return [
+        str(badge.get("path", "")),
+        shown,
+        str(badge.get("device", "")),
+        str(badge.get("checked", badge.get("why", ""))),
+    ]
+
+
+def reproduction(sweep: Sweep) -> str:
+    """Return shell commands that write the sweep file and run it, ready to be copied."""
+    tree = {key: value for key, value in sweep.plan.items() if key not in NOT_IN_A_SWEEP_FILE}
+    name = str(tree.get("name", ""))
+    file = f"{name}.yaml" if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name) else "sweep.yaml"
+    lines = []
+    commits = [commit for commit in _values(sweep, "commit") if commit != "None"]
+    clean = [commit for commit in commits if re.fullmatch(r"[0-9a-f]{7,40}", commit)]
+    if len(commits) == 1 and clean:
+        lines.append(f"git checkout {commits[0]}")
+    elif commits:
+        told = one_line(", ".join(commits))  # a second line would be a command
+        lines.append(f"# the runs were made at {told}; no single clean commit makes them all again")
+    lines.append(f"cat > {file} <<'END'")
+    lines.append(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).rstrip("\n"))
+    lines += ["END", f"rad-bench sweep {file}"]
+    if "merged" in sweep.plan:
+        lines.append("# merged from several sweeps, of which this file is the first's")
+    return "\n".join(lines)

@@ -1,0 +1,241 @@
+"""What lies in a sweep's folder, read once and checked: nothing that a file holds may surprise what comes after."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pandas.api import types
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rad_bench.errors import UserError, one_line
+from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.report.statistics import episode_means
+from rad_bench.results_folder import check_links, check_name, read_plan
+from rad_bench.run_folder import RunFolder
+
+ORDER = ("none", "lstm", "mamba2", "ttt", "attention")  # others follow in alphabetical order, controls last
+TEXTS = ("run", "block", "task", "intervention", "kind", "card")
+NUMBERS = ("seed", "episode", "frame", "gap", "psnr", "mse")
+FURTHER_NUMBERS = ("ssim", "lpips", "self_revisit", "self_other", "self_neighbour")  # where they were measured
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class _Counts(_Part):
+    memory: int
+    trunk: int
+
+
+class _Match(_Part):
+    by: str
+    budget: int | None
+    residual: float | None
+
+
+class _Training(_Part):
+    seconds_per_step: float
+
+
+class _Rollout(_Part):
+    seconds_per_frame_start: float
+    seconds_per_frame_end: float
+
+
+class _Metrics(_Part):
+    card: str
+    psnr: str
+    ssim: str
+    lpips: str
+
+
+class _Data(_Part):
+    name: str
+    identity: str
+
+
+class _Strips(_Part):
+    episodes: list[int]
+    frames: list[int]
+
+
+class _Result(_Part):
+    """What the report needs of result.json; whatever else it holds is left as it is."""
+
+    block: str
+    seed: int
+    axes: dict[str, Any] = {}
+    parameters: _Counts
+    match: _Match
+    flops_per_frame: _Counts
+    state_bytes: dict[int, int] = Field(min_length=1)
+    training: _Training
+    rollout: _Rollout
+    peak_memory_bytes: float
+    trunk_hash: str
+    metrics: _Metrics
+    reach: int
+    data: _Data
+    episodes: int
+    device: str
+    strips: dict[str, _Strips] = {}
+    probe: dict[str, float] = {}
+    parity: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep's folder holds."""
+
+    folder: Path
+    frames: pd.DataFrame
+    results: list[dict[str, Any]]  # of the runs in `frames`, in the order in which they were planned
+    plan: dict[str, Any]  # sweep.yaml
+    failures: dict[str, str]  # planned runs that have no part in `frames` -> why
+
+    @property
+    def tasks(self) -> list[str]:
+        """Return the tasks, the headline's first."""
+        return list(dict.fromkeys(self.frames["task"]))
+
+    @property
+    def blocks(self) -> list[str]:
+        """Return the blocks in the report's order; forms of one block stand together, as they were planned."""
+        rank = {name: place for place, name in enumerate(ORDER)}
+        planned = {label: place for place, label in enumerate(dict.fromkeys(r["block"] for r in self.results))}
+
+        def place(label: str) -> tuple[Any, ...]:
+            name = base_name(label)
+            return label in CONTROLS, rank.get(name, len(ORDER)), name, planned.get(label, len(planned)), label
+
+        return sorted(self.frames["block"].unique(), key=place)
+
+    def revisits(self, task: str, block: str, intervention: str = "keep", column: str = "psnr") -> pd.Series:
+        """Return a block's mean over revisit frames, indexed by (seed, episode)."""
+        frames = self.frames
+        own = (frames["task"] == task) & (frames["block"] == block) & (frames["intervention"] == intervention)
+        return episode_means(frames[own & (frames["kind"] == "revisit")], column)
+
+    def results_of(self, block: str) -> list[dict[str, Any]]:
+        """Return the results of a block's runs, one a seed."""
+        return [result for result in self.results if result["block"] == block]
+
+
+def base_name(block: str) -> str:
+    """Return a block's name without options and other axes: `ttt(inner=mlp) / window=2` -> `ttt`."""
+    return block.split(" / ")[0].split("(")[0]
+
+
+def form_name(block: str) -> str:
+    """Return what distinguishes a form from others: `ttt(inner=mlp) / window=2` -> `inner=mlp, window=2`."""
+    name, _, others = block.partition(" / ")
+    options = name.partition("(")[2].removesuffix(")")
+    return ", ".join(part for part in (options, *others.split(" / ")) if part)
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Read a sweep's folder. Raises `UserError` if what it holds is no sweep's, or names what lies elsewhere."""
+    table = folder / "frames.parquet"
+    frames = read_frames(table)
+    labels = {label: one_line(label) for label in frames["block"].unique()}  # a sweep would not give others
+    frames = frames.assign(block=frames["block"].map(labels))
+    plan = read_plan(folder) if (folder / "sweep.yaml").exists() else {}
+    planned = plan.get("planned", [])
+    for name in {*frames["run"], *frames["task"]}:
+        check_name(name, table)
+    place = {name: number for number, name in enumerate(planned)}
+    runs = sorted(set(frames["run"]), key=lambda name: (place.get(name, len(place)), name))
+    for run in {*runs, *planned}:
+        check_links(folder / "runs" / run, folder)
+    results = [read_result(folder / "runs" / run / "result.json") for run in runs]
+    failures = {name: _why_missing(folder / "runs" / name) for name in planned if name not in runs}
+    return Sweep(folder, frames, results, plan, failures)
+
+
+def read_run(folder: Path) -> pd.DataFrame:
+    """Return the frames of a finished run. Raises `UserError` if they, or its result, cannot be read."""
+    paths = RunFolder(folder)
+    read_result(paths.result)
+    frames = read_frames(paths.frames)
+    if set(frames["run"]) != {folder.name}:
+        raise UserError(f"{paths.frames}: holds frames of another run, '{frames['run'].iloc[0]:.80}'.")
+    return frames
+
+
+def read_frames(path: Path) -> pd.DataFrame:
+    """Read a table of frames. Raises `UserError` if it is none."""
+    try:
+        frames = pd.read_parquet(path)
+    except Exception as error:  # a spoilt file makes pyarrow raise many things, and pandas more
+        raise UserError(f"{path}: cannot be read: {error}.") from None
+    missing = {*TEXTS, *NUMBERS} - {*frames}
+    if missing or not len(frames):
+        raise UserError(f"{path}: is no table of frames: it has no {', '.join(sorted(missing)) or 'rows'}.")
+    for column in (*TEXTS, *NUMBERS, *FURTHER_NUMBERS):
+        if column in frames and not _fits(frames[column], column):
+            raise UserError(
+                f"{path}: is no table of frames: its column '{column}' is {frames[column].dtype}, or has gaps."
+            )
+    return frames
+
+
+def _fits(values: pd.Series, column: str) -> bool:
+    if column in TEXTS:
+        return pd.api.types.infer_dtype(values, skipna=False) == "string"
+    if column in ("seed", "episode", "frame"):
+        return types.is_integer_dtype(values) and not values.isna().any()
+    return types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read a run's result. What it says of its own name is not believed: files are found by it. Raises `UserError`."""
+    try:
+        found = _Result.model_validate(json.loads(path.read_text(encoding="utf-8"))).model_dump()
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(map(str, problem["loc"])) or "the file"
+        raise UserError(f"{path}: is not the result of a run: {key}: {problem['msg']}.") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: is not the result of a run: {type(error).__name__}: {error}.") from None
+    for task in found["strips"]:
+        check_name(task, path)  # it becomes part of the names of files
+    return {**found, "run": path.parent.name, "block": one_line(found["block"])}
+
+
+def read_losses(path: Path) -> tuple[pd.Series, str | None]:
+    """Return a run's training loss by step, from its log, and what of that log could not be read."""
+    losses: dict[int, float] = {}
+    spoilt = 0
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        return pd.Series(dtype=float), f"{path.parent.name}/{path.name}: {error.strerror}"
+    for line in lines:
+        try:
+            record = json.loads(line)
+            if record["phase"] == "training":
+                losses[int(record["step"])] = float(record["loss"])
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+            spoilt += 1  # half a line, written when a process died, or what no run wrote
+    told = f"{path.parent.name}/{path.name}: {spoilt} of {len(lines)} lines cannot be read" if spoilt else None
+    return pd.Series(losses, dtype=float).sort_index(), told
+
+
+def _why_missing(run: Path) -> str:
+    """Return why a planned run has no part in the frames."""
+    if RunFolder(run).is_done:
+        try:
+            read_run(run)
+        except UserError as error:
+            return str(error)
+        return "finished, and not yet gathered; `rad-bench report` does"
+    try:
+        lines = RunFolder(run).failure.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return one_line(lines[-1]) if lines else "not finished"

@@ -1,0 +1,136 @@
+"""A table of the report, once, in a form that becomes Markdown, LaTeX and HTML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+import numpy as np
+
+from rad_bench.errors import one_line
+from rad_bench.report.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text; `bold` names the rows and columns to emphasise."""
+
+    name: str
+    caption: str
+    header: list[str]
+    cells: list[list[str]]
+    bold: set[tuple[int, int]] = field(default_factory=set)
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """Return the numbers of the rows of each task, which are apart; all together where there is no task."""
+        column = self.header.index("task") if "task" in self.header else None
+        tasks = ["" if column is None else line[column] for line in self.cells]
+        return [list(rows) for _, rows in groupby(range(len(tasks)), tasks.__getitem__)]
+
+    def without_empty_columns(self) -> Table:
+        """Return the table without the columns in which nothing stands."""
+        kept = [c for c in range(len(self.header)) if any(line[c] for line in self.cells)]
+        bold = {(row, kept.index(column)) for row, column in self.bold if column in kept}
+        cells = [[line[c] for c in kept] for line in self.cells]
+        return replace(self, header=[self.header[c] for c in kept], cells=cells, bold=bold)
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        rows = self._written(_markdown, "**{}**")
+        lines = [[_markdown(cell) for cell in self.header], ["---"] + ["--:"] * (len(self.header) - 1), *rows]
+        return f"{self.caption}\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+    def latex(self) -> str:
+        """Return the table in LaTeX, with booktabs."""
+        rows = self._written(_latex, r"\textbf{{{}}}")
+        parts = ["".join(" & ".join(rows[r]) + " \\\\\n" for r in group) for group in self.groups]
+        columns = "l" + "r" * (len(self.header) - 1)
+        return (
+            f"% {self.caption}\n% \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n"
+            + self._latex_header()
+            + "\\midrule\n"
+            + "\\midrule\n".join(parts)
+            + "\\bottomrule\n\\end{tabular}\n"
+        )
+
+    def _latex_header(self) -> str:
+        """Return the header's lines; columns of one task, `retrieval: a`, `retrieval: b`, get a common heading."""
+        parts = [("", "", cell) if ": " not in cell else cell.partition(": ") for cell in self.header]
+        line = " & ".join(_latex(below) for *_, below in parts) + " \\\\\n"
+        if not any(above for above, *_ in parts):
+            return line
+        heads, rules, column = [], [], 1
+        for above, group in groupby(parts, key=lambda part: part[0]):
+            width = len(list(group))
+            heads.append(f"\\multicolumn{{{width}}}{{c}}{{{_latex(above)}}}")
+            rules += [f"\\cmidrule(lr){{{column}-{column + width - 1}}}"] if above else []
+            column += width
+        return " & ".join(heads) + " \\\\\n" + "".join(rules) + "\n" + line
+
+    def _written(self, escape: Callable[[str], str], emphasis: str) -> list[list[str]]:
+        return [
+            [
+                emphasis.format(escape(cell)) if cell and (row, column) in self.bold else escape(cell)
+                for column, cell in enumerate(line)
+            ]
+            for row, line in enumerate(self.cells)
+        ]
+
+
+def show(value: Estimate | None, digits: int = 2, signed: bool = False) -> str:
+    """Write an estimate as `mean [low, high]`."""
+    if value is None or not np.isfinite(value.mean):
+        return ""
+    mean = number_text(value.mean, digits, signed)
+    if not np.isfinite(value.low):
+        return mean
+    return f"{mean} [{number_text(value.low, digits)}, {number_text(value.high, digits)}]"
+
+
+def p_text(p: float) -> str:
+    """Write a p-value; NaN is one that a single seed cannot give."""
+    if not np.isfinite(p):
+        return "one seed"
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
+
+
+def byte_text(count: float) -> str:
+    """Write a number of bytes with its nearest unit."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def number_text(value: float, digits: int = 2, signed: bool = False) -> str:
+    """Write a number, nothing for NaN, and no sign before a zero."""
+    if not np.isfinite(value):
+        return ""
+    rounded = round(value, digits) + 0.0
+    return f"{rounded:+.{digits}f}" if signed and rounded else f"{rounded:.{digits}f}"
+
+
+def listing(names: list[str]) -> str:
+    """Write `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _markdown(text: str) -> str:
+    """Escape what Markdown would read as markup, HTML or mathematics; brackets only where they could be a link."""
+    return re.sub(r"([\\`*_<&$|~]|(?<=\])[(\[:])", r"\\\1", one_line(text))
+
+
+_LATEX = {character: "\\" + character for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    text = "".join(_LATEX.get(character, character) for character in one_line(text))
+    text = re.sub(r"(?<![^\s\[])-(?=\d)", "$-$", text)  # a minus, not a hyphen
+    return "{}" + text if text.startswith(("[", "*")) else text  # at a line's start they would be `\\`'s

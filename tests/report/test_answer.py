@@ -1,0 +1,100 @@
+"""The answer says what the statistics carry, and no more."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from rad_bench.report.ablation import ablation_rows
+from rad_bench.report.answer import answer
+from rad_bench.report.reading import read_sweep
+from rad_bench.report.summary import summarise
+from tests.report.synthetic import write_sweep
+
+
+def parts(folder):
+    sweep = read_sweep(folder)
+    told = answer(sweep, *summarise(sweep), ablation_rows(sweep))
+    return {question: " ".join(sentences) for question, sentences in told}
+
+
+def test_the_three_parts_of_the_question_are_answered(tmp_path):
+    told = parts(write_sweep(tmp_path, swap_loss={"none": 0.0, "lstm": 6.0, "mamba2": 7.0}))
+    assert list(told) == ["Which memory?", "How sure?", "At what cost?"]
+    assert "On retrieval, mamba2 is best: 21.0 dB" in told["Which memory?"]
+    assert "mamba2 leads lstm by" in told["How sure?"] and ": told apart" in told["How sure?"]
+    assert "All that carry a memory lose 6.0 to 7.0 dB" in told["How sure?"]
+    assert "lstm carries a state that grows to 51.2 kB and takes 1 ms a frame" in told["At what cost?"]
+    assert "none carries nothing" in told["At what cost?"]
+
+
+def test_blocks_that_cannot_be_told_apart_are_never_called_best(tmp_path):
+    told = parts(write_sweep(tmp_path, base={"none": 12.0, "lstm": 20.0, "mamba2": 20.0}, swap_loss=dict.fromkeys(
+        ("none", "lstm", "mamba2"), 5.0)))  # fmt: skip
+    assert "2 of 3 cannot be told apart at the top" in told["Which memory?"]
+    assert "is best" not in told["Which memory?"] and "not told apart" in told["How sure?"]
+
+
+def test_a_leader_that_ignores_its_memory_is_said_to(tmp_path):
+    told = parts(write_sweep(tmp_path))  # mamba2 is highest and loses nothing by a swap
+    assert "But mamba2 is not shown to use its memory." in told["Which memory?"]
+    assert "Not shown to use their memory: mamba2." in told["How sure?"]
+
+
+def test_one_seed_ranks_nothing(tmp_path):
+    told = parts(write_sweep(tmp_path, seeds=(0,)))
+    assert "is highest" in told["Which memory?"] and "no ranking" in told["Which memory?"]
+    assert "is best" not in str(told) and "p =" not in str(told)
+    assert "evaluation noise only" in told["How sure?"]
+    assert ": told apart" not in told["How sure?"]
+
+
+def test_none_on_top_means_that_no_memory_is_shown_to_help(tmp_path):
+    told = parts(write_sweep(tmp_path, base={"none": 18.0, "lstm": 18.0}, swap_loss={"none": 0.0, "lstm": 0.0}))
+    assert "no memory is shown to do better than none" in told["Which memory?"]
+
+
+def test_missing_runs_and_blocks_with_fewer_seeds_are_named_in_the_answer(tmp_path):
+    folder = write_sweep(tmp_path, failed=["ttt-seed0"])
+    frames = pd.read_parquet(folder / "frames.parquet")
+    frames[~frames["run"].isin(["lstm-seed1", "lstm-seed2"])].to_parquet(folder / "frames.parquet")
+    told = parts(folder)["How sure?"]
+    assert "3 of 10 planned runs are missing" in told
+    assert "Fewer seeds than the others have: lstm (1)" in told
+
+
+@pytest.fixture
+def axes(tmp_path):
+    base = {
+        f"{memory} / window={w}": 12.0 + (6.0 if memory == "lstm" else 0.0)
+        for memory in ("none", "lstm")
+        for w in (1, 3)
+    }
+    folder = write_sweep(tmp_path, base=base, swap_loss={label: label.startswith("lstm") * 5.0 for label in base})
+    for path in folder.glob("runs/*/result.json"):
+        result = json.loads(path.read_text())
+        memory, _, window = result["block"].partition(" / window=")
+        path.write_text(json.dumps({**result, "axes": {"memory": memory, "trunk.window": int(window), "seed": 0}}))
+    return folder
+
+
+def test_a_sweep_over_axes_is_answered_axis_by_axis(axes):
+    told = parts(axes)["Which memory?"]
+    assert "On retrieval, axis memory, against none: lstm gives +" in told
+    assert "shown at all 2 settings of the rest" in told
+    assert "On retrieval, axis trunk.window, against 1: 3 gives" in told
+    assert "shown at none of 2 settings of the rest" in told
+
+
+def test_sizes_of_blocks_are_axes_of_their_own(tmp_path):
+    base = {"ttt(head_dim=8)": 16.0, "ttt(head_dim=16)": 18.0, "lstm(hidden=8)": 14.0, "lstm(hidden=32)": 14.0}
+    folder = write_sweep(tmp_path, base=base, swap_loss=dict.fromkeys(base, 3.0))
+    for path in folder.glob("runs/*/result.json"):
+        result = json.loads(path.read_text())
+        name, _, option = result["block"].removesuffix(")").partition("(")
+        key, _, value = option.partition("=")
+        axes = {"memory": {"name": name, key: int(value)}, "seed": result["seed"]}
+        path.write_text(json.dumps({**result, "axes": axes}))
+    told = parts(folder)["Which memory?"]
+    assert "axis ttt.head_dim, against 8: 16 gives +2" in told or "axis ttt.head_dim, against 16: 8 gives -2" in told
+    assert "axis lstm.hidden" in told and "not shown" in told

@@ -1,0 +1,122 @@
+"""Files of runs that are spoilt or half written: told in a paragraph, never a traceback."""
+
+import json
+import sys
+
+import pandas as pd
+import pytest
+
+from rad_bench import cli
+from rad_bench.config import RunConfig
+from rad_bench.errors import UserError
+from rad_bench.report.reading import form_name, read_frames, read_losses, read_result, read_run
+from rad_bench.run_folder import Run, save_run
+from tests.report.synthetic import write_sweep
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A sweep as it lies on disk, each run with its own frames."""
+    folder = write_sweep(tmp_path / "sweep", base={"none": 12.0, "lstm": 18.0}, horizon=6, episodes=3)
+    frames = pd.read_parquet(folder / "frames.parquet")
+    for path in (folder / "runs").iterdir():
+        save_run(Run(path.name, path.name, {}, RunConfig(), "0" * 64), path)
+        frames[frames["run"] == path.name].to_parquet(path / "frames.parquet")
+    return folder
+
+
+SPOILT = {
+    "result.json": [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"block": 3}'],
+    "frames.parquet": [b"", b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1"],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, content) for name, all_ in SPOILT.items() for content in all_])
+def test_a_run_with_a_spoilt_file_is_refused_by_that_file(folder, name, content):
+    (folder / "runs" / "lstm-seed1" / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"lstm-seed1/{name}: "):
+        read_run(folder / "runs" / "lstm-seed1")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("name", ["result.json", "frames.parquet"])
+def test_half_a_file_is_refused(folder, name, share):
+    spoilt = folder / "runs" / "lstm-seed1" / name
+    spoilt.write_bytes(spoilt.read_bytes()[: int(spoilt.stat().st_size * share)])
+    with pytest.raises(UserError, match=f"lstm-seed1/{name}: "):
+        read_run(spoilt.parent)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda f: f.drop(columns="kind"), lambda f: f.assign(psnr="loud"), lambda f: f.assign(block=None), lambda f: f[:0],
+     lambda f: f.assign(seed=f["seed"].astype(float)), lambda f: f.assign(run="another")],
+)  # fmt: skip
+def test_frames_of_another_shape_are_refused(folder, change):
+    path = folder / "runs" / "lstm-seed1" / "frames.parquet"
+    change(pd.read_parquet(path)).to_parquet(path)
+    with pytest.raises(UserError, match=r"lstm-seed1/frames\.parquet: (is no table of frames|holds frames of another)"):
+        read_run(path.parent)
+
+
+def test_spoilt_runs_are_among_the_missing_and_the_others_are_reported(folder, monkeypatch, capsys):
+    (folder / "runs" / "lstm-seed1" / "result.json").write_bytes(b'{"block": ')
+    (folder / "runs" / "none-seed2" / "frames.parquet").write_bytes(b"PAR1")
+    (folder / "runs" / "lstm-seed0" / "log.jsonl").write_bytes(b"\xff\n[]\n3\n")
+    monkeypatch.setattr(sys, "argv", ["rad-bench", "report", str(folder)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    told = capsys.readouterr().err.splitlines()
+    page = (folder / "report" / "index.html").read_text()
+    for run, name in {"lstm-seed1": "result.json", "none-seed2": "frames.parquet"}.items():
+        (line,) = [line for line in told if line.startswith(run)]
+        assert "unreadable" in line and f"{run}/{name}" in line
+        assert f"{run}/{name}" in page
+    assert "2 planned runs are missing" in page
+    assert "lstm-seed0/log.jsonl: 3 of 3 lines cannot be read" in page
+    summary = pd.read_csv(folder / "summary.csv").set_index(["block", "task"])["seeds"]
+    assert summary["lstm", "retrieval"] == summary["none", "retrieval"] == 2
+
+
+@pytest.mark.parametrize("key", ["seed", "parameters", "state_bytes", "match", "rollout", "metrics", "trunk_hash"])
+@pytest.mark.parametrize("value", [None, "x", [1], {}])
+def test_a_result_of_another_shape_names_its_file_and_key(folder, key, value):
+    path = folder / "runs" / "lstm-seed1" / "result.json"
+    if key == "trunk_hash" and value == "x":
+        pytest.skip("a hash like any other")
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(UserError, match=rf"lstm-seed1/result.json: is not the result of a run: {key}"):
+        read_result(path)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "\udcff", "[]", "3", "null", '{"phase": "training"}', '{"phase": "training", "step": "x", "loss": 1}']
+)
+def test_a_line_that_is_no_record_is_counted_and_not_fatal(tmp_path, line):
+    log = tmp_path / "log.jsonl"
+    log.write_text(line + '\n{"phase": "training", "step": 10, "loss": 0.5}\n', errors="surrogateescape")
+    losses, told = read_losses(log)
+    assert losses.to_dict() == {10: 0.5} and "1 of 2 lines cannot be read" in told
+
+
+def test_half_a_line_of_a_log_leaves_the_others(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"phase": "training", "step": 10, "loss": 0.5}\n{"phase": "evaluation", "done": 1}\n{"phase": "tr')
+    losses, told = read_losses(log)
+    assert losses.to_dict() == {10: 0.5} and told.endswith("1 of 3 lines cannot be read")
+    log.unlink()
+    assert read_losses(log)[0].empty and "No such file" in read_losses(log)[1]
+
+
+def test_a_folder_of_frames_names_what_is_missing(folder):
+    frames = pd.read_parquet(folder / "frames.parquet").drop(columns=["mse", "gap"])
+    frames.to_parquet(folder / "frames.parquet")
+    with pytest.raises(UserError, match=r"frames\.parquet: is no table of frames: it has no gap, mse"):
+        read_frames(folder / "frames.parquet")
+
+
+def test_forms_of_a_block_are_told_by_options_and_axes():
+    assert form_name("ttt(inner=mlp) / window=2") == "inner=mlp, window=2"
+    assert form_name("mamba2 / window=2 / clip=24") == "window=2, clip=24"
+    assert form_name("lstm") == ""
