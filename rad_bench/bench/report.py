@@ -11,7 +11,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from rad_bench.bench import blocks, metrics, rollout
+from rad_bench.bench import blocks, metrics, rollout, seeds
 from rad_bench.bench.race import Outcome, Race, run
 from rad_bench.bench.scaling import Prediction
 from rad_bench.distributed import Group
@@ -19,7 +19,7 @@ from rad_bench.environment import be_deterministic, choose_device, environment
 from rad_bench.errors import UserError
 
 KINDS: dict[str, Callable[[torch.device], Iterator[Race]]] = {
-    "blocks": blocks.races, "rollout": rollout.races, "metrics": metrics.races,
+    "blocks": blocks.races, "rollout": rollout.races, "metrics": metrics.races, "seeds": seeds.races,
 }  # fmt: skip
 
 
