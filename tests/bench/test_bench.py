@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from blocks.lstm import LSTM
 from blocks.memory import Path, kernels_are_off
-from rad_bench.bench import blocks, metrics, race, report, rollout, seeds
+from rad_bench.bench import blocks, metrics, race, report, rollout, seeds, step
 from rad_bench.bench.race import Race
 from rad_bench.cli import cli
 from rad_bench.registry import block_names
@@ -94,3 +94,10 @@ def test_figures_are_stored_with_what_they_were_measured_on(tmp_path, monkeypatc
     record = json.loads((tmp_path / "metrics-cpu.json").read_text())
     assert record["environment"]["device"].startswith("cpu")
     assert record["races"][0]["ratio"] > 0
+
+
+def test_steps_with_and_without_memory_train_and_tell_their_flops():
+    for found in itertools.islice(step.races(CPU), 2):
+        first, second = float(found.other()[0]), float(found.other()[0])
+        assert second < first  # the same clips once more
+        assert found.notes["times_the_flops"] > 1

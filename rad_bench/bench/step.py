@@ -1,0 +1,61 @@
+"""What a memory adds to a training step, in time and in FLOPs, at the preset of memory_blocks.yaml.
+
+The whole step: clips (prepared before), noise, forward, backward, clipping, optimiser, average. FLOPs are those of the
+forward pass; the backward pass of a product has twice as many on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rad_bench.bench.race import Race
+from rad_bench.bench.seeds import BUDGET
+from rad_bench.config import LaunchConfig, RunConfig
+from rad_bench.data import Episodes, open_dataset
+from rad_bench.distributed import Group
+from rad_bench.model.budget import ModelPlan, build_trunk
+from rad_bench.model.codec import open_codec
+from rad_bench.registry import block_names
+from rad_bench.training import Trainer, make_trainer
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """A trainer that takes the same step again and again."""
+
+    trainer: Trainer
+    clips: Episodes
+    plan: ModelPlan
+
+    def __call__(self) -> Sequence[Tensor]:
+        return [self.trainer.step(self.clips, 0)]
+
+    @property
+    def flops(self) -> int:
+        """A frame, forward."""
+        return self.plan.memory_flops + self.plan.trunk_flops
+
+
+def races(device: torch.device) -> Iterator[Race]:
+    """Yield a step without memory against one with each built-in block."""
+    bare = stepping("none", device)
+    for name in block_names():
+        if name != "none":
+            full = stepping(name, device)
+            notes = {"times_the_flops": full.flops / bare.flops}
+            yield Race("a training step without memory", f"with {name}", bare, full, None, notes=notes)
+
+
+def stepping(name: str, device: torch.device) -> Stepping:
+    """Return training steps of the preset around the named block."""
+    run = RunConfig.model_validate({"memory": name, "match": {"by": "parameters", "budget": BUDGET}})
+    dataset = open_dataset(run.data)
+    codec = open_codec(run.autoencoder, dataset.frame_shape)
+    trunk, plan = build_trunk(run, codec.frame_shape, dataset.action_size)
+    trainer = make_trainer(run, trunk.to(device), codec, device, LaunchConfig(), Group())
+    clips = dataset.training_batch(0, 0, run.training.batch, run.training.frames)
+    return Stepping(trainer, clips, plan)
