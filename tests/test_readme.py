@@ -21,6 +21,9 @@ FEW = (
 )
 SMALLER = (  # what is asked for, and what is run instead
     (r"^(rad-bench sweep .*)$", rf"\1 {FEW}"),
+    (r"(sweeps/memory_blocks.yaml) --only", r"\1 --only memory=none --only memory=mamba2 --only memory=attention --only"),
+    (r"(sweeps/memory_maze.yaml)", r"\1 --only memory=none"),
+    (r"(--set name=mine)", r"\1 --only memory=my_block.py:GRU"),
     (r"--episodes 40 --steps 500", "--episodes 3 --steps 40"),
     (
         r"slurm.partition=gpu",
