@@ -19,9 +19,10 @@ FEW = (
     "run.training.loss_from=4 --set run.evaluation.episodes=2 --set run.evaluation.context=8 --set "
     "run.evaluation.horizon=4 --set run.evaluation.probe=0"
 )
+SHOWN = ("none", "mamba2", "attention")  # blocks that the README looks at
 SMALLER = (  # what is asked for, and what is run instead
     (r"^(rad-bench sweep .*)$", rf"\1 {FEW}"),
-    (r"(sweeps/memory_blocks.yaml) --only", r"\1 --only memory=none --only memory=mamba2 --only memory=attention --only"),
+    (r"(sweeps/memory_blocks.yaml) --only", rf"\1 {' '.join(f'--only memory={name}' for name in SHOWN)} --only"),
     (r"(sweeps/memory_maze.yaml)", r"\1 --only memory=none"),
     (r"(--set name=mine)", r"\1 --only memory=my_block.py:GRU"),
     (r"--episodes 40 --steps 500", "--episodes 3 --steps 40"),
