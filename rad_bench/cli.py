@@ -10,7 +10,9 @@ from typing import Any
 import click
 
 from rad_bench import __version__
+from rad_bench.cli_blocks import bench, blocks, check
 from rad_bench.cli_data import data
+from rad_bench.console import print_table
 from rad_bench.errors import UserError, did_you_mean, one_line
 
 
@@ -97,7 +99,7 @@ def plan(file: Path, out: Path, overrides: tuple[str, ...], only: tuple[str, ...
     from rad_bench.sweep.plan import costs_table, estimate_costs, time_lines
 
     costs, start = estimate_costs(models, config.launch, folder), start_seconds()
-    _print(costs_table(models, costs, start), 120)
+    print_table(costs_table(models, costs, start), 120)
     click.echo(time_lines(models, costs, start, config.launch))
 
 
@@ -113,7 +115,7 @@ def status(folder: Path) -> None:
     table = Table("run", "state", "progress", "detail")
     for found in statuses:
         table.add_row(found.name, found.state, f"{found.share:.0%}", one_line(found.detail))
-    _print(table)
+    print_table(table)
     states = collections.Counter(found.state for found in statuses)
     click.echo(", ".join(f"{count} {state}" for state, count in states.items()))
     if silence:
@@ -163,82 +165,7 @@ def compare(first: Path, second: Path) -> None:
     table = Table("task", "block", "seeds", "difference, dB (95 %)")
     for task, block, value in differences(first, second):
         table.add_row(task, block, str(value.seeds), show(value, signed=True))
-    _print(table)
-
-
-@cli.command()
-@click.argument("block", required=False)
-@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the block. Repeatable.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda; without BLOCK.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/check"), show_default=True,
-              help="Folder of the figures; without BLOCK.")  # fmt: skip
-def check(block: str | None, options: tuple[str, ...], device: str, out: Path) -> None:
-    """Hold BLOCK (a name, file.py:Class or module:Class) to the contract of memory blocks.
-
-    Without BLOCK: hold all built-in ones to it on this machine's device, in fp32, and set what computes there against
-    the reference, in fp32 and bf16.
-    """
-    if block is None:
-        if options:
-            raise UserError("--option: it needs to be told of which BLOCK.")
-        return _check_on_device(device, out)
-    from rich.table import Table
-
-    from blocks.contract import check_block
-    from rad_bench.config import MemoryConfig
-    from rad_bench.registry import check_options, find_block
-    from rad_bench.sweep.load import split_assignment
-
-    given = dict(split_assignment(text, "--option") for text in options)
-    outcomes = check_block(find_block(block), check_options(MemoryConfig(name=block, options=given)))
-    table = Table("check", "", "detail")
-    for outcome in outcomes:
-        table.add_row(outcome.name, "pass" if outcome.passed else "FAIL", outcome.detail)
-    _print(table)
-    failed = sum(not outcome.passed for outcome in outcomes)
-    if failed:
-        raise SystemExit(
-            f"{block}: {failed} of {len(outcomes)} checks failed; the block must not be compared with others."
-        )
-    click.echo(f"{block}: all {len(outcomes)} checks passed.")
-
-
-def _check_on_device(device: str, out: Path) -> None:
-    from rad_bench.parity import check_on_device, check_table
-    from rad_bench.registry import block_names
-
-    found = check_on_device(block_names(), device, out, lambda name: click.echo(f"  {name}", err=True))
-    click.echo(f"figures: {out}")
-    _print(check_table(found))
-    if failed := sorted({each.block for each in found if not each.passed}):
-        raise SystemExit(f"{', '.join(failed)}: what computes here is not what `step` says.")
-
-
-@cli.command()
-@click.option("--device", default="auto", show_default=True, help="Which paths are told: those on auto, cpu or cuda.")
-def blocks(device: str) -> None:
-    """List the built-in blocks, their options, and what computes them on this machine."""
-    import torch
-    from rich.table import Table
-
-    from rad_bench.distributed import Group
-    from rad_bench.environment import choose_device, device_name
-    from rad_bench.registry import block_names, block_options, find_block
-
-    place = choose_device(device, Group())
-    table, paths = Table("block", "what it is", "options (default)", "sized by"), []
-    for name in block_names():
-        block = find_block(name)
-        fields = block_options(block).model_fields.items()
-        options = ", ".join(f"{key} ({field.default})" for key, field in fields)
-        summary = (block.__doc__ or "").strip().splitlines()[0]
-        table.add_row(name, summary, options or "none", block.size_option or "-")
-        path = block(8).path(place, torch.float32)
-        paths.append(f"  {name}: {path.name}; {path.why}" if path.why else f"  {name}: {path.name}")
-    _print(table)
-    click.echo(f"What computes them on {device_name(place)}, in fp32:")
-    click.echo("\n".join(paths))
-    click.echo("`rad-bench check` sets each against the reference, the loop over `step`.")
+    print_table(table)
 
 
 @cli.command()
@@ -290,46 +217,15 @@ def play(run: Path, port: int) -> None:
     serve(World(load_trained(run)), port, click.echo)
 
 
-@cli.command()
-@click.argument("kinds", nargs=-1, type=click.Choice(["blocks", "rollout", "metrics", "seeds", "step", "scaling"]))
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--seconds", type=click.FloatRange(0.01, 600), default=2.0, show_default=True, help="Of each comparison.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/bench"), show_default=True,
-              help="Folder of the figures.")  # fmt: skip
-def bench(kinds: tuple[str, ...], device: str, seconds: float, out: Path) -> None:
-    """Compare speeds as ratios, each side by side in one process; all such KINDS if none is named.
-
-    `scaling` predicts, from counts and measurements here, what a model of RAD's size would need.
-    """
-    from rad_bench.bench import report, scaling
-
-    for kind in kinds or tuple(report.KINDS):
-        if kind == "scaling":
-            predictions = [scaling.predict(block) for block in scaling.BLOCKS]
-            _print(scaling.table(predictions))
-            click.echo(f"figures: {report.store(kind, predictions, 'cpu', out)}")
-            continue
-        outcomes = report.bench(kind, device, seconds, lambda name: click.echo(f"  {name}", err=True))
-        _print(report.table(kind, outcomes))
-        click.echo(f"figures: {report.store(kind, outcomes, device, out)}")
-
-
-cli.add_command(data)
-
-
-def _print(table: Any, width: int = 160) -> None:
-    """Print a table, `width` columns wide where there is no terminal to say."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else width  # type: ignore[assignment]
-    Console(width=width, markup=False, emoji=False).print(table)  # `[x]` and `:x:` in cells mean themselves
+for verb in (data, check, blocks, bench):
+    cli.add_command(verb)
 
 
 def _print_models(runs: list[Any], sweep: Any, folder: Path) -> list[Any]:
     from rad_bench.sweep.plan import disk_line, models_table, plan_sweep
 
     models = plan_sweep(runs, folder)
-    _print(models_table(models), 120)
+    print_table(models_table(models), 120)
     click.echo(disk_line(models, sweep.launch.parallel, folder))
     return models
 

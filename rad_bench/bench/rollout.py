@@ -10,10 +10,11 @@ from torch import Tensor
 
 from rad_bench.bench.race import Race
 from rad_bench.config import DiffusionConfig, TrunkConfig
+from rad_bench.model.cache import Cache
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_size
 from rad_bench.model.rollout import rollout
-from rad_bench.model.trunk import Cache, Trunk
+from rad_bench.model.trunk import Trunk
 from rad_bench.registry import block_names, find_block
 
 FRAME_SHAPE, ACTIONS, VIDEOS = (3, 32, 32), 4, 32

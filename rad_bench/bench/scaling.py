@@ -24,9 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rad_bench.config import RunConfig
 from rad_bench.model.budget import build_trunk, make_trunk
+from rad_bench.model.cache import Cache
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_size
-from rad_bench.model.trunk import Cache, Trunk
+from rad_bench.model.trunk import Trunk
 from rad_bench.training import make_optimiser
 
 LATENTS = (16, 18, 32)  # of a frame of Minecraft, as Open-Oasis encodes it: 144 tokens of patch 2

@@ -15,11 +15,12 @@ from torch import Tensor
 from blocks.memory import leaves, map_state
 from rad_bench.config import RunConfig
 from rad_bench.evaluation.tasks import Task
+from rad_bench.model.cache import Cache
 from rad_bench.model.codec import Codec
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_features
 from rad_bench.model.rollout import Rollout, frame_noise, rollout
-from rad_bench.model.trunk import Cache, Trunk
+from rad_bench.model.trunk import Trunk
 
 
 @dataclass(frozen=True)

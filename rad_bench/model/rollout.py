@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rad_bench.model.cache import Cache
 from rad_bench.model.diffusion import Diffusion
-from rad_bench.model.trunk import Cache, Trunk
+from rad_bench.model.trunk import Trunk
 
 
 @dataclass(frozen=True)

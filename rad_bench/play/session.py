@@ -24,10 +24,10 @@ from rad_bench.evaluation.interventions import read_context
 from rad_bench.evaluation.metrics import mse, psnr
 from rad_bench.evaluation.revisits import classify
 from rad_bench.evaluation.tasks import Task, make_task
+from rad_bench.model.cache import Cache
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_features
 from rad_bench.model.rollout import frame_noise, rollout
-from rad_bench.model.trunk import Cache
 from rad_bench.play.places import Floats, Place, Places, follow, open_places
 from rad_bench.trained import Trained
 
