@@ -232,8 +232,8 @@ def serve(world: World, port: int, say: Callable[[str], object]) -> None:
             f"--port {port}: cannot be opened on {ADDRESS} ({error.strerror}); choose another, or 0 for a free one."
         ) from None
     with server:
-        say(f"{world.trained.name}: http://{ADDRESS}:{server.server_port}/ (this machine only; Ctrl-C stops it)")
         try:
+            say(f"{world.trained.name}: http://{ADDRESS}:{server.server_port}/ (this machine only; Ctrl-C stops it)")
             server.serve_forever()
         except KeyboardInterrupt:
             server.walks.lock.acquire(timeout=LAST_STEP)  # let a step in progress end
