@@ -19,6 +19,7 @@ from rad_bench.registry import block_names, find_block
 from rad_bench.run import execute
 from rad_bench.run_folder import Run, RunFolder, save_run
 from rad_bench.training import Trainer
+from tests.sweep.faults import corrupted, truncated
 
 TINY = {
     "data": {"name": "rooms", "size": 16},
@@ -52,8 +53,20 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("at", [3, 7, 18])
-def test_a_run_killed_in_training_and_resumed_ends_with_the_same_bits(tmp_path, monkeypatch, finished, at):
+@pytest.mark.parametrize(
+    ("at", "spoilt", "names"),
+    [
+        (3, None, []),
+        (7, None, []),
+        (18, None, []),
+        (18, truncated, ["checkpoint.pt"]),
+        (18, corrupted, ["checkpoint.pt"]),
+        (18, truncated, ["checkpoint.pt", "checkpoint.before.pt"]),  # then from the start
+    ],
+)
+def test_a_run_killed_in_training_and_resumed_ends_with_the_same_bits(
+    tmp_path, monkeypatch, finished, at, spoilt, names, capsys
+):
     folder, real = start(tmp_path / "lstm-seed0", tiny()), Trainer.step
 
     def dies(trainer, episodes, number):
@@ -66,7 +79,10 @@ def test_a_run_killed_in_training_and_resumed_ends_with_the_same_bits(tmp_path, 
         execute(RunFolder(folder), LaunchConfig(loaders=2))
     assert not RunFolder(folder).is_done
     monkeypatch.undo()
+    for name in names:
+        spoilt(folder / name)
     execute(RunFolder(folder), LaunchConfig(loaders=0))  # who prepares the clips does not matter either
+    assert capsys.readouterr().err.count("is passed over") == len(names)
     for name, weight in load_file(finished / "model.safetensors").items():
         assert torch.equal(weight, load_file(folder / "model.safetensors")[name]), name
     pd.testing.assert_frame_equal(

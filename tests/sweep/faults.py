@@ -61,17 +61,23 @@ def killed_checkpoint(slurm, sweep):
     return next(run / name for name in ("checkpoint.pt", "checkpoint.before.pt") if (run / name).exists())
 
 
-def truncate_checkpoint(slurm, sweep):
-    checkpoint = killed_checkpoint(slurm, sweep)
+def truncated(checkpoint):
     checkpoint.write_bytes(checkpoint.read_bytes()[: checkpoint.stat().st_size // 2])
 
 
-def corrupt_checkpoint(slurm, sweep):
-    checkpoint = killed_checkpoint(slurm, sweep)
+def corrupted(checkpoint):
     content = bytearray(checkpoint.read_bytes())
     for place in range(len(content) // 4, len(content), 997):
         content[place] ^= 0xFF
     checkpoint.write_bytes(content)
+
+
+def truncate_checkpoint(slurm, sweep):
+    truncated(killed_checkpoint(slurm, sweep))
+
+
+def corrupt_checkpoint(slurm, sweep):
+    corrupted(killed_checkpoint(slurm, sweep))
 
 
 def empty_checkpoints(slurm, sweep):
