@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -15,6 +16,7 @@ import torch
 
 from rad_bench import __version__
 from rad_bench.distributed import Group
+from rad_bench.errors import UserError
 
 
 def choose_device(name: str, group: Group) -> torch.device:
@@ -94,3 +96,12 @@ def resident_peak() -> int:
     """Return the most bytes of memory that this process has held."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def write_figures(path: Path, figures: dict[str, Any]) -> None:
+    """Write figures as JSON, their folder included. Raises `UserError` if that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}.") from None

@@ -7,7 +7,6 @@ else would be compared as another memory. `rad-bench check` does so for all bloc
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,8 +18,8 @@ from rich.table import Table
 from blocks.contract import TOLERANCE, Trace, check_block, differences, perturb, trace
 from blocks.memory import MemoryBlock
 from rad_bench.distributed import Group
-from rad_bench.environment import be_deterministic, choose_device, device_name, environment
-from rad_bench.errors import UserError, one_line
+from rad_bench.environment import be_deterministic, choose_device, device_name, environment, write_figures
+from rad_bench.errors import one_line
 from rad_bench.registry import find_block
 
 PERTURBATION = 0.02  # of weights: what starts at zero would hide differences
@@ -123,11 +122,7 @@ def check_on_device(names: Sequence[str], device_name: str, out: Path, report: C
             "environment": environment(device, torch.get_num_threads(), 1),
             "found": [{**asdict(each), "passed": each.passed} for each in found],
         }
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(record, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}.") from None
+        write_figures(path, record)
     return found
 
 

@@ -61,8 +61,7 @@ def train(
 
     Resumes from the folder's checkpoint. All randomness of step s is a function of (seed, s), so nothing but
     weights, averages and optimiser state needs saving. Rank 0 writes checkpoints and log, and lets `watch` see the
-    averaged copy after each step. Raises `DivergedError`, on
-    every rank, if the loss is not finite.
+    averaged copy after each step. Raises `DivergedError`, on every rank, if the loss is not finite.
     """
     config, leads = run.training, group.rank == 0
     check_shares(run, group.world, launch.accumulate)

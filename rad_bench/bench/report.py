@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from rad_bench.bench import blocks, metrics, rollout, seeds, step
 from rad_bench.bench.race import Outcome, Race, run
 from rad_bench.bench.scaling import Prediction
 from rad_bench.distributed import Group
-from rad_bench.environment import be_deterministic, choose_device, environment
-from rad_bench.errors import UserError
+from rad_bench.environment import be_deterministic, choose_device, environment, write_figures
 
 KINDS: dict[str, Callable[[torch.device], Iterator[Race]]] = {
     "blocks": blocks.races, "rollout": rollout.races, "metrics": metrics.races, "seeds": seeds.races,
@@ -58,9 +56,5 @@ def store(kind: str, outcomes: Sequence[Outcome | Prediction], device_name: str,
         "kind": kind, "environment": environment(device, 1, 1), what: [outcome.record() for outcome in outcomes],
     }  # fmt: skip
     path = folder / f"{kind}-{device.type}.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}.") from None
+    write_figures(path, record)
     return path
