@@ -4,10 +4,12 @@
 
 Queries and keys are RMS-normalised (Henry et al. 2020, arXiv 2010.04245) and carry no position, so that nothing breaks
 at lengths beyond training. A frame sees all tokens of earlier frames and its own. The state is the cache of keys and
-values, both [S, L, H, P], where L grows by K a frame.
+values, both [S, H, L, P], where L grows by K a frame.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -32,20 +34,29 @@ class Attention(MemoryBlock):
         self.output = nn.Linear(heads * head_dim, dim)
 
     def initial_state(self, sequences: int) -> State:
-        empty = self.zeros(sequences, 0, self.heads, self.head_dim)
+        empty = self.zeros(sequences, self.heads, 0, self.head_dim)
         return empty, empty
 
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
         q, k, v = self._project(x_SKD)
-        k, v = torch.cat([state[0], k], 1), torch.cat([state[1], v], 1)
+        k, v = torch.cat([state[0], k], 2), torch.cat([state[1], v], 2)
         return self._attend(q, k, v, None), (k, v)
+
+    def read(self, x_SKD: Tensor, state: State) -> Tensor:
+        # Appending a frame that will be dropped copies the whole cache, at every step of denoising. So the scores are
+        # joined and the cache is not.
+        q, k, v = self._project(x_SKD)
+        k_past, v_past = state
+        scores = torch.cat([q @ k_past.mT, q @ k.mT], -1) / math.sqrt(self.head_dim)
+        past, own = scores.softmax(-1).split([k_past.shape[2], k.shape[2]], -1)
+        return self._output(past @ v_past + own @ v)
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
         T, K = x_STKD.shape[1:3]
         q, k, v = self._project(x_STKD.flatten(1, 2))
-        k, v = torch.cat([state[0], k], 1), torch.cat([state[1], v], 1)
+        k, v = torch.cat([state[0], k], 2), torch.cat([state[1], v], 2)
         frame = torch.arange(T, device=q.device).repeat_interleave(K)
-        cached = frame.new_full((state[0].shape[1],), -1)
+        cached = frame.new_full((state[0].shape[2],), -1)
         visible = torch.cat([cached, frame])[None, :] <= frame[:, None]
         y_STKD = self._attend(q, k, v, visible).unflatten(1, (T, K))
         return Prefetched(y_STKD, (k, v, T), (k, v))
@@ -56,18 +67,20 @@ class Attention(MemoryBlock):
         q, k, v = self._project(x_STKD.flatten(1, 2))
         frame = torch.arange(T - noisy, T, device=q.device).repeat_interleave(K)
         clean = torch.arange(T, device=q.device).repeat_interleave(K)
-        cached = clean.new_full((k_clean.shape[1] - T * K,), -1)
+        cached = clean.new_full((k_clean.shape[2] - T * K,), -1)
         before = torch.cat([cached, clean])[None, :] < frame[:, None]
         itself = frame[None, :] == frame[:, None]
         visible = torch.cat([before, itself], 1)
-        y = self._attend(q, torch.cat([k_clean, k], 1), torch.cat([v_clean, v], 1), visible)
+        y = self._attend(q, torch.cat([k_clean, k], 2), torch.cat([v_clean, v], 2), visible)
         return y.unflatten(1, (noisy, K))
 
     def _project(self, x_SLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.qkv(x_SLD).unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
+        """Return q, k and v, each [S, H, L, P]."""
+        q, k, v = self.qkv(x_SLD).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
         return F.rms_norm(q, q.shape[-1:]) * self.sharpness, F.rms_norm(k, k.shape[-1:]), v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-        return self.output(y.transpose(1, 2).flatten(2))
+        return self._output(F.scaled_dot_product_attention(q, k, v, attn_mask=visible))
+
+    def _output(self, y_SHLP: Tensor) -> Tensor:
+        return self.output(y_SHLP.transpose(1, 2).flatten(2))

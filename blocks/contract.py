@@ -129,25 +129,28 @@ def shapes(probe: Probe) -> str:
 
 
 def step_is_pure(probe: Probe) -> str:
-    """`step` changes neither its input nor the state it is given, and repeats itself exactly."""
+    """`step` and `read` change neither their input nor the state they are given, and `step` repeats itself exactly."""
     state = probe.block.prefetch(probe.x_STKD, probe.start()).state
     kept, x = map_state(Tensor.clone, state), probe.x_STKD[:, 0].clone()
     first, _ = probe.block.step(x, state)
+    probe.block.read(x, state)
     second, _ = probe.block.step(x, state)
     assert torch.equal(first, second), "two equal steps gave different outputs"
-    assert torch.equal(x, probe.x_STKD[:, 0]), "step changed its input"
-    assert all(map(torch.equal, leaves(state), leaves(kept))), "step changed the state it was given"
+    assert torch.equal(x, probe.x_STKD[:, 0]), "its input was changed"
+    assert all(map(torch.equal, leaves(state), leaves(kept))), "the state it was given was changed"
     return "exact"
 
 
 def parallel_equals_steps(probe: Probe) -> str:
-    """`prefetch` and `retrieve` equal the loop over `step`: outputs, memory before each frame, final state."""
+    """`prefetch`, `retrieve` and `read` equal the loop over `step`: outputs, memory before each frame, final state."""
     prefetched = probe.block.prefetch(probe.x_STKD, probe.start())
     retrieved = probe.block.retrieve(probe.noisy_STKD, prefetched)
     state, worst = probe.start(), 0.0
     for t in range(FRAMES):
         noisy, _ = probe.block.step(probe.noisy_STKD[:, t], state)
         worst = max(worst, _same(f"retrieve and step at frame {t}", retrieved[:, t], noisy))
+        read = probe.block.read(probe.noisy_STKD[:, t], state)
+        worst = max(worst, _same(f"read and step at frame {t}", read, noisy))
         clean, state = probe.block.step(probe.x_STKD[:, t], state)
         worst = max(worst, _same(f"prefetch and step at frame {t}", prefetched.y_STKD[:, t], clean))
     _same_state("final states of prefetch and step", prefetched.state, state)
@@ -265,9 +268,10 @@ Trace = dict[str, list[Tensor]]  # part of what a block does -> tensors
 
 def trace(block: MemoryBlock, x_STKD: Tensor, noisy_STKD: Tensor, form: type[MemoryBlock]) -> Trace:
     """Return all that a block finds on clean and noisy frames from a state that has seen some: outputs, final state,
-    gradients, and the next step where none are asked for.
+    gradients, and where none are asked for the next step and a read.
 
-    `form` is the block's class, for its own `prefetch` and `retrieve`, or `MemoryBlock`, for the loop over `step`.
+    `form` is the block's class, for its own `prefetch`, `retrieve` and `read`, or `MemoryBlock`, for what makes do with
+    `step`.
     """
     reference = form is MemoryBlock
     x, noisy = (part.detach().requires_grad_() for part in (x_STKD, noisy_STKD))
@@ -282,8 +286,11 @@ def trace(block: MemoryBlock, x_STKD: Tensor, noisy_STKD: Tensor, form: type[Mem
     loss = torch.stack([(_ramp(part) * part).sum() for part in read] + [0 * part.sum() for part in inputs]).sum()
     gradients = torch.autograd.grad(loss, inputs)
     with torch.set_grad_enabled(reference):  # without gradients a step may have a kernel of its own
-        y_SKD, after = block.step(noisy[:, 0].detach(), map_state(Tensor.detach, prefetched.state))
-    return {"outputs": outputs, "state": final, "gradients": list(gradients), "step": [y_SKD, *leaves(after)]}
+        frame, before = noisy[:, 0].detach(), map_state(Tensor.detach, prefetched.state)
+        y_SKD, after = block.step(frame, before)
+        read_SKD = form.read(block, frame, before)
+    step = [y_SKD, read_SKD, *leaves(after)]
+    return {"outputs": outputs, "state": final, "gradients": list(gradients), "step": step}
 
 
 def _ramp(like: Tensor) -> Tensor:
@@ -301,7 +308,7 @@ def differences(actual: Trace, expected: Trace) -> dict[str, float]:
 CHECKS: dict[str, Callable[[Probe], str]] = {
     "shapes": shapes,
     "step is pure": step_is_pure,
-    "prefetch and retrieve = step by step": parallel_equals_steps,
+    "prefetch, retrieve and read = step by step": parallel_equals_steps,
     "a suffix of noisy frames = all of them": suffix_equals_whole,
     "pieces with carried state = whole": pieces_equal_whole,
     "causality": causality,

@@ -69,6 +69,14 @@ class MemoryBlock(nn.Module, ABC):
         Pure: keep the new state to write the frame into memory, drop it to only read.
         """
 
+    def read(self, x_SKD: Tensor, state: State) -> Tensor:
+        """Let one noisy frame read the memory; nothing is written.
+
+        This form is the reference: a `step` whose new state is dropped. Override it where making that state costs.
+        """
+        y_SKD, _ = self.step(x_SKD, state)
+        return y_SKD
+
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
         """Write T clean frames, keeping the memory as it was before each of them.
 

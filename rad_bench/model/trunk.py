@@ -113,8 +113,8 @@ class Layer(nn.Module):
     def _remember(self, x_BTND: Tensor, clean: int, state: State) -> tuple[Tensor, State]:
         """Write the clean frames into memory and let the noisy ones read it."""
         x_clean, x_noisy = x_BTND[:, :clean], x_BTND[:, clean:]
-        if not clean:  # one noisy step against a carried state: read and drop
-            y, _ = self.memory.step(self.scan.fold(x_noisy)[:, 0], state)
+        if not clean:  # one noisy step against a carried state
+            y = self.memory.read(self.scan.fold(x_noisy)[:, 0], state)
             return self.scan.unfold(y[:, None]), state
         clean_STKD = self.scan.fold(x_clean)
         prefetched = self.memory.prefetch(clean_STKD, state)

@@ -17,7 +17,8 @@ from rad_bench.report.statistics import episode_means
 from rad_bench.results_folder import check_links, check_name, read_plan
 from rad_bench.run_folder import RunFolder
 
-ORDER = ("none", "lstm", "mamba2", "ttt", "attention")  # others follow in alphabetical order, controls last
+# Others follow in alphabetical order, controls last.
+ORDER = ("none", "feedforward", "lstm", "mamba2", "ttt", "attention")
 TEXTS = ("run", "block", "task", "intervention", "kind", "card")
 NUMBERS = ("seed", "episode", "frame", "gap", "psnr", "mse")
 FURTHER_NUMBERS = ("ssim", "lpips", "self_revisit", "self_other", "self_neighbour")  # where they were measured

@@ -119,6 +119,11 @@ class StepsOtherwiseWithoutGradients(LSTM):
         return (y if torch.is_grad_enabled() else 1.001 * y), state
 
 
+class ReadsOtherwise(LSTM):
+    def read(self, x_SKD, state):
+        return super().read(x_SKD, state) * 1.001
+
+
 class GivesNoNumber(LSTM):
     def retrieve(self, x_STKD, prefetched):
         return super().retrieve(x_STKD, prefetched) * torch.nan
@@ -132,7 +137,7 @@ class ClaimsNoMemory(GRU):
     ("faulty", "caught"),
     [
         (LooksAhead, "causality"),
-        (LooksAhead, "prefetch and retrieve = step by step"),
+        (LooksAhead, "prefetch, retrieve and read = step by step"),
         (ChangesItsState, "step is pure"),
         (MixesSequences, "batch invariance"),
         (Forgets, "gradient reaches far back"),
@@ -140,6 +145,8 @@ class ClaimsNoMemory(GRU):
         (WrongDecay, "fast path = reference (float32)"),
         (LosesTheGradientOfItsState, "fast path = reference (float32)"),
         (StepsOtherwiseWithoutGradients, "fast path = reference (float32)"),
+        (ReadsOtherwise, "prefetch, retrieve and read = step by step"),
+        (ReadsOtherwise, "fast path = reference (float32)"),
         (GivesNoNumber, "fast path = reference (float32)"),
         (ClaimsNoMemory, "gradient reaches far back"),
     ],
