@@ -4,6 +4,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.sweep import slurm as slurm_cluster
 
@@ -14,6 +15,24 @@ torch.set_num_threads(1)
 def _own_cache(tmp_path_factory):
     """Keep what is remembered of data folders out of the user's cache."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """Return a folder that is filled once for all test processes: `once(name, fill)`. It is to be read only."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # see pytest-xdist, "How to"
+
+    def folder(name, fill):
+        made = shared / name
+        with FileLock(f"{made}.lock"):
+            if not (made / "filled").exists():
+                made.mkdir()
+                fill(made)
+                (made / "filled").touch()
+        return made
+
+    return folder
 
 
 @pytest.fixture(scope="session")

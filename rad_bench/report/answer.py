@@ -7,7 +7,7 @@ import numpy as np
 from rad_bench.evaluation.evaluate import CONTROLS
 from rad_bench.report.ablation import AblationRow
 from rad_bench.report.reading import Sweep, base_name
-from rad_bench.report.statistics import Pair, best_group, seeds_note
+from rad_bench.report.statistics import Estimate, Pair, best_group, seeds_note
 from rad_bench.report.summary import Row
 from rad_bench.report.table import byte_text, listing, number_text, p_text, show
 
@@ -34,7 +34,7 @@ def answer(
             *along,
             " ".join([*_leaders(task, found, brief=bool(along)), *_constant(sweep, task, found, pairs[task])]),
         ]
-        sure.append(" ".join([_nearest(task, found, pairs[task]), *_usage(task, found)]))
+        sure.append(" ".join([_nearest(task, found, pairs[task]), *_usage(task, found), *_control(found, pairs[task])]))
     if axes:
         sure.append("Along an axis, p is corrected over its values at one setting of the rest, not over all settings.")
     return [
@@ -130,13 +130,30 @@ def _nearest(task: str, found: list[Row], pairs: list[Pair]) -> str:
     first, second = found[0].block, found[1].block
     for pair in pairs:
         if {pair.first, pair.second} == {first, second}:
-            ahead = pair.difference
-            if pair.first != first:
-                ahead = type(ahead)(-ahead.mean, -ahead.high, -ahead.low, ahead.seeds)
+            ahead = _ahead(pair, first)
             p = "" if not np.isfinite(pair.p_holm) else f", p {_equals(pair.p_holm)} after correction over all pairs"
             verdict = "told apart" if pair.p_holm < LEVEL else "not told apart"
             return f"On {task}, {first} leads {second} by {show(ahead, 1)} dB{p}: {verdict}."
     return f"On {task}, {first} and {second} have no seed in common and are not compared."
+
+
+def _ahead(pair: Pair, block: str) -> Estimate:
+    """Return by how much one of a pair's blocks leads the other."""
+    ahead = pair.difference
+    return ahead if pair.first == block else Estimate(-ahead.mean, -ahead.high, -ahead.low, ahead.seeds)
+
+
+def _control(found: list[Row], pairs: list[Pair]) -> list[str]:
+    """Say what parameters give without memory, where a block without one has some."""
+    told = []
+    for row in found:
+        for pair in pairs:
+            if row.verdict == "carries none" and {pair.first, pair.second} == {row.block, "none"}:
+                verdict = "told apart" if pair.p_holm < LEVEL else "not told apart"
+                gain = show(_ahead(pair, row.block), 1, signed=True)
+                judged = f": {verdict}" if np.isfinite(pair.p_holm) else ""
+                told.append(f"Parameters without memory ({row.block}) give {gain} dB over none{judged}.")
+    return told
 
 
 def _equals(p: float) -> str:

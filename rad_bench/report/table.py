@@ -47,13 +47,14 @@ class Table:
         """Return the table in LaTeX, with booktabs."""
         rows = self._written(_latex, r"\textbf{{{}}}")
         parts = ["".join(" & ".join(rows[r]) + " \\\\\n" for r in group) for group in self.groups]
-        columns = "l" + "r" * (len(self.header) - 1)
+        columns = "@{}l" + "r" * (len(self.header) - 1) + "@{}"
         return (
-            f"% {self.caption}\n% \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n"
+            f"% {self.caption}\n% \\usepackage{{booktabs}}\n{{\\small\\setlength{{\\tabcolsep}}{{4pt}}%\n"
+            f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n"
             + self._latex_header()
             + "\\midrule\n"
             + "\\midrule\n".join(parts)
-            + "\\bottomrule\n\\end{tabular}\n"
+            + "\\bottomrule\n\\end{tabular}}\n"
         )
 
     def _latex_header(self) -> str:

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rad_bench.config import SCIENCE_VERSION, LaunchConfig, RunConfig, SweepConfig
@@ -61,6 +61,21 @@ def plan_runs(sweep: SweepConfig, only: Iterable[str] = (), where: str = "sweep"
     for run in runs.values():
         launch_of(sweep, run, where)  # what it says wrongly is better known before anything is launched
     return list(runs.values())
+
+
+def cut_to(sweep: SweepConfig, runs: Sequence[Run]) -> SweepConfig:
+    """Return the sweep of these runs alone, which is what `--only` leaves of it."""
+    grid: dict[str, Any] = {}
+    for axis, values in sweep.grid.items():
+        used = [run.axes[axis] for run in runs]
+        kept = [value for value in values if value in used]
+        grid[axis] = {name: values[name] for name in kept} if isinstance(values, dict) else kept
+    fits = {
+        text: changes
+        for text, changes in sweep.launch.where.items()
+        if all(value in grid[axis] for axis, values in _parse_only(sweep, [text]).items() for value in values)
+    }
+    return sweep.model_copy(update={"grid": grid, "launch": sweep.launch.model_copy(update={"where": fits})})
 
 
 def launch_of(sweep: SweepConfig, run: Run, where: str = "sweep") -> LaunchConfig:

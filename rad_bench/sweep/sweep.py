@@ -22,7 +22,7 @@ from rad_bench.results_folder import check_links, read_plan
 from rad_bench.run_folder import Run, RunFolder, save_run, write_atomically
 from rad_bench.sweep import queue
 from rad_bench.sweep.cluster import ClusterLaunch, Waiting
-from rad_bench.sweep.grid import launch_of
+from rad_bench.sweep.grid import cut_to, launch_of
 from rad_bench.sweep.journal import read_submissions
 from rad_bench.sweep.launch import Missing, Notes, choose_cluster, launch_here, launch_in_process
 from rad_bench.sweep.progress import ProgressView, RunStatus, run_status
@@ -85,7 +85,7 @@ def _launch(
         if not RunFolder(folder).is_done:
             save_run(run, folder)  # also over what is there: a folder from elsewhere must not choose what code is run
             missing.append(Missing(folder, launch_of(sweep, run)))
-    tree = {**sweep.model_dump(mode="json"), "planned": [run.name for run in runs]}
+    tree = {**cut_to(sweep, runs).model_dump(mode="json"), "planned": [run.name for run in runs]}
     write_atomically(sweep_folder / "sweep.yaml", yaml.safe_dump(tree, sort_keys=False).encode())
     console.print(
         f"{len(runs) - len(missing)} of {len(runs)} runs are done, {len(missing)} to go on {cluster}", highlight=False

@@ -9,6 +9,7 @@ import yaml
 
 CARD = {"psnr": "as defined", "ssim": "as defined", "lpips": "unavailable: weights missing", "card": "c0ffee"}
 BASE = {"none": 12.0, "lstm": 18.0, "mamba2": 21.0, "copy-last": 11.0}
+MEMORYLESS = ("none", "feedforward")
 SWAP_LOSS = {"none": 0.0, "lstm": 6.0, "mamba2": 0.0}
 
 
@@ -65,7 +66,7 @@ def _result(run, block, seed):
         "parameters": {"memory": 0 if block == "none" else 1000, "trunk": 5000},
         "match": {"by": "none", "budget": None, "residual": None},
         "flops_per_frame": {"memory": 0 if block == "none" else 200, "trunk": 900},
-        "state_bytes": {"1": 0, "100": 0, "20": 0} if block == "none" else {"1": 512, "100": 51_200, "20": 10_240},
+        "state_bytes": {"1": 0, "100": 0, "20": 0} if block in MEMORYLESS else {"1": 512, "100": 51_200, "20": 10_240},
         "training": {"seconds_per_step": 0.01},
         "rollout": {"seconds_per_frame_start": 0.001, "seconds_per_frame_end": 0.001, "videos": 6},
         "peak_memory_bytes": 10**8, "trunk_hash": f"hash{seed}", "metrics": CARD, "reach": 6, "episodes": 6,

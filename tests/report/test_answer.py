@@ -41,6 +41,13 @@ def test_a_leader_that_ignores_its_memory_is_said_to(tmp_path):
     assert "Not shown to use their memory: mamba2." in told["How sure?"]
 
 
+def test_what_parameters_give_without_memory_is_said(tmp_path):
+    base = {"none": 12.0, "feedforward": 12.0, "lstm": 18.0}
+    told = parts(write_sweep(tmp_path, base=base, swap_loss={"none": 0.0, "feedforward": 0.0, "lstm": 6.0}))
+    assert "Parameters without memory (feedforward) give " in told["How sure?"]
+    assert " over none: not told apart." in told["How sure?"]
+
+
 def test_one_seed_ranks_nothing(tmp_path):
     told = parts(write_sweep(tmp_path, seeds=(0,)))
     assert "is highest" in told["Which memory?"] and "no ranking" in told["Which memory?"]

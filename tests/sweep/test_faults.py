@@ -20,21 +20,23 @@ LONG_ENOUGH = LONGER.replace("steps: 400", "steps: 2000")
 ONE = ("--only", "memory=none", "--only", "seed=0")
 
 
-def frames_of(folder, yaml, *options):
-    (folder / "tiny.yaml").write_text(yaml)
-    rad_bench("sweep", "tiny.yaml", "--cluster", "local", *options, cwd=folder)
-    return pd.read_parquet(folder / "results" / "tiny" / "frames.parquet")
+def frames_of(once, name, yaml, *options):
+    def fill(folder):
+        (folder / "tiny.yaml").write_text(yaml)
+        rad_bench("sweep", "tiny.yaml", "--cluster", "local", *options, cwd=folder)
+
+    return pd.read_parquet(once(name, fill) / "results" / "tiny" / "frames.parquet")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(once):
     """The frames of a sweep of which each part below disturbs a run or more."""
-    return frames_of(tmp_path_factory.mktemp("undisturbed"), LONGER)
+    return frames_of(once, "undisturbed-longer", LONGER, "--only", "seed=0")
 
 
 @pytest.fixture(scope="module")
-def undisturbed_one(tmp_path_factory):
-    return frames_of(tmp_path_factory.mktemp("undisturbed"), LONG_ENOUGH, *ONE)
+def undisturbed_one(once):
+    return frames_of(once, "undisturbed-one", LONG_ENOUGH, *ONE)
 
 
 def start(folder, slurm, *options, yaml=LONGER, environment=None):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -10,17 +11,19 @@ import pandas as pd
 import pytest
 
 from rad_bench.errors import UserError
-from rad_bench.sweep.grid import plan_runs
+from rad_bench.sweep.grid import cut_to, plan_runs
 from rad_bench.sweep.load import load_sweep
 from tests.sweep.tiny import GRU, ROOT, TINY, command, rad_bench
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "tiny.yaml").write_text(TINY)
-    rad_bench("sweep", "tiny.yaml", cwd=folder)
-    return folder
+@pytest.fixture
+def undisturbed(once, tmp_path_factory):
+    def fill(folder):
+        (folder / "tiny.yaml").write_text(TINY)
+        rad_bench("sweep", "tiny.yaml", cwd=folder)
+
+    copy = tmp_path_factory.mktemp("undisturbed")
+    return shutil.copytree(once("undisturbed-tiny", fill), copy, dirs_exist_ok=True)
 
 
 def test_the_grid_is_a_product_with_the_last_axis_fastest(tmp_path):
@@ -41,6 +44,18 @@ def test_set_only_and_extends_change_the_plan_as_they_say(tmp_path):
     for run in runs:
         assert (run.config.seed, run.config.training.steps, run.config.trunk.window) == (7, 40, 3)
         assert run.config.trunk.width == 16
+
+
+def test_what_only_leaves_of_a_sweep_is_a_sweep_of_its_own(tmp_path):
+    where = "launch: {where: {memory=none: {threads: 2}, memory=lstm: {threads: 3}}}"
+    yaml = TINY.replace("launch: {parallel: 2}", where).replace("grid:", "grid:\n  at: {a: {trunk.depth: 1}, b: {trunk.depth: 2}}")
+    (tmp_path / "tiny.yaml").write_text(yaml)
+    sweep = load_sweep(tmp_path / "tiny.yaml")
+    runs = plan_runs(sweep, ["memory=lstm", "seed=1", "at=a"])
+    left = cut_to(sweep, runs)
+    assert [run.key for run in plan_runs(left)] == [run.key for run in runs] and len(runs) == 1
+    assert list(left.launch.where) == ["memory=lstm"]
+    assert cut_to(sweep, plan_runs(sweep)) == sweep
 
 
 def test_identity_is_made_of_science_and_not_of_resources(tmp_path):
