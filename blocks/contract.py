@@ -7,6 +7,7 @@ that nothing hides behind a zero initialisation. `FRAMES` is far beyond any atte
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import math
 import traceback
@@ -120,11 +121,23 @@ def _floating(state: State) -> list[Tensor]:
 
 
 def shapes(probe: Probe) -> str:
-    """Outputs have the input's shape; every state tensor leads with the number of sequences."""
+    """Outputs have the input's shape; the state is a tuple of tensors that lead with the number of sequences, of the
+    parameters' type and on their device; what a budget solves for is an option."""
+    parameter = next(probe.block.parameters(), None)
+    for state in (probe.start(), probe.block.step(probe.x_STKD[:, 0], probe.start())[1]):
+        assert isinstance(state, tuple), f"the state is a {type(state).__name__}, and must be a tuple of tensors"
+        for leaf in leaves(state):
+            assert isinstance(leaf, Tensor), f"the state holds a {type(leaf).__name__}, and must be a tuple of tensors"
+            assert leaf.shape[:1] == (SEQUENCES,), f"a state tensor of shape {tuple(leaf.shape)} does not lead with S"
+            if parameter is not None and leaf.is_floating_point():
+                told = f"a state tensor is {leaf.dtype} on {leaf.device}, the parameters {parameter.dtype} on "
+                assert leaf.dtype == parameter.dtype, f"{told}{parameter.device}: `self.zeros` makes it right"
+                assert leaf.device == parameter.device, f"{told}{parameter.device}: `self.zeros` makes it right"
     y, state = probe.block.step(probe.x_STKD[:, 0], probe.start())
     assert y.shape == probe.x_STKD[:, 0].shape, f"step returned {tuple(y.shape)}"
-    for leaf in leaves(state):
-        assert leaf.shape[0] == SEQUENCES, f"a state tensor of shape {tuple(leaf.shape)} does not lead with S"
+    for option in (probe.block.size_option, probe.block.fine_option):
+        known = inspect.signature(type(probe.block).__init__).parameters
+        assert option is None or option in known, f"there is no option '{option}' that a budget could solve for"
     return f"{sum(1 for _ in leaves(state))} state tensors"
 
 
@@ -211,8 +224,10 @@ def reaches_far_back(probe: Probe) -> str:
     wanted = [probe.x_STKD, *_floating(state)]
     weights = torch.randn_like(y)
     first, *states = torch.autograd.grad((y * weights).sum(), wanted, allow_unused=True)
-    reach = 0.0 if first is None else float(first[:, 0].abs().max())
-    assert reach > 0, f"no gradient from frame {FRAMES - 1} to frame 0"
+    by_token = [0.0] if first is None else first[:, 0].abs().amax((0, -1)).tolist()
+    reach = min(by_token)
+    silent = [str(token) for token, found in enumerate(by_token) if not found]
+    assert not silent, f"no gradient from frame {FRAMES - 1} to frame 0, token {', '.join(silent)} of {len(by_token)}"
     into_state = max((float(g.abs().max()) for g in states if g is not None), default=0.0)
     assert into_state > 0, "no gradient to the state before the first frame"
     return f"gradient over {FRAMES - 1} frames {reach:.1g}"

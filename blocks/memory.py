@@ -164,10 +164,10 @@ def _in_fp32(argument: Any) -> Any:
 def leaves(state: State) -> Iterator[Tensor]:
     """Iterate over the tensors of a state."""
     for part in state:
-        if isinstance(part, Tensor):
-            yield part
-        else:
+        if isinstance(part, tuple):
             yield from leaves(part)
+        else:
+            yield part
 
 
 def map_state(function: Callable[..., Tensor], *states: State) -> State:

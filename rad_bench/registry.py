@@ -95,14 +95,42 @@ def check_options(memory: MemoryConfig) -> dict[str, Any]:
         raise UserError(f"memory: block '{memory.name}' {reason}") from None
 
 
+def is_built_in(memory: MemoryConfig) -> bool:
+    """Return whether the block is one of `blocks/`."""
+    return ":" not in memory.name
+
+
 def block_identity(memory: MemoryConfig) -> str:
-    """Return what stands for the block in a run's identity: its name, or its class and file content if the user's."""
-    if ":" not in memory.name:
+    """Return what stands for the block in a run's identity: its name, or a user's class and its files' content."""
+    if is_built_in(memory):
         return memory.name
-    block = find_block(memory.name)
-    source = inspect.getsourcefile(block)
-    content = Path(source).read_bytes() if source else block.__qualname__.encode()
-    return f"{block.__name__}@{hashlib.sha256(content).hexdigest()[:16]}"
+    content = b"".join(path.read_bytes() for path in block_files(memory))
+    return f"{find_block(memory.name).__name__}@{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def block_files(memory: MemoryConfig) -> list[Path]:
+    """Return the files of a user's block: the one that defines it, and those beside it from which it takes something."""
+    first = inspect.getmodule(find_block(memory.name))
+    own = _file_of(first)
+    if own is None:
+        return []
+    found: set[Path] = set()
+    modules = [first]
+    while modules:
+        module = modules.pop()
+        file = _file_of(module)
+        if file is None or file in found or file.parent != own.parent:
+            continue
+        found.add(file)
+        for value in vars(module).values():
+            name = getattr(value, "__module__", None)
+            modules.append(value if inspect.ismodule(value) else sys.modules.get(name) if name else None)
+    return sorted(found)
+
+
+def _file_of(module: Any) -> Path | None:
+    name = getattr(module, "__file__", None)
+    return Path(name).resolve() if name and name.endswith(".py") and os.path.isfile(name) else None
 
 
 def _block_classes(module: Any) -> list[type[MemoryBlock]]:

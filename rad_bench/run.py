@@ -17,6 +17,7 @@ from rad_bench.data.encoded import Encoded
 from rad_bench.data.recordings import Recordings
 from rad_bench.distributed import Group
 from rad_bench.environment import be_deterministic, choose_device, commit, device_name, environment, resident_peak
+from rad_bench.errors import UserError
 from rad_bench.evaluation.evaluate import CONTROLS, Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.evaluation.probe import probe
@@ -24,6 +25,7 @@ from rad_bench.evaluation.strips import shown, strip
 from rad_bench.model.budget import ModelPlan, build_trunk
 from rad_bench.model.codec import open_codec
 from rad_bench.parity import badge
+from rad_bench.registry import block_files, block_identity, is_built_in
 from rad_bench.run_folder import Run, RunFolder, load_run
 from rad_bench.training import Progress, train
 from rad_bench.watch import Watch
@@ -39,6 +41,7 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     if group.told("done", paths.is_done):
         return
     run = load_run(paths.path)
+    block = _checked_identity(run)
     device = choose_device(launch.device, group)
     be_deterministic(launch.threads, device)
     if group.rank == 0:
@@ -48,6 +51,9 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     if not codec.lossless and isinstance(dataset, Recordings):
         dataset = Encoded(dataset, codec, device)
     trunk, plan = build_trunk(run.config, codec.frame_shape, dataset.action_size)
+    if group.rank == 0 and not is_built_in(run.config.memory):
+        for code in block_files(run.config.memory):  # kept beside what it gave
+            paths.replace(paths.path / "block" / code.name, lambda file, code=code: file.write(code.read_bytes()))  # type: ignore[misc]
     trunk_hash = trunk.trunk_hash()
     parity = badge(run.config.memory.name, trunk.memory_block(), trunk.scan.tokens_per_step, device)
     with group.connected(device):
@@ -73,6 +79,7 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     result = _result(run, plan, progress, evaluation, device, launch.threads, group.world)
     result["evaluation"] = {"seconds": seconds}
     result["trunk_hash"] = trunk_hash
+    result["memory"]["identity"] = block
     result["parity"] = parity
     result["probe"] = read
     result["strips"] = {
@@ -82,6 +89,18 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     result["data"] = {"identity": dataset.identity, "name": run.config.data.name, "codec": codec.identity}
     paths.checkpoint_before.unlink(missing_ok=True)
     _write_json(paths, paths.result.name, result)
+
+
+def _checked_identity(run: Run) -> str:
+    """Return the block's identity. Raises `UserError` if it is not the one that was planned, days ago it may be."""
+    now = block_identity(run.config.memory)
+    if run.block not in ("", now):
+        raise UserError(
+            f"memory: block '{run.config.memory.name}' has changed since this run was planned ({run.block}, now "
+            f"{now}), and its result would stand under the old one's name. Start the sweep again: it plans a run of the "
+            "new one."
+        )
+    return now
 
 
 def _write_json(paths: RunFolder, name: str, value: Any) -> None:

@@ -24,6 +24,7 @@ class Run:
     axes: dict[str, Any]  # grid path -> value
     config: RunConfig
     key: str  # hash of everything that decides the result
+    block: str = ""  # identity of the memory block's code as it was planned; empty: not known
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,13 @@ class RunFolder:
 def save_run(run: Run, folder: Path) -> None:
     """Write `config.yaml` into the run's folder, which is made if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"label": run.label, "axes": run.axes, "key": run.key, "config": run.config.model_dump(mode="json")}
+    record = {
+        "label": run.label,
+        "axes": run.axes,
+        "key": run.key,
+        "block": run.block,
+        "config": run.config.model_dump(mode="json"),
+    }
     write_atomically(RunFolder(folder).config, yaml.safe_dump(record, sort_keys=False).encode())
 
 
@@ -100,7 +107,7 @@ def load_run(folder: Path) -> Run:
     try:
         record = strict_yaml.load(path.read_text(encoding="utf-8"))
         config = RunConfig.model_validate(record["config"])
-        return Run(folder.name, record["label"], record["axes"], config, record["key"])
+        return Run(folder.name, record["label"], record["axes"], config, record["key"], str(record.get("block", "")))
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not the config of a run: {error}") from None
 

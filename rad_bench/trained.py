@@ -18,7 +18,7 @@ from rad_bench.errors import UserError
 from rad_bench.model.budget import make_trunk
 from rad_bench.model.codec import Codec, open_codec
 from rad_bench.model.trunk import Trunk
-from rad_bench.registry import check_options
+from rad_bench.registry import block_identity, check_options
 from rad_bench.run_folder import Run, RunFolder, load_run
 
 
@@ -51,6 +51,7 @@ def load_trained(path: Path) -> Trained:
         result = json.loads(folder.result.read_text(encoding="utf-8"))
         options, data, threads = dict(result["memory"]["options"]), dict(result["data"]), int(result["threads"])
         memory = MemoryConfig(name=run.config.memory.name, options=options)
+        block = result["memory"].get("identity", block_identity(run.config.memory))  # older results do not tell
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder.result}: is not the result of a run: {type(error).__name__}: {error}.") from None
     device = choose_device("auto", Group())
@@ -58,12 +59,14 @@ def load_trained(path: Path) -> Trained:
     dataset = open_dataset(run.config.data)
     codec = open_codec(run.config.autoencoder, dataset.frame_shape)
     for what, now, then in (
-        ("data", dataset.identity, data.get("identity")), ("autoencoder", codec.identity, data.get("codec")),
+        ("data", dataset.identity, data.get("identity")),
+        ("autoencoder", codec.identity, data.get("codec")),
+        ("block", block_identity(run.config.memory), block),
     ):  # fmt: skip
         if now != then:
             raise UserError(
-                f"{path}: was trained on other {what} than its config.yaml leads to now (identity {then}, now {now}), "
-                f"so its frames could not be made again. Point the run's config.yaml to the {what} it was trained on."
+                f"{path}: was trained with another {what} than its config.yaml leads to now (identity {then}, now "
+                f"{now}), so its frames could not be made again. Let config.yaml lead to what it was trained with."
             )
     trunk = make_trunk(run.config, check_options(memory), codec.frame_shape, dataset.action_size)
     weights = path / "model.safetensors"

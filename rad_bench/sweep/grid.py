@@ -124,7 +124,7 @@ def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Data
     label = _label(sweep, config, axes, where)
     key = run_key(config, datasets[identity])
     slug = re.sub(r"[^A-Za-z0-9.=]+", "-", label).strip("-.")[:80]
-    return Run(f"{slug or 'run'}-seed{config.seed}-{key[:8]}", label, axes, config, key)
+    return Run(f"{slug or 'run'}-seed{config.seed}-{key[:8]}", label, axes, config, key, block_identity(config.memory))
 
 
 def _check_poses(config: RunConfig, dataset: Dataset, where: str) -> None:

@@ -23,7 +23,9 @@ PROBLEMS_NAMED = 3  # of a config; the others are counted
 
 def load_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
     """Read a sweep file, apply `PATH=VALUE` overrides, and check it. Raises `UserError`."""
-    tree = _read(path, (), {})
+    tree = {**_read(path, (), {})}
+    if isinstance(tree.get("grid"), dict):  # `memory: null` takes an axis away that `extends` brought
+        tree["grid"] = {axis: values for axis, values in tree["grid"].items() if values is not None}
     for override in overrides:
         _override(tree, override)
     return validate(SweepConfig, tree, str(path))
@@ -119,12 +121,14 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
     parts = path.split(".")
     if parts[0] not in SweepConfig.model_fields:
         hint = did_you_mean(parts[0], SweepConfig.model_fields)
+        if parts[0] in RunConfig.model_fields:
+            hint = f"; did you mean 'run.{path}'?"
         raise UserError(f"--set {assignment:.200}: '{parts[0]}' is no part of a sweep{hint}")
     if len(parts) > strict_yaml.DEEPEST:
         raise UserError(f"--set {assignment:.200}: there is no path of {len(parts)} parts in a sweep.")
     if parts[0] == "grid":  # an axis is itself a dotted path
         parts = ["grid", ".".join(parts[1:])] if len(parts) > 1 else parts
-        value = value if isinstance(value, list) or len(parts) == 1 else [value]
+        value = value if isinstance(value, list | dict) or len(parts) == 1 else [value]
     if parts[0] == "run":
         grid = tree.get("grid")
         if isinstance(grid, dict):

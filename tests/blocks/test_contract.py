@@ -129,6 +129,29 @@ class GivesNoNumber(LSTM):
         return super().retrieve(x_STKD, prefetched) * torch.nan
 
 
+class ReadsOneTokenOnly(GRU):
+    def step(self, x_SKD, state):
+        y, state = super().step(x_SKD[:, :1], state)
+        return y.expand_as(x_SKD), state
+
+
+class StateOfAnotherType(GRU):
+    def initial_state(self, sequences):
+        return (torch.zeros(sequences, self.cell.hidden_size),)
+
+    def step(self, x_SKD, state):
+        return super().step(x_SKD, (state[0].to(x_SKD),))
+
+
+class StateInADict(GRU):
+    def initial_state(self, sequences):
+        return {"h": super().initial_state(sequences)[0]}
+
+
+class SizedByNothing(GRU):
+    size_option = "hiden"
+
+
 class ClaimsNoMemory(GRU):
     memoryless = True
 
@@ -148,6 +171,10 @@ class ClaimsNoMemory(GRU):
         (ReadsOtherwise, "prefetch, retrieve and read = step by step"),
         (ReadsOtherwise, "fast path = reference (float32)"),
         (GivesNoNumber, "fast path = reference (float32)"),
+        (ReadsOneTokenOnly, "gradient reaches far back"),
+        (StateOfAnotherType, "shapes"),
+        (StateInADict, "shapes"),
+        (SizedByNothing, "shapes"),
         (ClaimsNoMemory, "gradient reaches far back"),
     ],
 )

@@ -86,6 +86,8 @@ def test_mistakes_on_the_command_line_are_named(tmp_path):
     good.write_text(GOOD)
     assert_refused(rad_bench("sweep", "nothere.yaml", cwd=tmp_path), "nothere.yaml", "No such file")
     assert_refused(rad_bench("sweep", good, "--set", "run.trunk.windw=3", cwd=tmp_path), "did you mean 'window'")
+    wrong = rad_bench("sweep", good, "--set", "training.steps=3", cwd=tmp_path)
+    assert_refused(wrong, "did you mean 'run.training.steps'?")
     assert_refused(rad_bench("sweep", good, "--only", "memory=gru", cwd=tmp_path), "no value 'gru'", "lstm")
     assert_refused(rad_bench("swep", good, cwd=tmp_path), "did you mean 'sweep'")
     assert_refused(rad_bench("status", tmp_path, cwd=tmp_path), "not the folder of a sweep")

@@ -10,7 +10,10 @@ import time
 import pandas as pd
 import pytest
 
+from rad_bench.config import LaunchConfig
 from rad_bench.errors import UserError
+from rad_bench.run import execute
+from rad_bench.run_folder import RunFolder
 from rad_bench.sweep.grid import cut_to, plan_runs
 from rad_bench.sweep.load import load_sweep
 from tests.sweep.tiny import GRU, ROOT, TINY, command, rad_bench
@@ -46,9 +49,21 @@ def test_set_only_and_extends_change_the_plan_as_they_say(tmp_path):
         assert run.config.trunk.width == 16
 
 
+def test_the_command_line_and_extends_reach_every_part_of_a_grid(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "child.yaml").write_text("name: child\nextends: tiny.yaml\ngrid: {memory: null}\n")
+    points = "grid.variant={slow: {memory: lstm, training.learning_rate: 1e-4}, fast: {memory: lstm}}"
+    runs = plan_runs(load_sweep(tmp_path / "child.yaml", [points, "run.training.steps=3"]))
+    assert [(run.axes["variant"], run.config.seed) for run in runs] == [
+        ("slow", 0), ("fast", 0), ("slow", 1), ("fast", 1),
+    ]  # fmt: skip
+    assert runs[0].config.training.learning_rate == 1e-4
+
+
 def test_what_only_leaves_of_a_sweep_is_a_sweep_of_its_own(tmp_path):
     where = "launch: {where: {memory=none: {threads: 2}, memory=lstm: {threads: 3}}}"
-    yaml = TINY.replace("launch: {parallel: 2}", where).replace("grid:", "grid:\n  at: {a: {trunk.depth: 1}, b: {trunk.depth: 2}}")
+    yaml = TINY.replace("launch: {parallel: 2}", where)
+    yaml = yaml.replace("grid:", "grid:\n  at: {a: {trunk.depth: 1}, b: {trunk.depth: 2}}")
     (tmp_path / "tiny.yaml").write_text(yaml)
     sweep = load_sweep(tmp_path / "tiny.yaml")
     runs = plan_runs(sweep, ["memory=lstm", "seed=1", "at=a"])
@@ -161,6 +176,31 @@ def test_a_block_that_cannot_step_is_refused_before_anything_is_launched(tmp_pat
     assert "no such luck" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "results").exists()
+
+
+def test_a_block_that_breaks_the_contract_is_refused_before_anything_is_launched(tmp_path):
+    (tmp_path / "my_block.py").write_text(GRU)
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", "my_block.py:LooksAhead"))
+    refused = rad_bench("sweep", "tiny.yaml", cwd=tmp_path, expect=2)
+    assert "breaks the contract" in refused.stderr and "causality" in refused.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_block_edited_after_it_was_planned_is_not_run_under_its_old_name(tmp_path, monkeypatch):
+    """Nor is it loaded with the weights of what it was; what was run is kept with the run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "helper.py").write_text("SCALE = 1.0\n")
+    (tmp_path / "my_block.py").write_text("import sys\nsys.path.insert(0, '.')\nimport helper\n" + GRU)
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", "my_block.py:GRU"))
+    only = ("sweep", "tiny.yaml", "--only", "memory=my_block.py:GRU", "--only", "seed=0")
+    rad_bench(*only, "--set", "run.training.steps=2", cwd=tmp_path)
+    (run,) = (tmp_path / "results" / "tiny" / "runs").iterdir()
+    assert sorted(path.name for path in (run / "block").iterdir()) == ["helper.py", "my_block.py"]
+    (tmp_path / "helper.py").write_text("SCALE = 2.0\n")
+    assert "another block" in rad_bench("rollout", run, "--out", "r.gif", cwd=tmp_path, expect=2).stderr
+    (run / "result.json").unlink()  # as if its job had waited in a queue
+    with pytest.raises(UserError, match="has changed since this run was planned"):
+        execute(RunFolder(run), LaunchConfig())
 
 
 def test_no_more_runs_at_a_time_than_asked_for(undisturbed):
