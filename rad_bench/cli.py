@@ -233,6 +233,8 @@ def _print_models(runs: list[Any], sweep: Any, folder: Path) -> list[Any]:
 def _print_outcome(outcome: Any) -> None:
     if outcome.report is not None:
         click.echo(f"report: {outcome.report}")
+    else:
+        click.echo("no run is done, so there is no report; one that lies there is an earlier command's", err=True)
     if outcome.unfinished:
         for found in outcome.unfinished:
             click.echo(one_line(f"{found.name}: {found.state} {found.detail}"), err=True)

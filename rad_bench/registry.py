@@ -109,7 +109,7 @@ def block_identity(memory: MemoryConfig) -> str:
 
 
 def block_files(memory: MemoryConfig) -> list[Path]:
-    """Return the files of a user's block: the one that defines it, and those beside it from which it takes something."""
+    """Return the files of a user's block: the one that defines it, and those beside it that it takes something from."""
     first = inspect.getmodule(find_block(memory.name))
     own = _file_of(first)
     if own is None:

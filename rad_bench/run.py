@@ -96,9 +96,9 @@ def _checked_identity(run: Run) -> str:
     now = block_identity(run.config.memory)
     if run.block not in ("", now):
         raise UserError(
-            f"memory: block '{run.config.memory.name}' has changed since this run was planned ({run.block}, now "
-            f"{now}), and its result would stand under the old one's name. Start the sweep again: it plans a run of the "
-            "new one."
+            f"memory: block '{run.config.memory.name}' has changed since this run was planned ({run.block}, now {now}),"
+            " and its result would stand under the old one's name. Start the sweep again: it plans a run of the new "
+            "one."
         )
     return now
 

@@ -65,8 +65,8 @@ def load_trained(path: Path) -> Trained:
     ):  # fmt: skip
         if now != then:
             raise UserError(
-                f"{path}: was trained with another {what} than its config.yaml leads to now (identity {then}, now "
-                f"{now}), so its frames could not be made again. Let config.yaml lead to what it was trained with."
+                f"{path}: the {what} that its config.yaml leads to is not what it was trained with (identity {then}, "
+                f"now {now}), so its frames could not be made again. Let config.yaml lead to the former."
             )
     trunk = make_trunk(run.config, check_options(memory), codec.frame_shape, dataset.action_size)
     weights = path / "model.safetensors"
@@ -81,7 +81,10 @@ def _check_folder(folder: RunFolder) -> None:
     """Raise `UserError` unless this is the folder of a run that is done."""
     if not folder.config.is_file():
         runs = sorted(path.parent for path in folder.path.glob("runs/*/config.yaml"))
-        hint = f"; a run of this sweep is {runs[0]}" if runs else ", such as results/<sweep>/runs/<name>"
+        done = [run for run in runs if RunFolder(run).is_done]
+        hint = ", such as results/<sweep>/runs/<name>"
+        if runs:
+            hint = f"; a finished run of this sweep is {done[0]}" if done else "; no run of this sweep is finished yet"
         raise UserError(f"{folder.path}: is not the folder of a run (no config.yaml){hint}.")
     if not folder.is_done:
         raise UserError(f"{folder.path}: this run is not finished (no result.json); finish its sweep first.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.evaluation.evaluate import CONTROLS, COPY_LAST
 from rad_bench.report.ablation import AblationRow
 from rad_bench.report.reading import Sweep, base_name
 from rad_bench.report.statistics import Estimate, Pair, best_group, seeds_note
@@ -32,7 +32,13 @@ def answer(
         along = _by_axis(task, axes)
         which += [
             *along,
-            " ".join([*_leaders(task, found, brief=bool(along)), *_constant(sweep, task, found, pairs[task])]),
+            " ".join(
+                [
+                    *_leaders(task, found, brief=bool(along)),
+                    *_constant(sweep, task, found, pairs[task]),
+                    *_standing_still(task, found, rows),
+                ]
+            ),
         ]
         sure.append(" ".join([_nearest(task, found, pairs[task]), *_usage(task, found), *_control(found, pairs[task])]))
     if axes:
@@ -81,11 +87,24 @@ def _constant(sweep: Sweep, task: str, found: list[Row], pairs: list[Pair]) -> l
         return []
     best = best_group({row.block: sweep.revisits(task, row.block) for row in constant}, pairs)
     top = [row for row in constant if row.block in best]
+    ahead = _lead(constant[0].block, constant[1].block, pairs)
     if not any(np.isfinite(pair.p) for pair in pairs):
-        return [f"Of the memories of constant size, {constant[0].block} is highest."]
+        return [f"Of the memories of constant size, {constant[0].block} is highest{ahead}."]
     if len(top) == 1:
-        return [f"Of the memories of constant size, {top[0].block} is best."]
-    return [f"Of the memories of constant size, {_names([row.block for row in top])} cannot be told apart at the top."]
+        return [f"Of the memories of constant size, {top[0].block} is best{ahead}."]
+    names = _names([row.block for row in top])
+    return [f"Of the memories of constant size, {names} cannot be told apart at the top{ahead}."]
+
+
+def _standing_still(task: str, found: list[Row], rows: list[Row]) -> list[str]:
+    """Say what a model would reach that paints the last true frame for ever, and who does not reach that."""
+    for row in rows:
+        if row.task == task and row.block == COPY_LAST and np.isfinite(row.revisit["psnr"].mean):
+            still = row.revisit["psnr"].mean
+            below = [other.block for other in found if other.revisit["psnr"].mean < still]
+            more = f", more than {_names(below)}" if below else ""
+            return [f"Repeating the last true frame gives {still:.1f} dB{more}."]
+    return []
 
 
 def _by_axis(task: str, rows: list[AblationRow]) -> list[str]:
@@ -130,11 +149,19 @@ def _nearest(task: str, found: list[Row], pairs: list[Pair]) -> str:
     first, second = found[0].block, found[1].block
     for pair in pairs:
         if {pair.first, pair.second} == {first, second}:
-            ahead = _ahead(pair, first)
             p = "" if not np.isfinite(pair.p_holm) else f", p {_equals(pair.p_holm)} after correction over all pairs"
             verdict = "told apart" if pair.p_holm < LEVEL else "not told apart"
-            return f"On {task}, {first} leads {second} by {show(ahead, 1)} dB{p}: {verdict}."
+            return f"On {task}, {first} leads {second} by {show(_ahead(pair, first), 1)} dB{p}: {verdict}."
     return f"On {task}, {first} and {second} have no seed in common and are not compared."
+
+
+def _lead(first: str, second: str, pairs: list[Pair]) -> str:
+    """Say in passing by how much one block leads another."""
+    for pair in pairs:
+        if {pair.first, pair.second} == {first, second}:
+            p = f", p {_equals(pair.p_holm)}" if np.isfinite(pair.p_holm) else ""
+            return f" ({show(_ahead(pair, first), 1)} dB over {second}{p})"
+    return ""
 
 
 def _ahead(pair: Pair, block: str) -> Estimate:

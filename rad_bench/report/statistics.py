@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 LEVEL = 0.95
+LEAST_LOSS = 0.1  # dB, below which a loss is of no consequence, however sure it is
 RESAMPLES = 2000  # of the bootstrap over episodes, where there is one seed only
 SEEDS_FOR_PERMUTATION = 6  # 2 / 2^n, the smallest p of a paired sign-flip test, is below 0.05 from here on
 
@@ -130,7 +131,9 @@ def memory_verdict(swap_drop: Estimate, memoryless: bool) -> str:
     """Say whether a block uses its memory, from what it loses when another episode's is put in."""
     if memoryless:
         return "carries none"
-    if swap_drop.low > 0:
+    if np.isnan(swap_drop.mean):
+        return "not measured: no revisits, or no swap"
+    if swap_drop.low > 0 and swap_drop.mean >= LEAST_LOSS:
         return "uses its memory" + (" (one seed)" if swap_drop.evaluation_noise_only else "")
     return "not shown to use its memory"
 

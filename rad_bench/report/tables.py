@@ -34,7 +34,7 @@ def headline(rows: list[Row]) -> Table:
         bold |= {(number, 5 + place) for place, metric in enumerate(metrics) if row.best.get(metric)}
         if row.best["psnr"]:
             bold |= {(number, 0), (number, 3)}
-    caption = f"PSNR by frame class; {BOLD if bold else NO_BOLD}"
+    caption = f"PSNR by frame class; {BOLD if bold else NO_BOLD}; over none: each block alone, not corrected"
     return Table("headline", caption, header, cells, bold).without_empty_columns()
 
 

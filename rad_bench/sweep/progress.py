@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from rad_bench.lease import ruling_claim
 from rad_bench.run_folder import RunFolder
@@ -81,9 +82,16 @@ class ProgressView:
         self.began: set[Path] = set()
         self.began_at = self.last_line = time.monotonic()
         self.share_at_start: float | None = None
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, *times, console=console, disable=not console.is_terminal)
+        # On a narrow terminal names and details give way, times do not.
+        name, told = (Column(ratio=ratio, no_wrap=True, overflow="ellipsis") for ratio in (2, 3))
+        columns = (
+            TextColumn("{task.description}", table_column=name),
+            BarColumn(bar_width=12, table_column=Column(min_width=6)),
+            TextColumn("{task.fields[detail]}", table_column=told),
+            TimeElapsedColumn(table_column=Column(min_width=7, no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
+        )
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal, expand=True)
         self.total = self.progress.add_task(f"{len(folders)} runs", total=len(folders), detail="")
 
     def __enter__(self) -> ProgressView:

@@ -80,16 +80,25 @@ def _launch(
     sweep: SweepConfig, runs: list[Run], sweep_folder: Path, cluster: str, detach: bool, console: Console
 ) -> tuple[Notes, bool]:
     """Execute what is missing. Return what is to be said of runs that ended without a result; whether jobs go on."""
-    missing = []
+    missing: list[Missing] = []
     for run, folder in zip(runs, run_folders(sweep_folder, runs), strict=True):
         if not RunFolder(folder).is_done:
             save_run(run, folder)  # also over what is there: a folder from elsewhere must not choose what code is run
             missing.append(Missing(folder, launch_of(sweep, run)))
+    # Seed by seed: what stands after a part of the time is every model with fewer seeds, not a few models with all.
+    seeds = {folder: run.config.seed for run, folder in zip(runs, run_folders(sweep_folder, runs), strict=True)}
+    missing.sort(key=lambda run: seeds[run.folder])
     tree = {**cut_to(sweep, runs).model_dump(mode="json"), "planned": [run.name for run in runs]}
     write_atomically(sweep_folder / "sweep.yaml", yaml.safe_dump(tree, sort_keys=False).encode())
     console.print(
         f"{len(runs) - len(missing)} of {len(runs)} runs are done, {len(missing)} to go on {cluster}", highlight=False
     )
+    strangers = {path.parent.name for path in sweep_folder.glob("runs/*/result.json")} - {run.name for run in runs}
+    if strangers:
+        console.print(
+            f"{sweep_folder} also holds {len(strangers)} finished runs of other settings: they stay, and are not "
+            "reported here. `--set name=...` gives a sweep a folder of its own.", highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if not missing:
         return {}, False
     with ProgressView([run.folder for run in missing], console) as view:

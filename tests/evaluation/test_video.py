@@ -143,14 +143,14 @@ def test_mistakes_are_told_in_a_paragraph(run: Path, tmp_path: Path) -> None:
         write_video(pictures, tmp_path / "file" / "film.gif", 5)
     sweep = tmp_path / "sweep"
     copy = shutil.copytree(run, sweep / "runs" / "lstm-seed0")
-    with pytest.raises(UserError, match=r"a run of this sweep is .*lstm-seed0"):
+    with pytest.raises(UserError, match=r"a finished run of this sweep is .*lstm-seed0"):
         load_trained(sweep)
     (copy / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_trained(copy)
     config = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(config.replace("fov: 60.0", "fov: 70.0"))
-    with pytest.raises(UserError, match="trained on other data"):
+    with pytest.raises(UserError, match=r"the data that its config\.yaml leads to"):
         load_trained(copy)
     result = json.loads((copy / "result.json").read_text())
     (copy / "result.json").write_text(json.dumps({**result, "memory": 3}))

@@ -22,10 +22,17 @@ def test_the_three_parts_of_the_question_are_answered(tmp_path):
     told = parts(write_sweep(tmp_path, swap_loss={"none": 0.0, "lstm": 6.0, "mamba2": 7.0}))
     assert list(told) == ["Which memory?", "How sure?", "At what cost?"]
     assert "On retrieval, mamba2 is best: 21.0 dB" in told["Which memory?"]
+    assert "Repeating the last true frame gives 11.0 dB." in told["Which memory?"]
     assert "mamba2 leads lstm by" in told["How sure?"] and ": told apart" in told["How sure?"]
     assert "All that carry a memory lose 6.0 to 7.0 dB" in told["How sure?"]
     assert "lstm carries a state that grows to 51.2 kB and takes 1 ms a frame" in told["At what cost?"]
     assert "none carries nothing" in told["At what cost?"]
+
+
+def test_blocks_that_do_worse_than_standing_still_are_named(tmp_path):
+    base = {"none": 12.0, "lstm": 18.0, "mamba2": 21.0, "copy-last": 15.0}
+    told = parts(write_sweep(tmp_path, base=base))
+    assert "Repeating the last true frame gives 15.0 dB, more than none." in told["Which memory?"]
 
 
 def test_blocks_that_cannot_be_told_apart_are_never_called_best(tmp_path):

@@ -114,7 +114,7 @@ def test_a_single_block_without_interventions_is_still_reported(tmp_path):
     frames = pd.read_parquet(folder / "frames.parquet")
     frames[frames.intervention == "keep"].to_parquet(folder / "frames.parquet")
     write_report(folder)
-    assert "not shown to use its memory" in (folder / "report" / "tables" / "interventions.md").read_text()
+    assert "not measured" in (folder / "report" / "tables" / "interventions.md").read_text()
 
 
 def test_a_sweep_over_two_axes_is_read_one_axis_at_a_time(tmp_path):

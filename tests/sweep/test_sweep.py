@@ -197,7 +197,10 @@ def test_a_block_edited_after_it_was_planned_is_not_run_under_its_old_name(tmp_p
     (run,) = (tmp_path / "results" / "tiny" / "runs").iterdir()
     assert sorted(path.name for path in (run / "block").iterdir()) == ["helper.py", "my_block.py"]
     (tmp_path / "helper.py").write_text("SCALE = 2.0\n")
-    assert "another block" in rad_bench("rollout", run, "--out", "r.gif", cwd=tmp_path, expect=2).stderr
+    assert (
+        "the block that its config.yaml leads to"
+        in rad_bench("rollout", run, "--out", "r.gif", cwd=tmp_path, expect=2).stderr
+    )
     (run / "result.json").unlink()  # as if its job had waited in a queue
     with pytest.raises(UserError, match="has changed since this run was planned"):
         execute(RunFolder(run), LaunchConfig())
