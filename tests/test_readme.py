@@ -1,14 +1,18 @@
 """Every command and every piece of code in the README, run as it stands there, but for sizes."""
 
 import ctypes.util
+import functools
 import importlib.util
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import tomllib
 
+from rad_bench.sweep.grid import plan_runs
+from rad_bench.sweep.load import load_sweep
 from tests.sweep import slurm as slurm_cluster
 from tests.sweep.tiny import ROOT, command, wait_for
 
@@ -32,6 +36,8 @@ SMALLER = (  # what is asked for, and what is run instead
     ),
     (r"slurm.gpus=1", "slurm.gpus=0"),
     (r"^(rad-bench play .*)$", r"\1 --port 0"),
+    (r"^python ", f"{sys.executable} "),
+    (r"^(rad-bench plan .*)$", r"\1 --no-probe"),
 )
 
 
@@ -62,6 +68,18 @@ def test_what_the_readme_installs_is_there_to_be_installed():
     assert f"\n{tests}\n" in (ROOT / ".ci" / "run").read_text()
 
 
+def test_the_settings_that_the_readme_names_are_those_of_its_sweep():
+    run = plan_runs(load_sweep(ROOT / "sweeps" / "memory_blocks.yaml"))[0].config
+    rows = re.findall(r"^\| (`run\..*?) \|.*\| (.+) \|$", README, re.MULTILINE)
+    assert len(rows) >= 4
+    for paths, values in rows:
+        first, *rest = re.findall(r"`([\w.]+)`", paths)
+        section = first.rpartition(".")[0]
+        names = [path if not path.startswith(".") else section + path for path in (first, *rest)]
+        found = [functools.reduce(getattr, name.split(".")[1:], run) for name in names]
+        assert [str(value) for value in found] == values.split(", "), names
+
+
 def test_every_other_command_of_the_readme_runs(tmp_path, request):
     shutil.copytree(ROOT / "sweeps", tmp_path / "sweeps")
     for code in blocks("python"):
@@ -75,7 +93,7 @@ def test_every_other_command_of_the_readme_runs(tmp_path, request):
     for line in commands():
         if line.startswith(("pip ", "pytest ")):
             continue
-        assert line.startswith("rad-bench "), f"{line}: no test knows how to run this"
+        assert line.startswith(("rad-bench ", "python ")), f"{line}: no test knows how to run this"
         shell = line
         for pattern, instead in SMALLER:
             shell = re.sub(pattern, instead, shell)

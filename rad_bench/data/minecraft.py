@@ -101,7 +101,8 @@ def _actions(video: Path) -> NDArray[Any]:
     if discrete and len(rows) and not (rows.min() >= 0 and rows.max() < DISCRETE):
         raise ValueError(f"{path.name}: actions reach from {rows.min()} to {rows.max()}, should be 0..{DISCRETE - 1}")
     if not discrete and not (rows.ndim == 2 and rows.shape[1] in (KEYS, 2 * KEYS) and rows.dtype.kind in "fiub"):
-        raise ValueError(f"{path.name}: actions are {rows.dtype} {rows.shape}, should be (T,), (T, 4) or (T, 8)")
+        wanted = "whole numbers (T,), or numbers (T, 4) or (T, 8)"
+        raise ValueError(f"{path.name}: actions are {rows.dtype} {rows.shape}, should be {wanted}")
     if not np.isfinite(rows).all():
         raise ValueError(f"{path.name}: actions are not finite")
     return rows
