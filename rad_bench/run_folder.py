@@ -98,7 +98,7 @@ def save_run(run: Run, folder: Path) -> None:
         "block": run.block,
         "config": run.config.model_dump(mode="json"),
     }
-    write_atomically(RunFolder(folder).config, yaml.safe_dump(record, sort_keys=False).encode())
+    write_atomically(RunFolder(folder).config, strict_yaml.dump(record).encode())
 
 
 def load_run(folder: Path) -> Run:

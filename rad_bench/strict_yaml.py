@@ -25,6 +25,12 @@ def load(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
+def dump(tree: Any) -> str:
+    """Return text that `load` makes the same tree of, its keys in their order."""
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def reason(error: yaml.YAMLError) -> str:
     """Say where and why a text is refused."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
@@ -83,8 +89,15 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-# YAML 1.1, which PyYAML keeps to, takes 1e-3 for text: it has no point. YAML 1.2 does not, and nor do people.
-_Loader.add_implicit_resolver(f"{_PREFIX}float", re.compile(r"[-+]?\d+[eE][-+]?\d+"), list("-+0123456789"))  # type: ignore[no-untyped-call]
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+# YAML 1.1, which PyYAML keeps to, takes 1e-3 and 1.5e3 for text: one lacks a point, one a sign. YAML 1.2 does not, and
+# nor do people.
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z")
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(f"{_PREFIX}float", _EXPONENT, list("-+0123456789"))  # type: ignore[no-untyped-call]
 
 
 def _check_text(value: str, node: yaml.Node) -> None:

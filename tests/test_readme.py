@@ -80,6 +80,18 @@ def test_the_settings_that_the_readme_names_are_those_of_its_sweep():
         assert [str(value) for value in found] == values.split(", "), names
 
 
+def test_the_sweep_of_variants_in_the_readme_can_be_planned(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "sweeps", tmp_path / "sweeps")
+    (tmp_path / "my_block.py").write_text(next(code for code in blocks("python") if code.startswith("# my_block.py")))
+    (variants,) = [code for code in blocks("yaml") if code.startswith("extends")]
+    (tmp_path / "variants.yaml").write_text(variants)
+    monkeypatch.chdir(tmp_path)
+    runs = plan_runs(load_sweep(tmp_path / "variants.yaml"))
+    assert {run.label: run.config.training.learning_rate for run in runs} == {
+        "lstm / lstm": 4e-3, "GRU / gru": 4e-3, "GRU / slow gru": 1e-3,
+    }  # fmt: skip
+
+
 def test_every_other_command_of_the_readme_runs(tmp_path, request):
     shutil.copytree(ROOT / "sweeps", tmp_path / "sweeps")
     for code in blocks("python"):

@@ -7,8 +7,7 @@ import re
 from collections import defaultdict
 from typing import Any
 
-import yaml
-
+from rad_bench import strict_yaml
 from rad_bench.errors import one_line
 from rad_bench.report.reading import Sweep, read_losses
 from rad_bench.report.table import Table
@@ -137,7 +136,7 @@ def reproduction(sweep: Sweep) -> str:
         told = one_line(", ".join(commits))  # a second line would be a command
         lines.append(f"# the runs were made at {told}; no single clean commit makes them all again")
     lines.append(f"cat > {file} <<'END'")
-    lines.append(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).rstrip("\n"))
+    lines.append(strict_yaml.dump(tree).rstrip("\n"))
     lines += ["END", f"rad-bench sweep {file}"]
     if "merged" in sweep.plan:
         lines.append("# merged from several sweeps, of which this file is the first's")

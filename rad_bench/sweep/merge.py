@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import yaml
-
+from rad_bench import strict_yaml
 from rad_bench.errors import UserError
 from rad_bench.report.reading import CONTROLS, Sweep, read_sweep
 from rad_bench.report.statistics import Estimate, difference
@@ -41,7 +40,7 @@ def merge(out: Path, folders: list[Path]) -> Outcome:
             "merged": [str(folder) for folder in folders],
             "planned": list(names),
         }
-        write_atomically(work / "sweep.yaml", yaml.safe_dump(plan, sort_keys=False).encode())
+        write_atomically(work / "sweep.yaml", strict_yaml.dump(plan).encode())
         work.rename(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}.") from None

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-import yaml
 from rich.console import Console
 
+from rad_bench import strict_yaml
 from rad_bench.config import SweepConfig
 from rad_bench.distributed import check_shares
 from rad_bench.errors import UserError
@@ -89,7 +89,7 @@ def _launch(
     seeds = {folder: run.config.seed for run, folder in zip(runs, run_folders(sweep_folder, runs), strict=True)}
     missing.sort(key=lambda run: seeds[run.folder])
     tree = {**cut_to(sweep, runs).model_dump(mode="json"), "planned": [run.name for run in runs]}
-    write_atomically(sweep_folder / "sweep.yaml", yaml.safe_dump(tree, sort_keys=False).encode())
+    write_atomically(sweep_folder / "sweep.yaml", strict_yaml.dump(tree).encode())
     console.print(
         f"{len(runs) - len(missing)} of {len(runs)} runs are done, {len(missing)} to go on {cluster}", highlight=False
     )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rad_bench import strict_yaml
+
 GOOD = """
 name: tiny
 run:
@@ -92,6 +94,20 @@ def test_mistakes_on_the_command_line_are_named(tmp_path):
     assert_refused(rad_bench("swep", good, cwd=tmp_path), "did you mean 'sweep'")
     assert_refused(rad_bench("status", tmp_path, cwd=tmp_path), "not the folder of a sweep")
     assert [p.name for p in tmp_path.iterdir()] == ["good.yaml"]
+
+
+def test_what_is_written_is_read_back_as_it_was():
+    tree = {
+        "key": "9e0bdde6a66d",
+        "text": "1e5",
+        "number": 1e5,
+        "small": 1e-7,
+        "whole": 10,
+        "also text": "1.5",
+        "no": "no",
+    }
+    assert strict_yaml.load(strict_yaml.dump(tree)) == tree
+    assert strict_yaml.load("[1e-3, 2E+4, -1e3, 9e0bd, 1.5e3]") == [1e-3, 2e4, -1e3, "9e0bd", 1.5e3]
 
 
 def test_help_answers_without_loading_torch(tmp_path):
