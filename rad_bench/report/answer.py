@@ -197,7 +197,8 @@ def _usage(task: str, found: list[Row]) -> list[str]:
         span = f"{min(losses):.1f} to {max(losses):.1f}" if len(losses) > 1 else f"{losses[0]:.1f}"
         every = "All that carry a memory" if not idle and len(using) > 1 else _names([row.block for row in using])
         lose, use = ("loses", "it uses its own") if len(using) == 1 else ("lose", "they use theirs")
-        told.append(f"{every} {lose} {span} dB with another episode's memory, so {use}.")
+        so = "; one seed does not settle that" if max(row.seeds for row in using) == 1 else f", so {use}"
+        told.append(f"{every} {lose} {span} dB with another episode's memory{so}.")
     if idle:
         told.append(f"Not shown to use their memory: {', '.join(idle)}.")
     return told

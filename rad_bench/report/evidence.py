@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from typing import Any
 
 from rad_bench import strict_yaml
 from rad_bench.errors import one_line
@@ -97,29 +96,23 @@ def budgets(sweep: Sweep) -> Table:
 
 def parity(sweep: Sweep) -> Table:
     """Return, for each block, which path computed it and how far that is from the reference."""
-    cells = []
+    errors: dict[tuple[str, ...], list[float]] = {}
     for block in sweep.blocks:
-        badges = [result.get("parity") for result in sweep.results_of(block)]
-        for badge in {json.dumps(badge, sort_keys=True, default=str): badge for badge in badges}.values():
-            cells.append([block, *_badge(badge)])
+        for result in sweep.results_of(block):
+            badge = result.get("parity") or {"path": "not stored"}
+            told = (str(badge.get("path", "")), str(badge.get("device", "")), str(badge.get("why", "")))
+            known = errors.setdefault((block, *told), [])
+            if isinstance(badge.get("max_error"), int | float):
+                known.append(badge["max_error"])
+    cells = [
+        [block, path, f"{max(found):.2g}" if found else "", device, why]
+        for (block, path, device, why), found in errors.items()
+    ]
     caption = (
-        "The path that computed each block, and its largest error against the loop over `step`, on the run's device"
+        "The path that computed each block, and its largest error against the loop over `step`, on the runs' device"
     )
     header = ["block", "path", "largest error", "device", "told"]
     return Table("parity", caption, header, cells).without_empty_columns()
-
-
-def _badge(badge: dict[str, Any] | None) -> list[str]:
-    if not badge:
-        return ["not stored", "", "", ""]
-    error = badge.get("max_error")
-    shown = f"{error:.2g}" if isinstance(error, int | float) else ""
-    return [
-        str(badge.get("path", "")),
-        shown,
-        str(badge.get("device", "")),
-        str(badge.get("checked", badge.get("why", ""))),
-    ]
 
 
 def reproduction(sweep: Sweep) -> str:

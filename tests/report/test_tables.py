@@ -81,10 +81,10 @@ def test_parity_is_shown_where_it_is_stored_and_said_to_be_missing_where_not(tmp
     folder = write_sweep(tmp_path)
     for seed in range(3):
         path = folder / "runs" / f"lstm-seed{seed}" / "result.json"
-        badge = {"path": "chunked", "max_error": 3e-7, "device": "cpu", "checked": "fp32, 24 frames"}
+        badge = {"path": "chunked", "max_error": 3e-7, "device": "cpu", "why": "its only form"}
         path.write_text(json.dumps({**json.loads(path.read_text()), "parity": badge}))
     cells = {line[0]: line[1:] for line in parity(read_sweep(folder)).cells}
-    assert cells["lstm"] == ["chunked", "3e-07", "cpu", "fp32, 24 frames"]
+    assert cells["lstm"] == ["chunked", "3e-07", "cpu", "its only form"]
     assert cells["mamba2"] == ["not stored", "", "", ""]
 
 
