@@ -93,10 +93,18 @@ def models_table(models: Sequence[PlannedModel]) -> Table:
             f"{plan.memory_flops / 1e6:.2f}",
             f"{plan.trunk_flops / 1e6:.2f}",
             f"{bytes_[0]:,}" if len(set(bytes_)) == 1 else f"{bytes_[0]:,} to\n{bytes_[-1]:,}",
-            "" if plan.residual is None else f"{plan.residual:+.1%}",
+            _off_budget(model),
             show_bytes(model.disk.total),
         )
     return table
+
+
+def _off_budget(model: PlannedModel) -> str:
+    """Say how far a model is from the budget; a block that names nothing to solve for keeps the size it has."""
+    if model.plan.residual is not None:
+        return f"{model.plan.residual:+.1%}"
+    asked = model.runs[0].config.match.budget is not None
+    return "not sized" if asked and model.plan.memory_parameters else ""
 
 
 def disk_line(models: Sequence[PlannedModel], parallel: int, sweep_folder: Path) -> str:
