@@ -49,9 +49,12 @@ class Probe:
 
 def check_block(
     block_class: type[MemoryBlock], options: Mapping[str, Any] | None = None, device: torch.device = CPU,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype = torch.float64, dim: int = DIM,
 ) -> list[Check]:  # fmt: skip
-    """Hold a block to the contract, with one and with three tokens a frame. Never raises for a faulty block."""
+    """Hold a block, `dim` channels wide, to the contract, with one and with three tokens a frame.
+
+    Never raises for a faulty block.
+    """
     outcomes = []
     for name, check in CHECKS.items():
         details = []
@@ -60,7 +63,7 @@ def check_block(
             try:
                 with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                     torch.manual_seed(0)
-                    details.append(check(_probe(block_class, options or {}, tokens, device, dtype)))
+                    details.append(check(_probe(block_class, options or {}, tokens, device, dtype, dim)))
             except AssertionError as broken:
                 passed = False
                 details.append(str(broken))
@@ -73,11 +76,12 @@ def check_block(
 
 
 def _probe(
-    block_class: type[MemoryBlock], options: Mapping[str, Any], tokens: int, device: torch.device, dtype: torch.dtype
-) -> Probe:
-    block = block_class(DIM, **options).to(device, dtype)
+    block_class: type[MemoryBlock], options: Mapping[str, Any], tokens: int, device: torch.device, dtype: torch.dtype,
+    dim: int,
+) -> Probe:  # fmt: skip
+    block = block_class(dim, **options).to(device, dtype)
     perturb(block)
-    x, noisy = torch.randn(2, SEQUENCES, FRAMES, tokens, DIM, dtype=torch.float64).to(device, dtype)
+    x, noisy = torch.randn(2, SEQUENCES, FRAMES, tokens, dim, dtype=torch.float64).to(device, dtype)
     return Probe(block, x, noisy)
 
 

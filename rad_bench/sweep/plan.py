@@ -13,17 +13,20 @@ from rich import box
 from rich.table import Table
 
 from blocks.contract import check_block
-from rad_bench.config import LaunchConfig
+from rad_bench.config import LaunchConfig, RunConfig
 from rad_bench.data import open_dataset
 from rad_bench.distributed import Group
 from rad_bench.environment import be_deterministic, choose_device, device_name
 from rad_bench.errors import UserError
 from rad_bench.model.budget import ModelPlan, build_trunk, make_trunk
 from rad_bench.model.codec import open_codec
-from rad_bench.registry import find_block, is_built_in
+from rad_bench.registry import check_options, find_block, is_built_in
 from rad_bench.run_folder import Run, RunFolder
 from rad_bench.sweep.estimate import Cost, Disk, disk, measured, wall_seconds
 from rad_bench.sweep.timing import probe_cost
+
+
+CHECKED_WIDTH = 64  # channels
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,20 @@ def plan_sweep(runs: Sequence[Run], sweep_folder: Path) -> list[PlannedModel]:
         codec = open_codec(config.autoencoder, dataset.frame_shape)
         trunk, plan = build_trunk(config, codec.frame_shape, dataset.action_size)
         if not is_built_in(config.memory):
-            _hold_to_contract(config.memory.name, plan)
+            _hold_to_contract(config)
         done = tuple(RunFolder(sweep_folder / "runs" / run.name).is_done for run in group)
         size = disk(config, trunk, dataset.frame_shape)
         models.append(PlannedModel(group[0].label, tuple(group), done, plan, size))
     return models
 
 
-def _hold_to_contract(name: str, plan: ModelPlan) -> None:
-    """Raise `UserError` if a user's block breaks the contract: what it scored would not be a memory's doing."""
-    broken = [check for check in check_block(find_block(name), plan.options) if not check.passed]
+def _hold_to_contract(config: RunConfig) -> None:
+    """Raise `UserError` if a user's block breaks the contract: what it scored would not be a memory's doing.
+
+    It is checked at a width and size of seconds, whatever the budget makes of it.
+    """
+    name, width = config.memory.name, min(config.trunk.width, CHECKED_WIDTH)
+    broken = [c for c in check_block(find_block(name), check_options(config.memory), dim=width) if not c.passed]
     if broken:
         told = "; ".join(f"{check.name}: {check.detail}" for check in broken[:3])
         more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
