@@ -55,6 +55,10 @@ def check_block(
 
     Never raises for a faulty block.
     """
+    try:
+        _probe(block_class, options or {}, 1, device, dtype, dim)
+    except Exception as error:  # every check would say the same
+        return [Check("built", False, _told(error))]
     outcomes = []
     for name, check in CHECKS.items():
         details = []
@@ -69,10 +73,16 @@ def check_block(
                 details.append(str(broken))
             except Exception as error:
                 passed = False
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                details.append(f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})")
+                details.append(_told(error))
         outcomes.append(Check(name, passed, "; ".join(dict.fromkeys(details))))
     return outcomes
+
+
+def _told(error: Exception) -> str:
+    """Say what was raised, and where: the last line that is no library's."""
+    calls = traceback.extract_tb(error.__traceback__)
+    where = next((call for call in reversed(calls) if "site-packages" not in call.filename), calls[-1])
+    return f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
 
 
 def _probe(

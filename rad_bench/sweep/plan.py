@@ -25,7 +25,6 @@ from rad_bench.run_folder import Run, RunFolder
 from rad_bench.sweep.estimate import Cost, Disk, disk, measured, wall_seconds
 from rad_bench.sweep.timing import probe_cost
 
-
 CHECKED_WIDTH = 64  # channels
 
 

@@ -152,8 +152,19 @@ class SizedByNothing(GRU):
     size_option = "hiden"
 
 
+class CannotBeBuilt(GRU):
+    def __init__(self, dim, hidden=8):
+        self.cell = nn.GRUCell(dim, hidden)  # before super().__init__()
+
+
 class ClaimsNoMemory(GRU):
     memoryless = True
+
+
+def test_what_cannot_be_built_is_told_once_and_by_its_own_line():
+    (outcome,) = check_block(CannotBeBuilt)
+    assert outcome.name == "built" and not outcome.passed
+    assert "before Module.__init__() call" in outcome.detail and "test_contract.py:" in outcome.detail
 
 
 @pytest.mark.parametrize(
