@@ -227,6 +227,11 @@ def _print_models(runs: list[Any], sweep: Any, folder: Path) -> list[Any]:
     models = plan_sweep(runs, folder)
     print_table(models_table(models), 120)
     click.echo(disk_line(models, sweep.launch.parallel, folder))
+    if not all(model.tells_revisits for model in models):
+        click.echo(
+            "data without poses: no frame is known to be a revisit, so nothing will be said about memory, only about "
+            "all frames"
+        )
     return models
 
 

@@ -52,7 +52,10 @@ class Survey:
             ("actions, mean of each column", ", ".join(f"{mean:.3f}" for mean in self.actions)),
         ]
         if not self.kinds:
-            return [*lines, ("poses", "none: motion must be action, and there is no retrieval")]
+            return [
+                *lines,
+                ("poses", "none: motion must be action; no retrieval, and no frame is known to be a revisit"),
+            ]
         return [
             *lines,
             ("distance between poses", f"median {self.step[0]:.3f} when moving, largest {self.step[1]:.3f}"),

@@ -37,6 +37,7 @@ class PlannedModel:
     done: tuple[bool, ...]  # of each run
     plan: ModelPlan
     disk: Disk
+    tells_revisits: bool  # its data know what was seen before
 
     @property
     def missing(self) -> int:
@@ -59,7 +60,7 @@ def plan_sweep(runs: Sequence[Run], sweep_folder: Path) -> list[PlannedModel]:
             _hold_to_contract(config)
         done = tuple(RunFolder(sweep_folder / "runs" / run.name).is_done for run in group)
         size = disk(config, trunk, dataset.frame_shape)
-        models.append(PlannedModel(group[0].label, tuple(group), done, plan, size))
+        models.append(PlannedModel(group[0].label, tuple(group), done, plan, size, dataset.has_poses))
     return models
 
 
