@@ -310,7 +310,12 @@ class LaunchConfig(Config):
         0, ge=0, le=MOST_STEPS, description="training steps between strips of what the model generates by then; 0: none"
     )
     tensorboard: bool = Field(False, description="curves and strips of training as TensorBoard reads them as well")
-    attempts: int = Field(3, ge=1, le=1000, description="how often a command starts a run whose process is lost")
+    attempts: int = Field(
+        3,
+        ge=1,
+        le=1000,
+        description="how often a run is started whose process is lost, or whose SLURM job gets no further",
+    )
     lease: float = Field(
         90, gt=1, le=86_400, description="seconds without a sign of life after which an attempt counts as dead"
     )

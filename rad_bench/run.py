@@ -22,12 +22,13 @@ from rad_bench.evaluation.evaluate import CONTROLS, Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.evaluation.probe import probe
 from rad_bench.evaluation.strips import shown, strip
+from rad_bench.lease import Holder
 from rad_bench.model.budget import ModelPlan, build_trunk
 from rad_bench.model.codec import open_codec
 from rad_bench.parity import badge
 from rad_bench.registry import block_files, block_identity, is_built_in
 from rad_bench.run_folder import Run, RunFolder, load_run
-from rad_bench.training import Progress, train
+from rad_bench.training import Progress, saved_step, train
 from rad_bench.watch import Watch
 
 TIMED_STEPS = 5  # steps at either end of a rollout whose median time is reported
@@ -42,6 +43,8 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
         return
     run = load_run(paths.path)
     block = _checked_identity(run)
+    if group.rank == 0:
+        _check_further(paths, run, launch)
     device = choose_device(launch.device, group)
     be_deterministic(launch.threads, device)
     if group.rank == 0:
@@ -101,6 +104,34 @@ def _checked_identity(run: Run) -> str:
             "one."
         )
     return now
+
+
+def _check_further(paths: RunFolder, run: Run, launch: LaunchConfig) -> None:
+    """Raise `UserError` if SLURM has started this job `launch.attempts` times already where it would start now.
+
+    A job that is preempted or reaches its time limit goes back into the queue by itself. Where it gets further each
+    time it may do so without end; else it would do so without end as well.
+    """
+    me = Holder.this()
+    if me.job is None:
+        return
+    step = saved_step(paths)
+    try:
+        first = json.loads(paths.start.read_text())
+        begun = me.restarts - first["restarts"] if (first["job"], first["step"]) == (me.job, step) else 0
+    except (OSError, ValueError, KeyError, TypeError):  # the job's first start, or a kill's leavings
+        begun = 0
+    if begun < 1:
+        _write_json(paths, paths.start.name, {"job": me.job, "restarts": me.restarts, "step": step})
+    elif begun >= launch.attempts:
+        paths.start.unlink()  # whoever starts the job again means it to be tried again
+        trained = step >= run.config.training.steps
+        where = "in evaluation, which starts over," if trained else f"at step {step}"
+        rarer = "" if trained else ", or lower run.training.checkpoint_every"
+        raise UserError(
+            f"begun {begun} times {where} without getting further; its time limit (launch.slurm.timeout: "
+            f"{launch.slurm.timeout}) may be too short, or it is preempted too often: raise it{rarer}."
+        )
 
 
 def _write_json(paths: RunFolder, name: str, value: Any) -> None:

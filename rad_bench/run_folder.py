@@ -68,6 +68,11 @@ class RunFolder:
         return self.path / "failure.txt"
 
     @property
+    def start(self) -> Path:
+        """Which start of a SLURM job was the first at the step that the run has come to."""
+        return self.path / "start.json"
+
+    @property
     def attempts(self) -> Path:
         """Claims on this run, one file an attempt."""
         return self.path / "attempts"

@@ -35,6 +35,7 @@ from rad_bench.model.trunk import Trunk
 from rad_bench.run_folder import RunFolder
 
 LOG_EVERY = 10  # steps
+SPOILT = (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError)  # raised by what is no checkpoint
 
 
 @dataclass
@@ -268,13 +269,21 @@ def _resume(folder: RunFolder, trainer: Trainer) -> Progress:
             state: dict[str, Any] = torch.load(path, map_location=trainer.device, weights_only=True)
         except FileNotFoundError:
             continue
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
+        except SPOILT as error:
             print(f"{path}: cannot be read, and is passed over: {error}", file=sys.stderr)
             continue
         for name, part in _saved(trainer).items():
             part.load_state_dict(state[name])
         return Progress(**state["progress"])
     return Progress()
+
+
+def saved_step(folder: RunFolder) -> int:
+    """Return the step that training would go on from, at a look: no weights are read."""
+    for path in (folder.checkpoint, folder.checkpoint_before):
+        with contextlib.suppress(*SPOILT):
+            return int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["progress"]["step"])
+    return 0
 
 
 def _saved(trainer: Trainer) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A run: resumed = undisturbed to the bit, evaluation independent of block and batch, results complete."""
 
+import contextlib
 import json
 import re
 
@@ -18,6 +19,7 @@ from rad_bench.parity import ParityError
 from rad_bench.registry import block_names, find_block
 from rad_bench.run import execute
 from rad_bench.run_folder import Run, RunFolder, save_run
+from rad_bench.sweep.launch import RunJob
 from rad_bench.training import Trainer
 from tests.sweep.faults import corrupted, truncated
 
@@ -97,6 +99,47 @@ def test_a_run_killed_in_training_and_resumed_ends_with_the_same_bits(
         for f in (finished, folder)
     ]
     assert losses[0] == losses[1]
+
+
+def dying_at(step, real=Trainer.step):
+    def dies(trainer, episodes, number):
+        if number == step:
+            raise Killed
+        return real(trainer, episodes, number)
+
+    return dies
+
+
+def started_by_slurm(folder, job, restarts):
+    """Start a run as SLURM starts its job for the nth time; return what its failure says."""
+    with pytest.MonkeyPatch.context() as environment, contextlib.suppress(Killed):
+        environment.setenv("SLURM_JOB_ID", job)
+        environment.setenv("SLURM_RESTART_COUNT", str(restarts))
+        RunJob()(folder, LaunchConfig(attempts=2))
+    failure = RunFolder(folder).failure
+    return failure.read_text() if failure.exists() else None
+
+
+def test_a_job_that_slurm_starts_without_end_fails_unless_it_gets_further(tmp_path, monkeypatch, finished):
+    folder = start(tmp_path / "lstm-seed0", tiny())
+    for restarts, at in enumerate((3, 8, 9, 15, 16, 22, 23, 24)):  # twice from the start and from each checkpoint
+        monkeypatch.setattr(Trainer, "step", dying_at(at))
+        assert started_by_slurm(folder, "7", restarts) is None
+    told = started_by_slurm(folder, "7", 8)
+    assert told.startswith("begun 2 times at step 21 without getting further; its time limit (launch.slurm.timeout:")
+    assert "training.checkpoint_every" in told and len(told) < 200
+    monkeypatch.setattr(Trainer, "step", dying_at(None))
+    monkeypatch.setattr("rad_bench.run.evaluate", lambda *_: dying_at(0)(None, None, 0))
+    assert started_by_slurm(folder, "8", 0) is None  # ends its training: evaluation has nothing to go on from
+    for job in ("9", "10"):  # the same command again submits another job, which has tries of its own
+        assert [started_by_slurm(folder, job, restarts) for restarts in (0, 1)] == [None, None]
+        told = started_by_slurm(folder, job, 2)
+        assert told.startswith("begun 2 times in evaluation, which starts over, without") and len(told) < 200
+    monkeypatch.undo()
+    RunJob()(folder, LaunchConfig())
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(finished / "frames.parquet"), pd.read_parquet(folder / "frames.parquet")
+    )
 
 
 def test_a_finished_run_is_not_touched(finished):

@@ -67,7 +67,7 @@ class RunJob(submitit.helpers.Checkpointable):
             except SupersededError:
                 return "superseded"
             except Exception as error:
-                text = traceback.format_exc()
+                text = str(error) if isinstance(error, UserError) else traceback.format_exc()
                 if not paths.failure.exists():  # who failed first knows why; the others only miss it
                     with contextlib.suppress(OSError, SupersededError):  # the disk may be full, which is the failure
                         paths.replace(paths.failure, lambda file: file.write(text.encode()))
