@@ -46,7 +46,7 @@ class Holder:
     machine: str  # the same for processes that see each other's ids
     process: int
     started: str  # tells a process from a later one with its number
-    job: str | None = None  # SLURM's id of the job
+    job: str | None = None  # SLURM's id of the job, as squeue shows it: 7, or 7_2 for a task of an array
     restarts: int = 0  # how often SLURM started that job again
 
     def __str__(self) -> str:
@@ -55,9 +55,12 @@ class Holder:
     @classmethod
     def this(cls) -> Holder:
         """Return this process."""
+        job, array = (os.environ.get(f"SLURM_{name}JOB_ID") for name in ("", "ARRAY_"))
+        if array is not None:
+            job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
         host, process = socket.gethostname(), os.getpid()
-        return cls(host, _machine(), process, _started(process), os.environ.get("SLURM_JOB_ID"), restarts)
+        return cls(host, _machine(), process, _started(process), job, restarts)
 
     @property
     def is_here(self) -> bool:

@@ -5,6 +5,7 @@ Result files say what is done, the journal says what was submitted, one squeue c
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import submitit
 
 from rad_bench.config import LaunchConfig
 from rad_bench.errors import UserError
+from rad_bench.lease import ruling_claim
 from rad_bench.sweep import queue
 from rad_bench.sweep.journal import Submission, new_submission, read_submissions
 from rad_bench.sweep.launch import Missing, Notes, RunJob, make_executor
@@ -93,8 +95,7 @@ class ClusterLaunch:
                 gone.append(name)
         told = queue.forgotten(self.submissions) if any(name not in tasks for name in gone) else {}
         for name in gone:
-            state = tasks[name].state if name in tasks else told.get(name, "")
-            self._ended(name, state)
+            self._ended(name, tasks.get(name) or told.get(name))
         self._submit()
         if self.refused and not any(task.is_live for task in tasks.values()):
             raise UserError(f"sbatch takes no more jobs, and none of this sweep is left: {self.refused}")
@@ -103,9 +104,10 @@ class ClusterLaunch:
         unsure = any(waiting.absences for waiting in self.runs.values())
         return min(CONFIRM_SECONDS, self.pause) if unsure else self.pause
 
-    def _ended(self, name: str, state: str) -> None:
+    def _ended(self, name: str, task: Task | None) -> None:
         """Decide on a run whose job has left the queue."""
         waiting = self.runs[name]
+        state = task.state if task else ""
         if waiting.run.paths.is_done:
             return
         if waiting.run.paths.failure.exists():  # removed when it was submitted, so it is new
@@ -113,12 +115,28 @@ class ClusterLaunch:
         elif state in NOT_RETRIED:
             self.notes[name] = NOT_RETRIED[state]
             del self.runs[name]
+        elif task and state == "FAILED" and not _has_begun(waiting.run, task):
+            # No lost node but a command that is not there, or a module: it would be missing the next time too.
+            self.notes[name] = f"its job failed before the run began{self._last_words(name, task)}"
+            del self.runs[name]
         elif waiting.attempts >= waiting.run.launch.attempts:
             ended = state.lower().replace("_", " ") or "gone from the queue"
-            self.notes[name] = f"its job was lost {waiting.attempts} times; the last is {ended}"
+            words = self._last_words(name, task)
+            self.notes[name] = f"its job was lost {waiting.attempts} times; the last is {ended}{words}"
             del self.runs[name]
         else:
             self.to_submit.append(name)
+
+    def _last_words(self, name: str, task: Task | None) -> str:
+        """Return what a run's job wrote last to its errors, and where; empty if that is nothing."""
+        folder = next(entry.folder for entry in reversed(self.submissions) if name in entry.runs)
+        for log in sorted(folder.glob(f"{task.id}_*_log.err")) if task else ():
+            with contextlib.suppress(OSError):
+                lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+                # srun adds that a task has exited, which is known.
+                if told := [line for line in lines if not line.startswith("srun: error")] or lines:
+                    return f": {told[-1]} ({log})"
+        return ""
 
     def _submit(self) -> None:
         """Submit what is due: an array for each set of resources, in chunks that SLURM accepts."""
@@ -175,3 +193,9 @@ class ClusterLaunch:
                 if task and task.is_live and not (submission.folder / f"{task.id}_submitted.pkl").exists():
                     found.append(tasks.pop(run))
         return found
+
+
+def _has_begun(run: Missing, task: Task) -> bool:
+    """Return whether a job came as far as to claim its run."""
+    claim = ruling_claim(run.paths.attempts)
+    return claim is not None and claim.holder is not None and claim.holder.job == task.id

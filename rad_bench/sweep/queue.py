@@ -65,8 +65,8 @@ def ask(submissions: Iterable[Submission]) -> dict[str, Task]:
     return tasks
 
 
-def forgotten(submissions: Iterable[Submission]) -> dict[str, str]:
-    """Return how each run's job ended, from accounting: one sacct call; empty where there is none."""
+def forgotten(submissions: Iterable[Submission]) -> dict[str, Task]:
+    """Return the task of each run as accounting has it: one sacct call; empty where there is none."""
     submissions = list(submissions)
     names = ",".join(submission.name for submission in submissions)
     command = ("sacct", "-n", "-P", "-X", "-S", "now-30days", f"--name={names}", "-o", "JobName,JobID,State")
@@ -78,7 +78,8 @@ def forgotten(submissions: Iterable[Submission]) -> dict[str, str]:
     for line in lines:
         name, number, state = line.split("|", 2)
         index = number.partition("_")[2]
-        known[name, int(index) if index.isdigit() else 0] = state.split(" ")[0]  # "CANCELLED by 0"
+        task = Task(number, state.split(" ")[0], "")  # "CANCELLED by 0"
+        known[name, int(index) if index.isdigit() else 0] = task
     found = {}
     for submission in submissions:
         for place, run in enumerate(submission.runs):

@@ -3,6 +3,7 @@
 import pytest
 
 from rad_bench.config import LaunchConfig
+from rad_bench.lease import hold
 from rad_bench.run_folder import RunFolder
 from rad_bench.sweep import queue
 from rad_bench.sweep.cluster import ClusterLaunch, Waiting
@@ -50,7 +51,10 @@ def test_silence_is_no_answer(answers):
 
 def test_accounting_tells_of_what_the_queue_forgot(answers):
     (answers / "sacct.txt").write_text("old|11_0|CANCELLED by 1000\nold|11_1|OUT_OF_MEMORY\n")
-    assert queue.forgotten([submission("old", "a", "b")]) == {"a": "CANCELLED", "b": "OUT_OF_MEMORY"}
+    told = queue.forgotten([submission("old", "a", "b")])
+    assert {run: (task.id, task.state) for run, task in told.items()} == {
+        "a": ("11_0", "CANCELLED"), "b": ("11_1", "OUT_OF_MEMORY"),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -87,6 +91,29 @@ def test_what_was_lost_is_tried_again_and_what_would_end_the_same_is_not(answers
         assert not tried and not launch.notes and launch.runs
     else:
         assert not tried and told in launch.notes["a"] and not launch.runs
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_job_that_fails_before_its_run_began_is_not_tried_again_and_its_last_words_are_told(
+    answers, tmp_path, monkeypatch, begun
+):
+    """A job that claimed its run and was killed is tried again; one without a Python would fail again."""
+    run = Missing(tmp_path / "sweep" / "runs" / "b", LaunchConfig())
+    entry = new_submission(tmp_path / "sweep", ["a", "b"])
+    (answers / "squeue.txt").write_text(f"{entry.name}|1|5_1|FAILED|NonZeroExitCode\n")
+    log = entry.folder / "5_1_0_log.err"
+    log.write_text("error: execve(): /nope/python: No such file\nsrun: error: n1: task 0: Exited with exit code 2\n\n")
+    for name, value in {"JOB_ID": "6", "ARRAY_JOB_ID": "5", "ARRAY_TASK_ID": "1" if begun else "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with hold(run.paths.attempts, 60):
+        pass
+    launch = ClusterLaunch(tmp_path / "sweep", {"b": Waiting(run, 1)}, lambda: None, submissions=[entry])
+    launch._submit = lambda: None
+    for _ in range(2):
+        launch._poll()
+    assert launch.to_submit == (["b"] if begun else [])
+    why = f"its job failed before the run began: error: execve(): /nope/python: No such file ({log})"
+    assert launch.notes == ({} if begun else {"b": why})
 
 
 def test_attempts_have_an_end(answers, tmp_path):
