@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from rad_bench import __version__
+from rad_bench.config import LaunchConfig
 from rad_bench.distributed import Group
 from rad_bench.errors import UserError
 
@@ -27,6 +28,17 @@ def choose_device(name: str, group: Group) -> torch.device:
         # A scheduler may show a process all GPUs of its node, or its own alone.
         return torch.device("cuda", group.local_rank % torch.cuda.device_count())
     return torch.device(name)
+
+
+def check_gpus(device: torch.device, launch: LaunchConfig) -> None:
+    """Raise `UserError` if this is a job of ours on SLURM that was given GPUs and would compute on the CPU instead."""
+    on_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+    if on_slurm and launch.slurm.gpus and launch.device == "auto" and device.type == "cpu":
+        no_cuda = torch.version.cuda is None and torch.version.hip is None
+        why = "it is a build for the CPU" if no_cuda else "a module was not loaded (launch.slurm.setup)"
+        raise UserError(
+            f"launch.slurm.gpus is {launch.slurm.gpus}, but PyTorch {torch.__version__} sees no GPU: {why}."
+        )
 
 
 def environment(device: torch.device, threads: int, processes: int) -> dict[str, Any]:

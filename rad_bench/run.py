@@ -16,7 +16,15 @@ from rad_bench.data import Dataset, open_dataset
 from rad_bench.data.encoded import Encoded
 from rad_bench.data.recordings import Recordings
 from rad_bench.distributed import Group
-from rad_bench.environment import be_deterministic, choose_device, commit, device_name, environment, resident_peak
+from rad_bench.environment import (
+    be_deterministic,
+    check_gpus,
+    choose_device,
+    commit,
+    device_name,
+    environment,
+    resident_peak,
+)
 from rad_bench.errors import UserError
 from rad_bench.evaluation.evaluate import CONTROLS, Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
@@ -46,6 +54,7 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     if group.rank == 0:
         _check_further(paths, run, launch)
     device = choose_device(launch.device, group)
+    check_gpus(device, launch)
     be_deterministic(launch.threads, device)
     if group.rank == 0:
         _write_json(paths, "environment.json", environment(device, launch.threads, group.world))

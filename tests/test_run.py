@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from rad_bench.config import LaunchConfig, RunConfig
 from rad_bench.data import open_dataset
+from rad_bench.environment import check_gpus
 from rad_bench.evaluation.evaluate import evaluate
 from rad_bench.evaluation.tasks import make_task
 from rad_bench.model.budget import build_trunk, plan_model
@@ -140,6 +141,23 @@ def test_a_job_that_slurm_starts_without_end_fails_unless_it_gets_further(tmp_pa
     pd.testing.assert_frame_equal(
         pd.read_parquet(finished / "frames.parquet"), pd.read_parquet(folder / "frames.parquet")
     )
+
+
+def test_a_job_that_was_given_gpus_and_sees_none_says_so_and_does_not_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    folder, launch = start(tmp_path / "lstm-seed0", tiny()), LaunchConfig.model_validate({"slurm": {"gpus": 1}})
+    for executor, device in (("slurm", "cpu"), ("local", "auto")):  # meant, or not about SLURM's GPUs
+        monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+        check_gpus(torch.device("cpu"), launch.model_copy(update={"device": device}))
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for version, why in ((None, "it is a build for the CPU."), ("12.4", "a module was not loaded")):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        monkeypatch.setattr(torch.version, "hip", None)
+        RunJob()(folder, launch)
+        told = RunFolder(folder).failure.read_text()
+        assert told.startswith("launch.slurm.gpus is 1, but PyTorch") and why in told and "\n" not in told
+    assert not RunFolder(folder).log.exists()
 
 
 def test_a_finished_run_is_not_touched(finished):

@@ -205,7 +205,9 @@ def make_executor(cluster: str, logs: Path, launch: LaunchConfig, name: str) -> 
         slurm_setup=[
             f"export OMP_NUM_THREADS={launch.threads} MKL_NUM_THREADS={launch.threads}",
             "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # srun stopped inheriting it in SLURM 22.05
+            "set -e",  # a module that cannot be loaded ends the job
             *slurm.setup,
+            "set +e",
         ],
         # A node that fails gives its jobs back to the queue, whatever the cluster's default.
         slurm_additional_parameters={"requeue": True, **slurm.extra},

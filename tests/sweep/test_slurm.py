@@ -82,6 +82,20 @@ def test_setup_lines_and_a_python_of_its_own_are_used_by_jobs(tmp_path, slurm):
     assert (tmp_path / "by-python-by-setup").exists()
 
 
+def test_a_job_that_cannot_begin_is_named_with_its_last_words_and_not_tried_again(tmp_path, slurm):
+    """Without a Python, or without what its setup asks for."""
+    where = "where: {memory=none: {slurm: {python: /nope/python}}, memory=lstm: {slurm: {setup: [cd /nope/setup]}}}, "
+    (tmp_path / "tiny.yaml").write_text(ON_SLURM.replace("slurm: {", f"{where}slurm: {{"))
+    options = {"cwd": tmp_path, "environment": slurm.environment, "expect": 1}
+    errors = rad_bench("sweep", "tiny.yaml", "--only", "seed=0", **options).stderr
+    assert "2 of 2 runs are not done" in errors
+    for block, place in {"none": "/nope/python", "lstm": "/nope/setup"}.items():
+        (line,) = [line for line in errors.splitlines() if line.startswith(block)]
+        assert "its job failed before the run began: " in line
+        assert f"{place}: No such file or directory (" in line and line.endswith("_0_log.err)")
+    assert len(list((tmp_path / "results" / "tiny" / "submitit").iterdir())) == 2  # one submission for each
+
+
 def test_what_sbatch_refuses_is_told_in_its_own_words(tmp_path, slurm):
     (tmp_path / "tiny.yaml").write_text(ON_SLURM.replace("partition: debug", "partition: nowhere"))
     refused = rad_bench("sweep", "tiny.yaml", cwd=tmp_path, environment=slurm.environment, expect=2)
