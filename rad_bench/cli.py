@@ -238,7 +238,7 @@ def _print_models(runs: list[Any], sweep: Any, folder: Path) -> list[Any]:
 def _print_outcome(outcome: Any) -> None:
     if outcome.report is not None:
         click.echo(f"report: {outcome.report}")
-    else:
+    elif outcome.unwritten is None:
         click.echo("no run is done, so there is no report; one that lies there is an earlier command's", err=True)
     if outcome.unfinished:
         for found in outcome.unfinished:
@@ -247,6 +247,9 @@ def _print_outcome(outcome: Any) -> None:
         click.echo(
             f"{len(outcome.unfinished)} of {total} runs are not done; the same command tries them again.", err=True
         )
+    if outcome.unwritten is not None:
+        raise outcome.unwritten
+    if outcome.unfinished:
         raise SystemExit(1)
 
 

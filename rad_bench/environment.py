@@ -17,7 +17,7 @@ import torch
 from rad_bench import __version__
 from rad_bench.config import LaunchConfig
 from rad_bench.distributed import Group
-from rad_bench.errors import UserError
+from rad_bench.errors import UserError, unwritten
 
 
 def choose_device(name: str, group: Group) -> torch.device:
@@ -116,4 +116,4 @@ def write_figures(path: Path, figures: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}.") from None
+        raise unwritten(error, path) from None

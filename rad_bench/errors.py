@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
 LONGEST_MESSAGE = 1800  # characters
 LONGEST_WORD = 200  # that is looked for among the known ones; the search is quadratic
@@ -18,6 +20,13 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
+
+
+def unwritten(error: OSError, where: Path) -> UserError:
+    """Return what is told of a disk that is full, or a folder that is not ours; `where`: if the error does not say."""
+    # A tree that could not be copied tells of each of its files; the first will do.
+    reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
+    return UserError(f"{error.filename or where}: cannot be written: {reason}.")
 
 
 def one_line(text: str, longest: int = LONGEST_MESSAGE) -> str:

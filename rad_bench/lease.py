@@ -166,6 +166,10 @@ def _acquire(folder: Path, seconds: float, wait: float) -> Lease:
                     json.dump({"seconds": seconds, "holder": asdict(me)}, file)
             except FileExistsError:
                 continue  # somebody was faster
+            except OSError:
+                with contextlib.suppress(OSError):
+                    lease.path.unlink(missing_ok=True)  # a full disk takes an empty file, which looks alive for a while
+                raise
             if _clear_below(folder, lease.number):
                 return lease
             lease.path.unlink()  # somebody was faster by more than one claim

@@ -34,6 +34,16 @@ def test_a_held_folder_is_busy_and_a_freed_one_is_not(tmp_path):
             first.fence()
 
 
+def test_a_claim_that_a_full_disk_did_not_take_is_none(tmp_path, monkeypatch):
+    with monkeypatch.context() as full:
+        full.setattr(json, "dump", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+        with pytest.raises(OSError, match="No space left"), hold(tmp_path, 60):
+            pass
+    assert ruling_claim(tmp_path) is None
+    with hold(tmp_path, 60):
+        pass
+
+
 def test_a_silent_holder_elsewhere_is_followed_only_after_its_time(tmp_path):
     claim_by(tmp_path, ELSEWHERE, silent=50)
     with pytest.raises(BusyError, match="process 1 on far"), hold(tmp_path, 60):

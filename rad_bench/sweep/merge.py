@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from rad_bench import strict_yaml
-from rad_bench.errors import UserError
+from rad_bench.errors import UserError, unwritten
 from rad_bench.report.reading import CONTROLS, Sweep, read_sweep
 from rad_bench.report.statistics import Estimate, difference
 from rad_bench.results_folder import read_plan
@@ -43,7 +43,7 @@ def merge(out: Path, folders: list[Path]) -> Outcome:
         write_atomically(work / "sweep.yaml", strict_yaml.dump(plan).encode())
         work.rename(out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}.") from None
+        raise unwritten(error, out) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return finish(out, planned_runs(out))

@@ -15,11 +15,11 @@ from rich.console import Console
 from rad_bench import strict_yaml
 from rad_bench.config import SweepConfig
 from rad_bench.distributed import check_shares
-from rad_bench.errors import UserError
+from rad_bench.errors import UserError, unwritten
 from rad_bench.evaluation.evaluate import CONTROLS
 from rad_bench.lease import BusyError, hold, ruling_claim
 from rad_bench.results_folder import check_links, read_plan
-from rad_bench.run_folder import Run, RunFolder, save_run, write_atomically
+from rad_bench.run_folder import Run, RunFolder, replace_atomically, save_run, write_atomically
 from rad_bench.sweep import queue
 from rad_bench.sweep.cluster import ClusterLaunch, Waiting
 from rad_bench.sweep.grid import cut_to, launch_of
@@ -38,6 +38,7 @@ class Outcome:
     done: int
     unfinished: list[RunStatus]
     report: Path | None
+    unwritten: UserError | None = None  # why there is no report of what is done
     detached: bool = False  # jobs were submitted and go on by themselves
 
 
@@ -68,7 +69,7 @@ def run_sweep(
             "seconds."
         ) from None
     except OSError as error:
-        raise UserError(f"{error.filename or sweep_folder}: cannot be written: {error.strerror or error}.") from None
+        raise unwritten(error, sweep_folder) from None
     if detached:
         statuses = [run_status(folder) for folder in run_folders(sweep_folder, runs)]
         open_runs = [status for status in statuses if status.state != "done"]
@@ -138,8 +139,11 @@ def finish(sweep_folder: Path, runs: list[Run], notes: Notes | None = None) -> O
     unfinished = [_noted(status, notes or {}) for status in statuses if status.state != "done"]
     if not tables:
         return Outcome(0, unfinished, None)
-    aggregate(sweep_folder, tables)
-    return Outcome(len(tables), unfinished, write_report(sweep_folder))
+    try:
+        aggregate(sweep_folder, tables)
+        return Outcome(len(tables), unfinished, write_report(sweep_folder))
+    except OSError as error:
+        return Outcome(len(tables), unfinished, None, unwritten(error, sweep_folder))
 
 
 def _noted(status: RunStatus, notes: Notes) -> RunStatus:
@@ -198,9 +202,7 @@ def aggregate(sweep_folder: Path, tables: dict[str, pd.DataFrame]) -> None:
     copies = frames["block"].isin(CONTROLS)  # every run holds the controls; once a seed is enough
     key = ["block", "seed", "task", "intervention", "episode", "frame"]
     frames = pd.concat([frames[~copies], frames[copies].drop_duplicates(key)], ignore_index=True)
-    temporary = sweep_folder / ".frames.parquet.tmp"
-    frames.to_parquet(temporary, index=False)
-    os.replace(temporary, sweep_folder / "frames.parquet")
+    replace_atomically(sweep_folder / "frames.parquet", lambda file: frames.to_parquet(file, index=False))
 
 
 def planned_runs(sweep_folder: Path) -> list[Run]:

@@ -51,6 +51,22 @@ def test_other_metric_definitions_and_other_data_are_refused(halves):
     assert "ran on different data" in rad_bench("compare", "part0/tiny", "other", cwd=halves, expect=2).stderr
 
 
+@pytest.mark.parametrize("verb", [("report", "part"), ("sweep", "tiny.yaml", "--out", ".", "--only", "seed=0")])
+def test_what_cannot_be_written_is_told_after_the_runs_that_are_missing(halves, tmp_path, verb):
+    """A file where a folder must be stands in for a full disk."""
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("tiny", "part"))
+    folder = shutil.copytree(halves / "part0" / "tiny", tmp_path / "part")
+    shutil.rmtree(folder / "report")
+    (folder / "report").touch()
+    first, _ = sorted((folder / "runs").iterdir())
+    if verb[0] == "report":
+        (first / "result.json").unlink()
+    *missing, error = rad_bench(*verb, cwd=tmp_path, expect=2).stderr.strip().splitlines()
+    assert error.startswith("error: part/report") and error.endswith(": cannot be written: Not a directory.")
+    assert verb[0] == "sweep" or missing[0].startswith(first.name)
+    assert not any(path.stat().st_mtime for path in folder.glob("launchers/*"))  # let go
+
+
 def test_a_folder_that_is_no_sweep_is_named(halves):
     (halves / "empty").mkdir(exist_ok=True)
     assert "has no frames.parquet" in rad_bench("compare", "part0/tiny", "empty", cwd=halves, expect=2).stderr
