@@ -244,9 +244,10 @@ def _print_outcome(outcome: Any) -> None:
         for found in outcome.unfinished:
             click.echo(one_line(f"{found.name}: {found.state} {found.detail}"), err=True)
         total = outcome.done + len(outcome.unfinished)
-        click.echo(
-            f"{len(outcome.unfinished)} of {total} runs are not done; the same command tries them again.", err=True
-        )
+        spoilt = sum(found.state == "unreadable" for found in outcome.unfinished)  # what to do is said of each
+        but = " but for those that are unreadable" if spoilt else ""
+        again = f"; the sweep's command tries them again{but}" if spoilt < len(outcome.unfinished) else ""
+        click.echo(f"{len(outcome.unfinished)} of {total} runs are not done{again}.", err=True)
     if outcome.unwritten is not None:
         raise outcome.unwritten
     if outcome.unfinished:

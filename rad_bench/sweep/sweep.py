@@ -126,16 +126,8 @@ def _launch(
 def finish(sweep_folder: Path, runs: list[Run], notes: Notes | None = None) -> Outcome:
     """Aggregate the runs that are done and write the report from them. `notes` say what is known of the others."""
     from rad_bench.report import write_report
-    from rad_bench.report.reading import read_run
 
-    statuses = [run_status(folder) for folder in run_folders(sweep_folder, runs)]
-    tables: dict[str, pd.DataFrame] = {}
-    for place, status in enumerate(statuses):
-        if status.state == "done":
-            try:
-                tables[status.name] = read_run(sweep_folder / "runs" / status.name)
-            except UserError as error:
-                statuses[place] = replace(status, state="unreadable", detail=str(error))
+    statuses, tables = _read(sweep_folder, runs)
     unfinished = [_noted(status, notes or {}) for status in statuses if status.state != "done"]
     if not tables:
         return Outcome(0, unfinished, None)
@@ -146,6 +138,24 @@ def finish(sweep_folder: Path, runs: list[Run], notes: Notes | None = None) -> O
         return Outcome(len(tables), unfinished, None, unwritten(error, sweep_folder))
 
 
+def _read(sweep_folder: Path, runs: list[Run]) -> tuple[list[RunStatus], dict[str, pd.DataFrame]]:
+    """Return how every run stands by its files, and the frames of those that are done."""
+    from rad_bench.report.reading import read_run
+
+    statuses: list[RunStatus] = []
+    tables: dict[str, pd.DataFrame] = {}
+    for folder in run_folders(sweep_folder, runs):
+        status = run_status(folder)
+        if status.state == "done":
+            try:
+                tables[status.name] = read_run(folder)
+            except UserError as error:
+                detail = f"{error} To run it again, delete {folder}."
+                status = RunStatus(status.name, "unreadable", 0.0, detail)
+        statuses.append(status)
+    return statuses, tables
+
+
 def _noted(status: RunStatus, notes: Notes) -> RunStatus:
     if status.state == "failed" or status.name not in notes:
         return status
@@ -154,7 +164,7 @@ def _noted(status: RunStatus, notes: Notes) -> RunStatus:
 
 def sweep_status(sweep_folder: Path, runs: list[Run]) -> tuple[list[RunStatus], str]:
     """Return how every run stands, by its files and one question to SLURM; and what SLURM did not answer."""
-    statuses = [run_status(folder) for folder in run_folders(sweep_folder, runs)]
+    statuses, _ = _read(sweep_folder, runs)
     submissions = read_submissions(sweep_folder)
     if not submissions or all(status.state == "done" for status in statuses):
         return statuses, ""

@@ -1,6 +1,7 @@
 """Files of runs that are spoilt or half written: told in a paragraph, never a traceback."""
 
 import json
+import re
 import sys
 
 import pandas as pd
@@ -72,7 +73,12 @@ def test_spoilt_runs_are_among_the_missing_and_the_others_are_reported(folder, m
     for run, name in {"lstm-seed1": "result.json", "none-seed2": "frames.parquet"}.items():
         (line,) = [line for line in told if line.startswith(run)]
         assert "unreadable" in line and f"{run}/{name}" in line
+        assert line.endswith(f"To run it again, delete {folder / 'runs' / run}.")
         assert f"{run}/{name}" in page
+    assert re.fullmatch(r"2 of \d runs are not done\.", told[-1])  # a sweep takes them as done, and tries neither again
+    monkeypatch.setattr(sys, "argv", ["rad-bench", "status", str(folder)])
+    cli.main()
+    assert capsys.readouterr().out.splitlines()[-1].endswith("2 unreadable")
     assert "2 planned runs are missing" in page
     assert "lstm-seed0/log.jsonl: 3 of 3 lines cannot be read" in page
     summary = pd.read_csv(folder / "summary.csv").set_index(["block", "task"])["seeds"]
