@@ -160,7 +160,7 @@ class ClusterLaunch:
                 try:
                     self._sbatch(chunk, runs[0].launch.model_copy(update={"parallel": share}))
                 except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-                    self.refused = str(error).strip().splitlines()[-1]
+                    self.refused = _reason(error)
                     return
 
     def _sbatch(self, runs: list[Missing], launch: LaunchConfig) -> None:
@@ -193,6 +193,12 @@ class ClusterLaunch:
                 if task and task.is_live and not (submission.folder / f"{task.id}_submitted.pkl").exists():
                     found.append(tasks.pop(run))
         return found
+
+
+def _reason(error: Exception) -> str:
+    """Return what sbatch said last for itself; what follows that is advice, such as to try --help."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line for line in reversed(lines) if line.startswith("sbatch: ")), lines[-1])
 
 
 def _has_begun(run: Missing, task: Task) -> bool:

@@ -1,8 +1,12 @@
 """What is made of SLURM's answers, also of those that a test cluster cannot be brought to give."""
 
+import re
+
 import pytest
+from submitit.core.utils import FailedJobError
 
 from rad_bench.config import LaunchConfig
+from rad_bench.errors import UserError
 from rad_bench.lease import hold
 from rad_bench.run_folder import RunFolder
 from rad_bench.sweep import queue
@@ -127,6 +131,29 @@ def test_attempts_have_an_end(answers, tmp_path):
         launch._poll()
     assert launch.notes == {"a": "its job was lost 2 times; the last is node fail"}
     assert not RunFolder(folder).failure.exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("sbatch: unrecognized option '--x'\nTry \"sbatch --help\" for more", "sbatch: unrecognized option '--x'"),
+        (
+            "sbatch: error: no partition\nsbatch: error: submission failed: why\n",
+            "sbatch: error: submission failed: why",
+        ),
+        ("first\nlast\n", "last"),
+        ("", "FailedJobError"),
+    ],
+)
+def test_what_sbatch_refuses_is_told_by_its_own_last_line(tmp_path, monkeypatch, answers, said, told):
+    def refuse(launch, runs, config):
+        raise FailedJobError(said)
+
+    (answers / "scontrol.txt").write_text("MaxArraySize = 3\n")
+    monkeypatch.setattr(ClusterLaunch, "_sbatch", refuse)
+    run = Missing(tmp_path / "sweep" / "runs" / "a", LaunchConfig())
+    with pytest.raises(UserError, match=re.escape(f"sbatch took nothing: {told}")):
+        ClusterLaunch(tmp_path / "sweep", {"a": Waiting(run)}, lambda: None).start()
 
 
 def test_the_journal_reads_what_it_wrote_and_passes_over_what_it_did_not(tmp_path):
