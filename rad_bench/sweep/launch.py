@@ -196,7 +196,7 @@ def make_executor(cluster: str, logs: Path, launch: LaunchConfig, name: str) -> 
         options["slurm_srun_args"] = ["--kill-on-bad-exit=1", "--wait=0"]
     executor.update_parameters(
         name=name,
-        timeout_min=_minutes(slurm.timeout) if cluster == "slurm" else FOREVER_MINUTES,
+        timeout_min=slurm.minutes if cluster == "slurm" else FOREVER_MINUTES,
         nodes=nodes,
         tasks_per_node=tasks,
         cpus_per_task=slurm.cpus,
@@ -214,11 +214,6 @@ def make_executor(cluster: str, logs: Path, launch: LaunchConfig, name: str) -> 
         **options,
     )
     return executor
-
-
-def _minutes(text: str) -> int:
-    number, unit = float(text[:-1]), text[-1]
-    return max(1, round(number * {"m": 1, "h": 60, "d": 1440}[unit]))
 
 
 @contextlib.contextmanager

@@ -45,6 +45,12 @@ MISTAKES = {
     "batch that cannot be shared out": (GOOD + "launch: {processes: 3}\n", "run.training.batch: 8", "launch.processes"),
     "where of no axis": (GOOD + "launch: {where: {memroy=lstm: {}}}\n", "launch.where memroy", "did you mean 'memory'"),
     "typo in a where": (GOOD + "launch: {where: {memory=lstm: {thread: 2}}}\n", "where.thread", "'threads'"),
+    "time in words": (
+        GOOD + "launch: {slurm: {timeout: 4 hours}}\n",
+        "launch.slurm.timeout: is '4 hours'",
+        "30m, 4h or 2d",
+    ),
+    "time without a unit": (GOOD + "launch: {slurm: {timeout: 90}}\n", "launch.slurm.timeout: is 90", "30m, 4h or 2d"),
     "one GPU for two": (GOOD + "launch: {device: 'cuda:1', processes: 2}\n", "launch", "one GPU"),
 }
 
