@@ -96,11 +96,13 @@ def plan(file: Path, out: Path, overrides: tuple[str, ...], only: tuple[str, ...
     if no_probe:
         return
     from rad_bench.sweep.estimate import start_seconds
-    from rad_bench.sweep.plan import costs_table, estimate_costs, time_lines
+    from rad_bench.sweep.plan import costs_table, estimate_costs, limit_line, time_lines
 
     costs, start = estimate_costs(models, config.launch, folder), start_seconds()
     print_table(costs_table(models, costs, start), 120)
     click.echo(time_lines(models, costs, start, config.launch))
+    if limits := limit_line(models, costs, start, config):
+        click.echo(limits)
 
 
 @cli.command()

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from blocks.contract import check_block
-from rad_bench.config import LaunchConfig, RunConfig
+from rad_bench.config import LaunchConfig, RunConfig, SweepConfig
 from rad_bench.data import open_dataset
 from rad_bench.distributed import Group
 from rad_bench.environment import be_deterministic, choose_device, device_name
@@ -23,6 +23,7 @@ from rad_bench.model.codec import open_codec
 from rad_bench.registry import check_options, find_block, is_built_in
 from rad_bench.run_folder import Run, RunFolder
 from rad_bench.sweep.estimate import Cost, Disk, disk, measured, wall_seconds
+from rad_bench.sweep.grid import launch_of
 from rad_bench.sweep.timing import probe_cost
 
 CHECKED_WIDTH = 64  # channels
@@ -126,7 +127,8 @@ def disk_line(models: Sequence[PlannedModel], parallel: int, sweep_folder: Path)
     warning = "" if left + twice < free else ": NOT ENOUGH"
     return (
         f"disk, about: {show_bytes(left)} for the {_count(missing)}, {show_bytes(left + twice)} "
-        f"while checkpoints are replaced; {show_bytes(free)} are free{warning}"
+        "while checkpoints are replaced;\n"
+        f"{show_bytes(free)} are free on that file system (a quota is not seen){warning}"
     )
 
 
@@ -194,6 +196,30 @@ def time_lines(
         f"{show_seconds(wall_seconds(seconds, launch.parallel))} at {launch.parallel} at a time, if they do not slow "
         "each other down" + _busy()
     )
+
+
+def limit_line(
+    models: Sequence[PlannedModel], costs: Sequence[Cost | Exception], start: float, sweep: SweepConfig
+) -> str:
+    """Say how the times compare with the limits of SLURM jobs, if these are to be expected; else an empty text."""
+    partition = sweep.launch.slurm.partition
+    if partition is None and not shutil.which("sbatch"):
+        return ""
+    late, again = [], False
+    for model, cost in zip(models, costs, strict=True):
+        slurm = min((launch_of(sweep, run).slurm for run in model.runs), key=lambda slurm: slurm.minutes)
+        if isinstance(cost, Exception) or cost.run + start <= slurm.minutes * 60:
+            continue
+        late.append(f"{model.label} ({show_seconds(cost.run + start)} of {slurm.timeout})")
+        again |= cost.evaluation + start > slurm.minutes * 60
+    lines = []
+    if late:
+        told = ", ".join(late[:3]) + (f" and {len(late) - 3} more" if len(late) > 3 else "")
+        then = "evaluation, which cannot go on in another job, must fit" if again else "runs go on in another job"
+        lines.append(f"longer than launch.slurm.timeout: {told}; {then}")
+    if partition is not None:
+        lines.append(f"times were taken on this machine, not on the nodes of partition {partition}")
+    return "\n".join(lines)
 
 
 def show_seconds(seconds: float) -> str:

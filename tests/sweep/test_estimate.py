@@ -116,6 +116,22 @@ def test_plan_shows_models_time_and_disk_and_leaves_no_file(tmp_path, monkeypatc
         assert words in text
 
 
+def test_runs_longer_than_their_jobs_may_take_are_named(tmp_path, monkeypatch):
+    where = "launch.where={memory=lstm: {slurm: {timeout: 30m}}}"
+    sweep, models = planned(tmp_path, "launch.slurm.partition=gpu", where)
+    costs = [Cost(step=100.0, steps=30, evaluation=60.0, source="")] * 2
+    named, where = plan.limit_line(models, costs, 1.0, sweep).splitlines()
+    assert named == "longer than launch.slurm.timeout: lstm(hidden=8) (51 min of 30m); runs go on in another job"
+    assert where == "times were taken on this machine, not on the nodes of partition gpu"
+    costs = [Cost(step=1.0, steps=30, evaluation=2000.0, source=""), ValueError("no such luck")]
+    assert len(plan.limit_line(models, costs, 1.0, sweep).splitlines()) == 1  # 4h for none, and nothing known of lstm
+    assert "evaluation, which" in plan.limit_line(models, costs[:1] * 2, 1.0, sweep)
+    monkeypatch.setenv("PATH", "")
+    assert (
+        plan.limit_line(models, costs[:1] * 2, 1.0, planned(tmp_path, "launch.slurm.timeout=1m")[0]) == ""
+    )  # no SLURM
+
+
 def test_no_probe_and_sweeps_run_nothing_to_plan(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(TINY)
     monkeypatch.setattr(plan, "estimate_costs", lambda *_: pytest.fail("probed"))
