@@ -99,8 +99,9 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
         for task, episodes in evaluation.shown.items()
     }
     result["data"] = {"identity": dataset.identity, "name": run.config.data.name, "codec": codec.identity}
-    paths.checkpoint_before.unlink(missing_ok=True)
     _write_json(paths, paths.result.name, result)
+    for path in (paths.checkpoint, paths.checkpoint_before, paths.start):
+        path.unlink(missing_ok=True)  # only now: a run that is killed goes on from them
 
 
 def _checked_identity(run: Run) -> str:

@@ -46,9 +46,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes that a run leaves."""
+    """Bytes that a run leaves, and those of a checkpoint, of which there are two while it runs."""
 
-    checkpoint: int  # there twice for the moment in which it is replaced
+    checkpoint: int
     weights: int
     frames: int
     strips: int
@@ -56,7 +56,8 @@ class Disk:
 
     @property
     def total(self) -> int:
-        return self.checkpoint + self.weights + self.frames + self.strips + self.texts
+        """All that is left, which no checkpoint is."""
+        return self.weights + self.frames + self.strips + self.texts
 
 
 def measured(folders: Iterable[Path], steps: int, device: str, threads: int) -> Cost | None:

@@ -121,13 +121,13 @@ def disk_line(models: Sequence[PlannedModel], parallel: int, sweep_folder: Path)
     if not missing:
         return "all runs are done"
     left = sum(model.missing * model.disk.total for model in models)
-    twice = max(model.disk.checkpoint for model in models if model.missing) * min(parallel, missing)
+    checkpoints = 2 * max(model.disk.checkpoint for model in models if model.missing) * min(parallel, missing)
     there = next(path for path in (sweep_folder.absolute(), *sweep_folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
-    warning = "" if left + twice < free else ": NOT ENOUGH"
+    warning = "" if left + checkpoints < free else ": NOT ENOUGH"
     return (
-        f"disk, about: {show_bytes(left)} for the {_count(missing)}, {show_bytes(left + twice)} "
-        "while checkpoints are replaced;\n"
+        f"disk, about: {show_bytes(left)} for the {_count(missing)}, and {show_bytes(checkpoints)} of checkpoints "
+        "while they run;\n"
         f"{show_bytes(free)} are free on that file system (a quota is not seen){warning}"
     )
 

@@ -1,14 +1,16 @@
 """What a plan promises: real sizes on disk, time that was measured or probed and says so, and nothing left behind."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from click.testing import CliRunner
 
+from rad_bench import run
 from rad_bench.cli import cli
-from rad_bench.run import execute
+from rad_bench.evaluation.evaluate import evaluate
 from rad_bench.run_folder import RunFolder, save_run
 from rad_bench.sweep import plan, timing
 from rad_bench.sweep.estimate import Cost, measured, wall_seconds
@@ -33,13 +35,20 @@ def said(folder, monkeypatch, *arguments):
 
 @pytest.fixture(scope="module")
 def half_done(tmp_path_factory):
-    """The tiny sweep with seed 0 of both its models finished."""
+    """The tiny sweep with seed 0 of both its models finished; beside it the checkpoints they had before that."""
     folder = tmp_path_factory.mktemp("half-done")
     sweep, models = planned(folder)
     for model in models:
         at = folder / "results" / "tiny" / "runs" / model.runs[0].name
         save_run(model.runs[0], at)
-        execute(RunFolder(at), sweep.launch)
+
+        def keep(*given, at=at):
+            shutil.copy(at / "checkpoint.pt", folder / f"{at.name}.pt")
+            return evaluate(*given)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "evaluate", keep)
+            run.execute(RunFolder(at), sweep.launch)
     return folder
 
 
@@ -49,7 +58,8 @@ def test_a_run_leaves_on_disk_what_was_estimated(half_done):
         folder = half_done / "results" / "tiny" / "runs" / model.runs[0].name
         sizes = {path.relative_to(folder): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
         assert model.disk.total == pytest.approx(sum(sizes.values()), rel=0.2)
-        assert model.disk.checkpoint == pytest.approx((folder / "checkpoint.pt").stat().st_size, rel=0.1)
+        assert model.disk.checkpoint == pytest.approx((half_done / f"{folder.name}.pt").stat().st_size, rel=0.1)
+        assert not list(folder.glob("checkpoint*"))  # they served to go on from
         assert model.disk.weights == pytest.approx((folder / "model.safetensors").stat().st_size, rel=0.1)
 
 
