@@ -167,14 +167,14 @@ def test_job_ids_that_come_again_on_a_rebuilt_cluster_are_not_mistaken(tmp_path,
 FAILING = """
 class Greedy(GRU):
     def step(self, x_SKD, state):
-        if torch.is_grad_enabled() and len(x_SKD) > 3:
+        if torch.is_grad_enabled() and len(x_SKD) == 8:
             torch.empty(1 << 60)
         return super().step(x_SKD, state)
 
 class Explodes(GRU):
     def step(self, x_SKD, state):
         y, state = super().step(x_SKD, state)
-        return (y * torch.inf if torch.is_grad_enabled() and len(x_SKD) > 3 else y), state
+        return (y * torch.inf if torch.is_grad_enabled() and len(x_SKD) == 8 else y), state
 """
 
 

@@ -48,7 +48,7 @@ class LooksAhead(GRU):
 
 class Raises(GRU):
     def step(self, x_SKD, state):
-        if torch.is_grad_enabled() and len(x_SKD) > 3:  # in training, not when it is checked
+        if torch.is_grad_enabled() and len(x_SKD) == 8:  # in training on 2 clips, not when it is checked
             raise RuntimeError("no such luck")
         return super().step(x_SKD, state)
 
