@@ -13,7 +13,12 @@ from rad_bench.errors import UserError
 @click.command()
 @click.argument("block", required=False)
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the block. Repeatable.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda; without BLOCK.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu or cuda. A BLOCK is held to it on the CPU, in fp64, unless one is named.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/check"), show_default=True,
               help="Folder of the figures; without BLOCK.")  # fmt: skip
 def check(block: str | None, options: tuple[str, ...], device: str, out: Path) -> None:
@@ -26,15 +31,20 @@ def check(block: str | None, options: tuple[str, ...], device: str, out: Path) -
         if options:
             raise UserError("--option: it needs to be told of which BLOCK.")
         return _check_on_device(device, out)
+    import torch
     from rich.table import Table
 
     from blocks.contract import check_block
     from rad_bench.config import MemoryConfig
+    from rad_bench.distributed import Group
+    from rad_bench.environment import choose_device
     from rad_bench.registry import check_options, find_block
     from rad_bench.sweep.load import split_assignment
 
     given = dict(split_assignment(text, "--option") for text in options)
-    outcomes = check_block(find_block(block), check_options(MemoryConfig(name=block, options=given)))
+    place = choose_device("cpu" if device == "auto" else device, Group())
+    precision = torch.float64 if place.type == "cpu" else torch.float32  # fast paths are made for fp32
+    outcomes = check_block(find_block(block), check_options(MemoryConfig(name=block, options=given)), place, precision)
     table = Table("check", "", "detail")
     for outcome in outcomes:
         table.add_row(outcome.name, "pass" if outcome.passed else "FAIL", outcome.detail)

@@ -21,13 +21,22 @@ from rad_bench.errors import UserError, unwritten
 
 
 def choose_device(name: str, group: Group) -> torch.device:
-    """Return the device that `launch.device` names; auto takes a GPU where there is one, and each process its own."""
+    """Return the device that `launch.device` names; auto takes a GPU where there is one, and each process its own.
+
+    Raises `UserError` if there is no such device here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device '{name}': there is none of that name; auto, cpu, cuda and cuda:1 are names.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device '{name}': PyTorch {torch.__version__} sees no GPU here.")
     if name == "cuda" and group.world > 1:
         # A scheduler may show a process all GPUs of its node, or its own alone.
         return torch.device("cuda", group.local_rank % torch.cuda.device_count())
-    return torch.device(name)
+    return device
 
 
 def check_gpus(device: torch.device, launch: LaunchConfig) -> None:

@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rad_bench import strict_yaml
+from rad_bench.distributed import Group
+from rad_bench.environment import choose_device
+from rad_bench.errors import UserError
 
 GOOD = """
 name: tiny
@@ -114,6 +118,13 @@ def test_what_is_written_is_read_back_as_it_was():
     }
     assert strict_yaml.load(strict_yaml.dump(tree)) == tree
     assert strict_yaml.load("[1e-3, 2E+4, -1e3, 9e0bd, 1.5e3]") == [1e-3, 2e4, -1e3, "9e0bd", 1.5e3]
+
+
+@pytest.mark.parametrize(("device", "reason"), [("gpu", "none of that name"), ("cuda", "sees no GPU")])
+def test_a_device_that_is_not_there_is_named(monkeypatch, device, reason):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=f"device '{device}'.*{reason}"):
+        choose_device(device, Group())
 
 
 def test_help_answers_without_loading_torch(tmp_path):
