@@ -139,7 +139,7 @@ BROKEN = {
     "big number": (lambda p: np.savez(p.with_suffix(".npz"), actions=np.full(30, 7)), r"from 7 to 7, should be 0..3"),
     "odd columns": (
         lambda p: np.savez(p.with_suffix(".npz"), actions=np.zeros((30, 5))),
-        r"should be \(T,\), \(T, 4\)",
+        r"should be whole numbers \(T,\), or numbers \(T, 4\)",
     ),
     "NaN": (lambda p: np.savez(p.with_suffix(".npz"), actions=np.full((30, 8), np.nan)), "not finite"),
     "other layout": (lambda p: np.savez(p.with_suffix(".npz"), actions=walk()[:, :4]), "has actions of 4 columns"),

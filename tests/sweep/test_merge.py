@@ -10,13 +10,15 @@ from tests.sweep.tiny import TINY, rad_bench
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory):
+def halves(once, tmp_path_factory):
     """One sweep whose seeds ran in two places."""
-    folder = tmp_path_factory.mktemp("halves")
-    (folder / "tiny.yaml").write_text(TINY)
-    for seed in (0, 1):
-        rad_bench("sweep", "tiny.yaml", "--only", f"seed={seed}", "--out", f"part{seed}", cwd=folder)
-    return folder
+
+    def fill(folder):
+        (folder / "tiny.yaml").write_text(TINY)
+        for seed in (0, 1):
+            rad_bench("sweep", "tiny.yaml", "--only", f"seed={seed}", "--out", f"part{seed}", cwd=folder)
+
+    return shutil.copytree(once("halves", fill), tmp_path_factory.mktemp("halves"), dirs_exist_ok=True)
 
 
 def test_parts_of_a_sweep_merge_into_the_whole(halves):

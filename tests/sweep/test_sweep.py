@@ -13,9 +13,10 @@ import pytest
 from rad_bench.config import LaunchConfig
 from rad_bench.errors import UserError
 from rad_bench.run import execute
-from rad_bench.run_folder import RunFolder
+from rad_bench.run_folder import RunFolder, save_run
 from rad_bench.sweep.grid import cut_to, plan_runs
 from rad_bench.sweep.load import load_sweep
+from rad_bench.trained import load_trained
 from tests.sweep.tiny import GRU, ROOT, TINY, command, rad_bench
 
 
@@ -188,22 +189,25 @@ def test_a_block_that_breaks_the_contract_is_refused_before_anything_is_launched
 
 def test_a_block_edited_after_it_was_planned_is_not_run_under_its_old_name(tmp_path, monkeypatch):
     """Nor is it loaded with the weights of what it was; what was run is kept with the run."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "helper.py").write_text("SCALE = 1.0\n")
-    (tmp_path / "my_block.py").write_text("import sys\nsys.path.insert(0, '.')\nimport helper\n" + GRU)
-    (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", "my_block.py:GRU"))
-    only = ("sweep", "tiny.yaml", "--only", "memory=my_block.py:GRU", "--only", "seed=0")
-    rad_bench(*only, "--set", "run.training.steps=2", cwd=tmp_path)
-    (run,) = (tmp_path / "results" / "tiny" / "runs").iterdir()
-    assert sorted(path.name for path in (run / "block").iterdir()) == ["helper.py", "my_block.py"]
-    (tmp_path / "helper.py").write_text("SCALE = 2.0\n")
-    assert (
-        "the block that its config.yaml leads to"
-        in rad_bench("rollout", run, "--out", "r.gif", cwd=tmp_path, expect=2).stderr
-    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "scale_of_mine.py").write_text("SCALE = 1.0\n")
+    (tmp_path / "my_block.py").write_text("import scale_of_mine\n" + GRU)
+    block = f"{tmp_path}/my_block.py:GRU"
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", f"'{block}'"))
+    sweep = load_sweep(tmp_path / "tiny.yaml", ["run.training.steps=2"])
+    (planned,) = plan_runs(sweep, [f"memory={block}", "seed=0"])
+    run = tmp_path / "run"
+    save_run(planned, run)
+    execute(RunFolder(run), LaunchConfig())
+    assert sorted(path.name for path in (run / "block").iterdir()) == ["my_block.py", "scale_of_mine.py"]
+    load_trained(run)
+    (tmp_path / "scale_of_mine.py").write_text("SCALE = 2.0\n")
+    with pytest.raises(UserError, match=r"the block that its config\.yaml leads to is not what it was trained with"):
+        load_trained(run)
     (run / "result.json").unlink()  # as if its job had waited in a queue
     with pytest.raises(UserError, match="has changed since this run was planned"):
         execute(RunFolder(run), LaunchConfig())
+    assert plan_runs(sweep, [f"memory={block}", "seed=0"])[0].key != planned.key
 
 
 def test_no_more_runs_at_a_time_than_asked_for(undisturbed):
