@@ -147,21 +147,26 @@ def _nearest(task: str, found: list[Row], pairs: list[Pair]) -> str:
     if len(found) < 2:
         return f"On {task}, there is nothing to compare with."
     first, second = found[0].block, found[1].block
-    for pair in pairs:
-        if {pair.first, pair.second} == {first, second}:
-            p = "" if not np.isfinite(pair.p_holm) else f", p {_equals(pair.p_holm)} after correction over all pairs"
-            verdict = "told apart" if pair.p_holm < LEVEL else "not told apart"
-            return f"On {task}, {first} leads {second} by {show(_ahead(pair, first), 1)} dB{p}: {verdict}."
-    return f"On {task}, {first} and {second} have no seed in common and are not compared."
+    pair = _pair(first, second, pairs)
+    if pair is None:
+        return f"On {task}, {first} and {second} have no seed in common and are not compared."
+    p = "" if not np.isfinite(pair.p_holm) else f", p {_equals(pair.p_holm)} after correction over all pairs"
+    verdict = "told apart" if pair.p_holm < LEVEL else "not told apart"
+    return f"On {task}, {first} leads {second} by {show(_ahead(pair, first), 1)} dB{p}: {verdict}."
 
 
 def _lead(first: str, second: str, pairs: list[Pair]) -> str:
     """Say in passing by how much one block leads another."""
-    for pair in pairs:
-        if {pair.first, pair.second} == {first, second}:
-            p = f", p {_equals(pair.p_holm)}" if np.isfinite(pair.p_holm) else ""
-            return f" ({show(_ahead(pair, first), 1)} dB over {second}{p})"
-    return ""
+    pair = _pair(first, second, pairs)
+    if pair is None:
+        return ""
+    p = f", p {_equals(pair.p_holm)}" if np.isfinite(pair.p_holm) else ""
+    return f" ({show(_ahead(pair, first), 1)} dB over {second}{p})"
+
+
+def _pair(first: str, second: str, pairs: list[Pair]) -> Pair | None:
+    """Return the comparison of two blocks, whichever comes first in it; None if they have no seed in common."""
+    return next((pair for pair in pairs if {pair.first, pair.second} == {first, second}), None)
 
 
 def _ahead(pair: Pair, block: str) -> Estimate:
@@ -174,12 +179,12 @@ def _control(found: list[Row], pairs: list[Pair]) -> list[str]:
     """Say what parameters give without memory, where a block without one has some."""
     told = []
     for row in found:
-        for pair in pairs:
-            if row.verdict == "carries none" and {pair.first, pair.second} == {row.block, "none"}:
-                verdict = "told apart" if pair.p_holm < LEVEL else "not told apart"
-                gain = show(_ahead(pair, row.block), 1, signed=True)
-                judged = f": {verdict}" if np.isfinite(pair.p_holm) else ""
-                told.append(f"Parameters without memory ({row.block}) give {gain} dB over none{judged}.")
+        pair = _pair(row.block, "none", pairs) if row.verdict == "carries none" else None
+        if pair is not None:
+            verdict = "told apart" if pair.p_holm < LEVEL else "not told apart"
+            gain = show(_ahead(pair, row.block), 1, signed=True)
+            judged = f": {verdict}" if np.isfinite(pair.p_holm) else ""
+            told.append(f"Parameters without memory ({row.block}) give {gain} dB over none{judged}.")
     return told
 
 
