@@ -8,8 +8,8 @@ and the longest stretch between two of them is what memory had to bridge: attent
     gap      median over the frame's rays of that longest stretch, in frames; unseen rays count as infinite
     kind     novel: seen < 0.5. recent, revisit: seen >= 0.9 and gap within, beyond attention's reach. partial: the rest
 
-Where there is no map to cast rays through, a view is taken to be known if a pose within a stated distance and angle of
-its own is: the frame then counts as a single surface. Without poses all frames are of kind `unknown`.
+Where there is no map to cast rays through, a frame counts as a single surface, met wherever a pose lies within a stated
+distance and angle of its own. Without poses all frames are of kind `unknown`.
 
 Rays that meet nothing (-1) are left out. Of an even number of rays the lower of the two middle stretches is the
 median, so that a gap is a number of frames, and finite wherever half of a view was seen.
@@ -47,16 +47,15 @@ def classify_poses(
 
     Two frames show the same view if their poses differ by at most `distance` and `angle` (radians).
     """
-    same = same_poses(poses_BT3, distance, angle)
-    B, T, _ = same.shape
-    stretch_BT = np.full((B, T), np.inf)
-    stretch_BT[:, :context] = 0
+    same_BTT = same_poses(poses_BT3, distance, angle)
+    B, T, _ = same_BTT.shape
+    gap = np.full((B, T - context), np.inf)
     for b in range(B):
         for t in range(context, T):
-            known = np.flatnonzero(same[b, t, :t] & np.isfinite(stretch_BT[b, :t]))
-            if len(known):
-                stretch_BT[b, t] = max(stretch_BT[b, known[-1]], t - known[-1])
-    gap = stretch_BT[:, context:]
+            sightings = np.flatnonzero(same_BTT[b, t, : t + 1])  # of frame t's own view: likeness of likeness is none
+            known = np.count_nonzero(sightings < context)
+            if known:
+                gap[b, t - context] = np.diff(sightings[known - 1 :]).max()
     kind = np.select([np.isinf(gap), gap > reach], ["novel", "revisit"], "recent")
     return kind, np.where(np.isinf(gap), np.nan, gap)
 

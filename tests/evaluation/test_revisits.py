@@ -120,6 +120,17 @@ def test_poses_alone_tell_what_was_seen_where_there_is_no_map():
     assert kind[0].tolist() == ["recent"] * 8 + ["revisit"] * 2 + ["novel"] * 2
 
 
+def test_a_camera_that_turns_slowly_leaves_its_view_all_the_same():
+    # 5 degrees a frame, less than what still counts as the same view: all round, and 10 frames on.
+    heading = np.deg2rad(5.0 * np.arange(82))
+    poses = torch.from_numpy(np.column_stack([0 * heading, 0 * heading, heading]))[None]
+    kind, gap = classify_poses(poses, context=12, reach=6, distance=1.0, angle=math.radians(20.1))
+    # The last true view, at 55 degrees, covers up to 75; the first, at 0, is come to again at 340.
+    assert kind[0].tolist() == ["recent"] * 4 + ["novel"] * 52 + ["revisit"] * 14
+    # The view at 340 was truly met at 0 (frame 0), next at 320 (frame 64); that at 45 until 65 (13), then at 25 (77).
+    assert gap[0, 56] == 64 - 0 and gap[0, -1] == 77 - 13 and np.isnan(gap[0, 4:56]).all()
+
+
 def test_without_poses_nothing_is_called_a_revisit():
     frames = torch.zeros(2, 9, 3, 8, 8, dtype=torch.uint8)
     nothing = torch.zeros(2, 9, 0)
