@@ -30,13 +30,16 @@ from rad_bench.evaluation.evaluate import CONTROLS, Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.evaluation.probe import probe
 from rad_bench.evaluation.strips import shown, strip
+from rad_bench.identity import training_key
 from rad_bench.lease import Holder
 from rad_bench.model.budget import ModelPlan, build_trunk
-from rad_bench.model.codec import open_codec
+from rad_bench.model.codec import Codec, open_codec
+from rad_bench.model.trunk import Trunk
 from rad_bench.parity import badge
 from rad_bench.registry import block_files, block_identity, is_built_in
+from rad_bench.reuse import Machinery, Training, take_up
 from rad_bench.run_folder import Run, RunFolder, load_run
-from rad_bench.training import Progress, saved_step, train
+from rad_bench.training import saved_step, train
 from rad_bench.watch import Watch
 
 TIMED_STEPS = 5  # steps at either end of a rollout whose median time is reported
@@ -45,7 +48,7 @@ TIMED_STEPS = 5  # steps at either end of a rollout whose median time is reporte
 def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> None:
     """Bring a run to its end. Does nothing if it is done; resumes if it was begun.
 
-    All processes of the group train; then rank 0 goes on alone.
+    All processes of the group train, unless a finished run beside this one has done so; then rank 0 goes on alone.
     """
     if group.told("done", paths.is_done):
         return
@@ -68,14 +71,13 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
             paths.replace(paths.path / "block" / code.name, lambda file, code=code: file.write(code.read_bytes()))  # type: ignore[misc]
     trunk_hash = trunk.trunk_hash()
     parity = badge(run.config.memory.name, trunk.memory_block(), trunk.scan.tokens_per_step, device)
-    with group.connected(device):
-        watch = Watch(run.config, dataset, codec, paths, device, launch)
-        average, progress = train(run.config, trunk.to(device), dataset, codec, paths, device, launch, group, watch)
-        watch.close()
-    if group.rank:
+    key = training_key(run.config, dataset, plan.options)
+    trained = _train(run, key, trunk.to(device), dataset, codec, paths, device, launch, group)
+    if trained is None:
         return
+    average = trained.average
     weights = save({name: p.contiguous() for name, p in average.state_dict().items()})
-    paths.replace(paths.path / "model.safetensors", lambda file: file.write(weights))
+    paths.replace(paths.weights, lambda file: file.write(weights))
 
     def log(done: int, of: int) -> None:
         paths.append(paths.log, json.dumps({"phase": "evaluation", "done": done, "of": of}))
@@ -88,7 +90,8 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     for name, frames in evaluation.strips.items():
         image = strip(frames)
         paths.replace(paths.strips / f"{name}.png", lambda file, image=image: image.save(file, "PNG"))  # type: ignore[misc]
-    result = _result(run, plan, progress, evaluation, device, launch.threads, group.world)
+    result = _result(run, plan, trained, evaluation, device, launch.threads, group.world)
+    result["training"]["key"] = key
     result["evaluation"] = {"seconds": seconds}
     result["trunk_hash"] = trunk_hash
     result["memory"]["identity"] = block
@@ -102,6 +105,22 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     _write_json(paths, paths.result.name, result)
     for path in (paths.checkpoint, paths.checkpoint_before, paths.start):
         path.unlink(missing_ok=True)  # only now: a run that is killed goes on from them
+
+
+def _train(
+    run: Run, key: str, trunk: Trunk, dataset: Dataset, codec: Codec, paths: RunFolder, device: torch.device,
+    launch: LaunchConfig, group: Group,
+) -> Training | None:  # fmt: skip
+    """Train together, or take up what another run has trained from the same key; return what came of it to rank 0."""
+    machinery = Machinery(device_name(device), launch.threads, group.world)
+    standing = take_up(paths.path.parent, key, run.config.seed, machinery, trunk) if group.rank == 0 else None
+    if group.told("trained before", standing is not None):
+        return standing
+    with group.connected(device):
+        watch = Watch(run.config, dataset, codec, paths, device, launch)
+        average, progress = train(run.config, trunk, dataset, codec, paths, device, launch, group, watch)
+        watch.close()
+    return Training(average, progress, run.name) if group.rank == 0 else None
 
 
 def _checked_identity(run: Run) -> str:
@@ -158,10 +177,10 @@ def _write_frames(run: Run, evaluation: Evaluation, paths: RunFolder) -> None:
 
 
 def _result(
-    run: Run, plan: ModelPlan, progress: Progress, evaluation: Evaluation, device: torch.device, threads: int,
+    run: Run, plan: ModelPlan, trained: Training, evaluation: Evaluation, device: torch.device, threads: int,
     processes: int,
 ) -> dict[str, Any]:  # fmt: skip
-    config = run.config
+    config, progress = run.config, trained.progress
     per_frame = [seconds / config.trunk.frames_per_step / evaluation.videos for seconds in evaluation.seconds]
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
     return {
@@ -183,13 +202,14 @@ def _result(
             "share_waiting_for_data": progress.seconds_waiting / max(progress.seconds, 1e-9),
             "loss_first": None if math.isnan(progress.loss_first) else progress.loss_first,
             "loss_last": progress.loss_last,
+            "by": trained.by,
         },
         "rollout": {
             "seconds_per_frame_start": statistics.median(per_frame[:TIMED_STEPS]),
             "seconds_per_frame_end": statistics.median(per_frame[-TIMED_STEPS:]),
             "videos": evaluation.videos,
         },
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": max(peak, trained.peak_memory),
         "device": device_name(device),
         "threads": threads,
         "processes": processes,

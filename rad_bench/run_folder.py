@@ -52,6 +52,11 @@ class RunFolder:
         return self.path / "checkpoint.before.pt"
 
     @property
+    def weights(self) -> Path:
+        """Of the averaged trunk."""
+        return self.path / "model.safetensors"
+
+    @property
     def frames(self) -> Path:
         return self.path / "frames.parquet"
 

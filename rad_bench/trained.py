@@ -69,11 +69,12 @@ def load_trained(path: Path) -> Trained:
                 f"now {now}), so its frames could not be made again. Let config.yaml lead to the former."
             )
     trunk = make_trunk(run.config, check_options(memory), codec.frame_shape, dataset.action_size)
-    weights = path / "model.safetensors"
     try:
-        trunk.load_state_dict(load_file(weights))
+        trunk.load_state_dict(load_file(folder.weights))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{weights}: cannot be loaded into the model that config.yaml describes: {error}.") from None
+        raise UserError(
+            f"{folder.weights}: cannot be loaded into the model that config.yaml describes: {error}."
+        ) from None
     return Trained(folder, run, trunk.to(device).eval(), dataset, codec, device)
 
 

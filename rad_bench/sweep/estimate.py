@@ -33,6 +33,7 @@ class Cost:
     steps: int
     evaluation: float
     source: str
+    trained: int = 0  # runs whose weights stand already: they only evaluate
 
     @property
     def training(self) -> float:
@@ -40,8 +41,12 @@ class Cost:
 
     @property
     def run(self) -> float:
-        """All of the run, but for the start of its process."""
+        """All of a run that trains, but for the start of its process."""
         return self.training + self.evaluation
+
+    def runs(self, count: int, start: float) -> list[float]:
+        """Return what each of `count` runs takes, those that train first; `start` is for the start of its process."""
+        return [self.run + start] * (count - self.trained) + [self.evaluation + start] * self.trained
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -10,11 +9,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rad_bench.config import SCIENCE_VERSION, LaunchConfig, RunConfig, SweepConfig
+from rad_bench.config import LaunchConfig, RunConfig, SweepConfig
 from rad_bench.data import Dataset, open_dataset
 from rad_bench.errors import UserError, did_you_mean, one_line
-from rad_bench.evaluation.metrics import metric_card
-from rad_bench.model.codec import open_codec
+from rad_bench.identity import run_key
 from rad_bench.registry import block_identity, check_options
 from rad_bench.run_folder import Run
 from rad_bench.strict_yaml import DEEPEST
@@ -22,13 +20,6 @@ from rad_bench.sweep.load import absolute_paths, merge, split_assignment, valida
 
 MOST_RUNS = 10_000
 LONGEST_LABEL = 300  # characters
-NOT_SCIENCE = (
-    ("data", "path"),
-    ("autoencoder", "path"),
-    ("evaluation", "batch"),
-    ("evaluation", "strips"),
-    ("training", "checkpoint_every"),
-)
 
 
 def plan_runs(sweep: SweepConfig, only: Iterable[str] = (), where: str = "sweep") -> list[Run]:
@@ -90,19 +81,6 @@ def launch_of(sweep: SweepConfig, run: Run, where: str = "sweep") -> LaunchConfi
             tree = merge(tree, changes)
     launch: LaunchConfig = validate(LaunchConfig, tree, where, "launch.where")
     return launch
-
-
-def run_key(config: RunConfig, dataset: Dataset) -> str:
-    """Return the hash of everything that decides a run's result, and of nothing else."""
-    science = config.model_dump(mode="json")
-    for section, leaf in NOT_SCIENCE:
-        science[section].pop(leaf, None)
-    science["memory"]["name"] = block_identity(config.memory)
-    science["memory"]["options"] = check_options(config.memory) if config.match.by == "none" else config.memory.options
-    parts = {"config": science, "data": dataset.identity, "metrics": metric_card()["card"], "version": SCIENCE_VERSION}
-    if config.autoencoder.name != "none":
-        parts["autoencoder"] = open_codec(config.autoencoder, dataset.frame_shape).identity
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Dataset], where: str) -> Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,9 +18,11 @@ from rad_bench.data import open_dataset
 from rad_bench.distributed import Group
 from rad_bench.environment import be_deterministic, choose_device, device_name
 from rad_bench.errors import UserError
+from rad_bench.identity import training_key
 from rad_bench.model.budget import ModelPlan, build_trunk, make_trunk
 from rad_bench.model.codec import open_codec
 from rad_bench.registry import check_options, find_block, is_built_in
+from rad_bench.reuse import Machinery, find_trained
 from rad_bench.run_folder import Run, RunFolder
 from rad_bench.sweep.estimate import Cost, Disk, disk, measured, wall_seconds
 from rad_bench.sweep.grid import launch_of
@@ -141,12 +143,26 @@ def estimate_costs(models: Sequence[PlannedModel], launch: LaunchConfig, sweep_f
         config, folders = model.runs[0].config, [sweep_folder / "runs" / run.name for run in model.runs]
         known = measured(folders, config.training.steps, device_name(device), launch.threads)
         try:
-            costs.append(known or _probed(model, device, launch))
+            costs.append(
+                replace(known or _probed(model, device, launch), trained=_trained(model, folders, device, launch))
+            )
         except Exception as error:  # the block's own code too: one model that fails does not hide the others
             costs.append(error)
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return costs
+
+
+def _trained(model: PlannedModel, folders: Sequence[Path], device: torch.device, launch: LaunchConfig) -> int:
+    """Return how many of the model's missing runs will find their weights trained, for another evaluation."""
+    dataset = open_dataset(model.runs[0].config.data)
+    machinery = Machinery(device_name(device), launch.threads, launch.processes)
+    return sum(
+        find_trained(folder.parent, training_key(run.config, dataset, model.plan.options), run.config.seed, machinery)
+        is not None
+        for run, folder, done in zip(model.runs, folders, model.done, strict=True)
+        if not done
+    )
 
 
 def _probed(model: PlannedModel, device: torch.device, launch: LaunchConfig) -> Cost:
@@ -168,9 +184,11 @@ def costs_table(models: Sequence[PlannedModel], costs: Sequence[Cost | Exception
         if isinstance(cost, Exception):
             table.add_row(model.label, "", "", "", "", str(model.missing), _reason(cost))
             continue
-        run = cost.run + start
-        times = (cost.step, cost.training, cost.evaluation, run)
-        together = f"{model.missing} x, {show_seconds(model.missing * run)}" if model.missing else "none"
+        times = (cost.step, cost.training, cost.evaluation, cost.run + start)
+        missing = cost.runs(model.missing, start)
+        together = f"{len(missing)} x, {show_seconds(sum(missing))}" if missing else "none"
+        if cost.trained:
+            together += f";\n{cost.trained} trained already"
         table.add_row(model.label, *map(show_seconds, times), together, cost.source)
     return table
 
@@ -181,10 +199,10 @@ def time_lines(
     """Say what the missing runs take together, and what was assumed."""
     device = choose_device(launch.device, Group())
     seconds = [
-        cost.run + start
+        seconds
         for model, cost in zip(models, costs, strict=True)
-        for _ in range(model.missing)
         if not isinstance(cost, Exception)
+        for seconds in cost.runs(model.missing, start)
     ]
     unknown = sum(model.missing for model, cost in zip(models, costs, strict=True) if isinstance(cost, Exception))
     unit = "GPU-hours" if device.type == "cuda" else "machine-hours"

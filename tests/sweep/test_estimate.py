@@ -115,6 +115,19 @@ def test_finished_runs_take_the_place_of_the_probe(half_done, monkeypatch):
         assert measured([folder], 30, result["device"], 64) is None
 
 
+def test_runs_whose_weights_stand_are_counted_without_their_training(half_done, monkeypatch):
+    monkeypatch.setattr(plan, "probe_cost", lambda *_: Cost(0.1, 30, 2.0, "timed"))
+    for override, trained in (("run.evaluation.horizon=12", 1), ("run.training.steps=31", 0)):
+        sweep, models = planned(half_done, override)
+        costs = plan.estimate_costs(models, sweep.launch, half_done / "results" / "tiny")
+        assert [cost.trained for cost in costs] == [trained, trained]  # of two seeds, one is finished
+    sweep, models = planned(half_done, "run.evaluation.horizon=12")
+    costs = plan.estimate_costs(models, sweep.launch, half_done / "results" / "tiny")
+    assert costs[0].runs(2, 1.0) == pytest.approx([6.0, 3.0])
+    text = said(half_done, monkeypatch, "plan", "tiny.yaml", "--set", "run.evaluation.horizon=12")
+    assert text.count("1 trained already") == 2 and max(map(len, text.splitlines())) <= 120
+
+
 def test_plan_shows_models_time_and_disk_and_leaves_no_file(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(TINY)
     text = said(tmp_path, monkeypatch, "plan", "tiny.yaml")
