@@ -13,7 +13,7 @@ from rad_bench.bench.race import Race
 from rad_bench.bench.rollout import ACTIONS, FRAME_SHAPE, perturbed_trunk
 from rad_bench.config import DiffusionConfig, EvaluationConfig
 from rad_bench.evaluation.evaluate import frame_metrics
-from rad_bench.evaluation.metrics import mse, psnr, ssim
+from rad_bench.evaluation.metrics import few_at_a_time, mse, psnr, ssim
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_size
 from rad_bench.model.rollout import rollout
@@ -25,8 +25,8 @@ HORIZON = 8  # frames of the rollout whose scoring is set against its making
 def races(device: torch.device) -> Iterator[Race]:
     """Yield SSIM and PSNR against scikit-image, then scoring against rolling out."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(FRAMES, 3, SIDE, SIDE, generator=generator)
-    y = (x + 0.1 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+    x = torch.randint(0, 256, (FRAMES, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+    y = (x + 25 * torch.randn(x.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
     for name, ours, goal in (("ssim", ssim, "at least 4"), ("psnr", lambda x, y: psnr(mse(x, y)), "")):
         yield Race(
             f"{name}, {FRAMES} frames of {SIDE} x {SIDE}",
@@ -40,13 +40,13 @@ def races(device: torch.device) -> Iterator[Race]:
 
 
 def _batched(metric: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Sequence[Tensor]:
-    return [metric(x, y).cpu()]
+    return [torch.cat([metric(*few) for few in few_at_a_time(x, y, x.device)]).cpu()]
 
 
 def _by_scikit_image(name: str, x: Tensor, y: Tensor) -> Sequence[Tensor]:
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-    a, b = x.double().numpy(), y.double().numpy()
+    a, b = x.double().numpy() / 255, y.double().numpy() / 255
     if name == "psnr":
         return [torch.tensor([peak_signal_noise_ratio(q, p, data_range=1.0) for p, q in zip(a, b, strict=True)])]
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}

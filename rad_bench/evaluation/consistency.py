@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rad_bench.evaluation.metrics import ssim
+from rad_bench.evaluation.metrics import few_at_a_time, ssim
 from rad_bench.evaluation.revisits import SEEN, same_poses
 from rad_bench.evaluation.tasks import Task
 
@@ -93,7 +93,6 @@ def _similarity(
     frames: Tensor, b: NDArray[np.int64], i: NDArray[np.int64], j: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     videos, first, second = torch.from_numpy(b), torch.from_numpy(i), torch.from_numpy(j)
-    values: NDArray[np.float64] = ssim(
-        frames[videos, first].float() / 255, frames[videos, second].float() / 255
-    ).numpy()
+    pairs = few_at_a_time(frames[videos, first], frames[videos, second], frames.device)
+    values: NDArray[np.float64] = torch.cat([ssim(x, y) for x, y in pairs]).numpy()
     return values

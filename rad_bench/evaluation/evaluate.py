@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from rad_bench.config import RunConfig
 from rad_bench.data import Dataset, Episodes
 from rad_bench.evaluation.consistency import self_similarity
 from rad_bench.evaluation.interventions import roll_out
-from rad_bench.evaluation.metrics import SSIM_SMALLEST, metric_card, mse, psnr, ssim
+from rad_bench.evaluation.metrics import SSIM_SMALLEST, few_at_a_time, metric_card, mse, psnr, ssim
 from rad_bench.evaluation.perceptual import LPIPS_SMALLEST, lpips, lpips_unavailable
 from rad_bench.evaluation.revisits import classify_task
 from rad_bench.evaluation.tasks import Task, make_task
@@ -123,14 +124,18 @@ def _score(
 
 
 def frame_metrics(frames: Tensor, truth: Tensor, device: torch.device) -> dict[str, np.ndarray]:
-    x, y = (part.to(device).flatten(0, 1).float() / 255 for part in (frames, truth))
-    error = mse(x, y)
-    found = {"psnr": psnr(error), "mse": error}
-    if min(x.shape[-2:]) >= SSIM_SMALLEST:
-        found["ssim"] = ssim(x, y)
-    if lpips_unavailable() is None and min(x.shape[-2:]) >= LPIPS_SMALLEST:
-        found["lpips"] = lpips(x, y)
-    return {name: values.cpu().numpy() for name, values in found.items()}
+    """Return each metric of each frame, [B * H], of uint8 videos [B, H, C, h, w]; one that cannot be had is absent."""
+    smallest = min(frames.shape[-2:])
+    found: dict[str, list[Tensor]] = collections.defaultdict(list)
+    for x, y in few_at_a_time(frames.flatten(0, 1), truth.flatten(0, 1), device):
+        error = mse(x, y)
+        found["psnr"].append(psnr(error))
+        found["mse"].append(error)
+        if smallest >= SSIM_SMALLEST:
+            found["ssim"].append(ssim(x, y))
+        if lpips_unavailable() is None and smallest >= LPIPS_SMALLEST:
+            found["lpips"].append(lpips(x, y))
+    return {name: torch.cat(values).cpu().numpy() for name, values in found.items()}
 
 
 def _keep_strips(result: Evaluation, task: Task, name: str, frames: Tensor) -> None:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from rad_bench.evaluation.perceptual import lpips_definition
 SIGMA, RADIUS = 1.5, 5  # of SSIM's Gaussian window; scikit-image truncates at 3.5 sigma
 SSIM_SMALLEST = 2 * RADIUS + 1  # pixels
 K1, K2 = 0.01, 0.03
-SSIM_FRAMES = 16  # at a time
+AT_A_TIME = {"cpu": 2**15}  # pixels: what metrics make of them stays in a CPU's cache
+AT_A_TIME_ELSEWHERE = 2**22
 SMALLEST_MSE = 1 / 255**2  # one grey level: frames are 8-bit, and identical ones would have no finite PSNR
 
 DEFINITIONS = {
@@ -41,6 +43,13 @@ def metric_card() -> dict[str, str]:
     return {**definitions, "card": digest}
 
 
+def few_at_a_time(frames: Tensor, truth: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield uint8 frames [N, C, H, W] and their truth, in [0, 1] on `device`, in parts that it takes fastest."""
+    count = max(1, AT_A_TIME.get(device.type, AT_A_TIME_ELSEWHERE) // (frames.shape[-1] * frames.shape[-2]))
+    for x, y in zip(frames.split(count), truth.split(count), strict=True):
+        yield x.to(device).float() / 255, y.to(device).float() / 255
+
+
 def mse(frames: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error of each frame: [..., C, H, W] in [0, 1] -> [...], float64."""
     return (frames - truth).square().mean((-3, -2, -1), dtype=torch.float64)
@@ -54,19 +63,11 @@ def psnr(mse: Tensor) -> Tensor:
 def ssim(frames: Tensor, truth: Tensor) -> Tensor:
     """SSIM of each frame, as scikit-image defines it: [..., C, H, W] in [0, 1] -> [...], float64.
 
-    The Gaussian window is applied as two banded matrix products over the region where it fits, to few frames at a time,
-    which stay in the cache, and in fp32 about each frame's mean, which keeps what variances lose below 1e-5.
+    The Gaussian window is applied as two banded matrix products over the region where it fits, and in fp32 about each
+    frame's mean, which keeps what variances lose below 1e-5.
     """
-    lead = frames.shape[:-3]
-    x, y = (part.reshape(-1, *part.shape[-3:]) for part in (frames, truth))
-    values = [_ssim(*pair) for pair in zip(x.split(SSIM_FRAMES), y.split(SSIM_FRAMES), strict=True)]
-    return torch.cat(values).reshape(lead)
-
-
-def _ssim(x: Tensor, y: Tensor) -> Tensor:
-    """SSIM of a few frames, [N, C, H, W] -> [N]."""
-    middle = x.double().mean((-2, -1), keepdim=True)
-    x, y, middle = (x - middle).float(), (y - middle).float(), middle.float()
+    middle = frames.mean((-2, -1), keepdim=True)
+    x, y = frames - middle, truth - middle
     rows, columns = (_window(size, x.device) for size in x.shape[-2:])
     images = torch.stack([x, y, x * x + y * y, x * y])
     blurred = (images @ columns.T).transpose(-1, -2) @ rows.T

@@ -45,14 +45,12 @@ def lpips_definition() -> str:
     return f"lpips package, AlexNet v0.1, backbone SHA-256 {SHA256_PREFIX}..., frames at their own size in [-1, 1]"
 
 
-def lpips(frames: Tensor, truth: Tensor, batch: int = 64) -> Tensor:
-    """LPIPS of each frame: [L, C, H, W] in [0, 1] -> [L]. Only to be called where `lpips_unavailable()` is None."""
+def lpips(frames: Tensor, truth: Tensor) -> Tensor:
+    """LPIPS of each frame: [N, C, H, W] in [0, 1] -> [N]. Only to be called where `lpips_unavailable()` is None."""
     network = _network().to(frames.device)
-    scores = []
     with torch.no_grad():
-        for x, y in zip(frames.split(batch), truth.split(batch), strict=True):
-            scores.append(network(x.float() * 2 - 1, y.float() * 2 - 1).flatten())
-    return torch.cat(scores)
+        values: Tensor = network(frames.float() * 2 - 1, truth.float() * 2 - 1).flatten()
+    return values
 
 
 @functools.cache
