@@ -34,7 +34,6 @@ BASEBOARD, BASEBOARD_SHADE = 0.2, 0.45  # share of a wall's height, and how much
 WALL_SHADE = (1.0, 0.88, 1.0, 0.88)  # neighbouring walls differ even where their colours agree
 SKY, FLOOR = (128, 179, 230), (102, 89, 77)
 SUBCOLUMNS = 2  # rays averaged into each column, against jagged edges
-SEGMENTS = 16  # identities along a wall, for telling which surface a ray meets
 TRAINING, HELD_OUT, PROBE = 1, 2, 3  # first word of every random key: the two kinds never share a stream
 
 
@@ -103,9 +102,7 @@ class Rooms:
         start = np.repeat(poses[:, :1], self.config.headings, 1)
         start[..., 2] += turn * np.arange(self.config.headings)
         _, wall, along = self._cast(layout, start, np.zeros(1))
-        panel = np.where(wall == 4, 4 * self.config.panels, wall * self.config.panels)
-        panel = panel + np.where(wall == 4, 0, (along * self.config.panels).astype(np.int64))
-        colour = np.take_along_axis(layout.colours, panel[..., 0][..., None], 1) / 255
+        colour = np.take_along_axis(layout.colours, self._panel(wall, along)[..., 0][..., None], 1) / 255
         looked = np.round((poses[..., 2] - poses[:, :1, 2]) / turn).astype(np.int64) % self.config.headings
         known = (looked[:, :, None] == np.arange(self.config.headings)).any(1)
         hidden = Hidden(torch.from_numpy(colour.reshape(count, -1)).double(), torch.from_numpy(np.repeat(known, 3, 1)))
@@ -218,16 +215,24 @@ class Rooms:
         return distance, wall, along
 
     def _surfaces(self, layout: _Layout, poses: FloatArray) -> IntArray:
-        """Return which segment of a wall, or the pillar, each column meets at the horizon. [B, T, size]"""
+        """Return which panel, or the pillar, each column meets at the horizon. [B, T, size]
+
+        Who has seen a part of a panel knows the colour of all of it.
+        """
         _, wall, along = self._cast(layout, poses, bearings(self.config.size, self.config.fov))
-        return wall * SEGMENTS + (along * SEGMENTS).astype(np.int64)
+        return self._panel(wall, along)
+
+    def _panel(self, wall: IntArray, along: FloatArray) -> IntArray:
+        """Return the number of what shows one colour: a panel of a wall, or, the last, the pillar."""
+        panel: IntArray = wall * self.config.panels + (along * self.config.panels).astype(np.int64)
+        return panel
 
     def _draw(self, layout: _Layout, poses: FloatArray) -> NDArray[np.uint8]:
         """Return frames [B, T, 3, size, size]. Edges are antialiased: a pixel mixes what covers it.
 
         The columns of all frames stand side by side (N = B * T * size of them), which numpy likes best.
         """
-        size, panels = self.config.size, self.config.panels
+        size = self.config.size
         spread = math.tan(math.radians(self.config.fov) / 2)
         row = (np.arange(size, dtype=np.float32) + 0.5 - size / 2)[:, None]  # below the horizon is positive
         background = np.where(row < 0, np.reshape(SKY, (3, 1, 1)), np.reshape(FLOOR, (3, 1, 1))).astype(np.float32)
@@ -237,7 +242,7 @@ class Rooms:
         uncovered: FloatArray = np.ones((size, columns), np.float32)
         for bearing in bearings(size * SUBCOLUMNS, self.config.fov).astype(np.float32).reshape(size, SUBCOLUMNS).T:
             distance, wall, along = self._cast(layout, poses, bearing)
-            panel = wall * panels + (along * panels).astype(np.int64)
+            panel = self._panel(wall, along)
             colour = colours[:, np.arange(len(poses))[:, None, None], panel].reshape(3, 1, columns)
             # Half the wall's height on the image, in pixels. Depth, not distance, keeps straight edges straight.
             half = (EYE / spread * size / 2) / (distance * np.cos(bearing)).reshape(columns)

@@ -25,7 +25,8 @@ DEFINITIONS = {
     "squared (48.13 dB); mean over frames, then over episodes",
     "revisit": "a frame of whose rays at least 90 % meet surfaces met in the true context, and whose gap is beyond "
     "attention's reach; gap: median over rays of the longest stretch since then without that surface; without a map a "
-    "frame is one surface, met where a pose lies within data.same_place and data.same_heading of its own",
+    "frame is one surface, met where a pose lies within data.same_place and data.same_heading of its own; in the "
+    "embedded world all that shows one colour is one surface",
     "ssim": "scikit-image structural_similarity of a frame: Gaussian weights, sigma 1.5, no sample covariance, data "
     "range 1.0, mean over channels; frames smaller than 11 pixels have none",
     "nmr": "SSIM of revisit pairs within a rollout, less that of pairs of different views as far apart, over the same "

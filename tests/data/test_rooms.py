@@ -114,19 +114,25 @@ def test_a_view_is_drawn_the_same_whenever_it_returns() -> None:
     assert returns > 50
 
 
-def test_columns_of_one_surface_have_its_colour_and_the_pillar_is_seen() -> None:
-    held_out = Rooms(RoomsData(size=32)).held_out(8, 20, 10)
-    pillar = held_out.surfaces.max()
-    assert pillar == 4 * 16 and (held_out.surfaces >= 0).all()
+@pytest.mark.parametrize("panels", [1, 3])
+def test_a_surface_is_all_that_shows_one_colour(panels: int) -> None:
+    """Who has seen a part of it knows all of it: two identities for one colour would call a known one unknown."""
+    held_out = Rooms(RoomsData(size=32, panels=panels)).held_out(8, 40, 10)
+    assert set(held_out.surfaces.unique().tolist()) == set(range(4 * panels + 1))  # the pillar is the last
     for frames, surfaces in zip(held_out.frames, held_out.surfaces, strict=True):
         horizon = frames[:, :, 16].permute(0, 2, 1)  # [T, size, 3]
         inside = (surfaces[:, 1:-1] == surfaces[:, :-2]) & (surfaces[:, 1:-1] == surfaces[:, 2:])
+        colours = []
         for surface in surfaces.unique():
             columns = horizon[:, 1:-1][inside & (surfaces[:, 1:-1] == surface)].int()
             if len(columns):
                 assert (columns - columns[:1]).abs().max() <= 1
-    without = Rooms(RoomsData(size=32, pillar=False)).held_out(8, 20, 10)
-    assert without.surfaces.max() < 4 * 16
+                colours.append(columns[0])
+        found = torch.stack(colours)
+        apart = (found[:, None] - found[None]).abs().amax(-1) + 255 * torch.eye(len(found), dtype=torch.int32)
+        assert apart.min() > 1
+    without = Rooms(RoomsData(size=32, panels=panels, pillar=False)).held_out(8, 20, 10)
+    assert without.surfaces.max() < 4 * panels
 
 
 def test_walls_look_taller_from_nearer_between_sky_and_floor() -> None:
@@ -161,7 +167,7 @@ def test_held_out_gaps_spread_over_the_horizon(preset: Preset) -> None:
     kind, gap = classify(held_out.surfaces, defaults.context, reach=6)
     counts, _ = np.histogram(gap[kind == "revisit"], [7, 13, 21, 31, frames])
     assert counts.min() >= 50, counts
-    assert (kind == "recent").sum() >= 100 and (kind == "novel").sum() >= 30
+    assert (kind == "recent").sum() >= 100 and (kind == "novel").sum() >= 20
 
 
 @pytest.mark.parametrize("headings", [4, 5, 12, 72])
