@@ -53,12 +53,6 @@ def check_gpus(device: torch.device, launch: LaunchConfig) -> None:
 def environment(device: torch.device, threads: int, processes: int) -> dict[str, Any]:
     """Return what the run ran on and with."""
     packages = ("torch", "numpy", "pandas", "scikit-image", "submitit", "lpips", "torchvision", "triton", "mamba-ssm")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
     return {
         "rad_bench": __version__,
         "commit": commit(),
@@ -67,10 +61,18 @@ def environment(device: torch.device, threads: int, processes: int) -> dict[str,
         "device": device_name(device),
         "threads": threads,
         "processes": processes,
-        "packages": versions,
+        "packages": {name: version(name) for name in packages},
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "slurm_nodes": os.environ.get("SLURM_JOB_NODELIST"),
     }
+
+
+def version(package: str) -> str:
+    """Return which version of a package is installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def be_deterministic(threads: int, device: torch.device) -> None:

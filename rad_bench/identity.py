@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from rad_bench.config import SCIENCE_VERSION, RunConfig
+import torch
+
+import blocks
+from rad_bench.config import SCIENCE_VERSION, LaunchConfig, RunConfig
 from rad_bench.data import Dataset
+from rad_bench.environment import device_name, version
 from rad_bench.evaluation.metrics import metric_card
+from rad_bench.model.budget import ModelPlan
 from rad_bench.model.codec import open_codec
-from rad_bench.registry import block_identity, check_options
+from rad_bench.registry import block_identity, check_options, find_block
 
 NOT_SCIENCE = (
     ("data", "path"),
@@ -30,22 +38,55 @@ def run_key(config: RunConfig, dataset: Dataset) -> str:
     return _hash(parts | {"metrics": metric_card()["card"]})
 
 
-def training_key(config: RunConfig, dataset: Dataset, options: dict[str, Any]) -> str:
-    """Return the hash of what decides a run's weights; `options` are its block's, solved ones.
+def training_key(config: RunConfig, dataset: Dataset, model: ModelPlan, machine: Machine) -> str:
+    """Return the hash of what decides the weights that a run ends with, to the last bit.
 
-    How the weights are evaluated is not among it, nor what led to the options.
+    How they are evaluated is not among it, nor what led to the block's options. What they are made with is: who edits
+    a block, or trains on another number of threads, does not go on from weights of before.
     """
     parts = _parts(config, dataset)
-    parts["config"]["memory"]["options"] = options
+    parts["config"]["memory"]["options"] = model.options
     for section in ("evaluation", "match"):
         del parts["config"][section]
-    return _hash(parts)
+    block = find_block(config.memory.name)(config.trunk.width, **model.options)
+    path = asdict(block.path(machine.device, torch.float32))
+    return _hash(parts | {"machine": machine.record(), "path": path, "sources": _sources()})
 
 
-def _parts(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Machine:
+    """What a training runs on, and how it is carried out there."""
+
+    device: torch.device
+    launch: LaunchConfig
+    processes: int
+
+    def record(self) -> dict[str, Any]:
+        """Return what of it decides the last bits of weights, and the times they took."""
+        how = self.launch.model_dump(include={"threads", "accumulate", "compile", "activation_checkpointing"})
+        packages = {name: version(name) for name in ("torch", "triton", "mamba-ssm")}
+        return {"device": device_name(self.device), "processes": self.processes, **how, **packages}
+
+
+@functools.cache
+def _sources() -> str:
+    """Return the hash of the code that training consists of."""
+    ours = Path(__file__).parent
+    files = [*Path(blocks.__file__).parent.glob("*.py"), *(ours / name for name in ("training.py", "distributed.py"))]
+    files += [path for room in ("data", "model") for path in (ours / room).glob("*.py")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
+
+
+def decisive(config: RunConfig) -> dict[str, Any]:
+    """Return what of a config decides a result."""
     science = config.model_dump(mode="json")
     for section, leaf in NOT_SCIENCE:
         science[section].pop(leaf, None)
+    return science
+
+
+def _parts(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
+    science = decisive(config)
     science["memory"]["name"] = block_identity(config.memory)
     parts: dict[str, Any] = {"config": science, "data": dataset.identity, "version": SCIENCE_VERSION}
     if config.autoencoder.name != "none":

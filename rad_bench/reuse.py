@@ -19,49 +19,37 @@ from rad_bench.training import Progress
 
 
 @dataclass(frozen=True)
-class Machinery:
-    """What a training runs on. Elsewhere the same config gives other last bits, and takes other times."""
-
-    device: str
-    threads: int
-    processes: int
-
-
-@dataclass(frozen=True)
 class Training:
     """What came of a training."""
 
     average: Trunk
     progress: Progress
+    peak_memory: int  # bytes
     by: str  # name of the run that did it
-    peak_memory: int = 0  # bytes it took, where that was in another process
 
 
-def find_trained(runs: Path, key: str, seed: int, machinery: Machinery) -> Path | None:
-    """Return a finished run in the folder `runs` whose training has that key and ran on such machinery, if any has."""
+def find_trained(runs: Path, key: str, seed: int) -> Path | None:
+    """Return a finished run in the folder `runs` whose training has that key, if any has."""
     for path in sorted(runs.glob(f"*-seed{seed}-*")):
         folder = RunFolder(path)
         try:
-            result = json.loads(folder.result.read_text(encoding="utf-8"))
-            same = result["training"]["key"] == key
-            there = Machinery(result["device"], result["threads"], result["processes"])
+            same = json.loads(folder.result.read_text(encoding="utf-8"))["training"]["key"] == key
         except (OSError, ValueError, KeyError, TypeError):  # not finished, spoilt, or of a version that noted no key
             continue
-        if same and there == machinery and folder.weights.is_file():
+        if same and folder.weights.is_file():
             return path
     return None
 
 
-def take_up(runs: Path, key: str, seed: int, machinery: Machinery, trunk: Trunk) -> Training | None:
+def take_up(runs: Path, key: str, seed: int, trunk: Trunk) -> Training | None:
     """Return what such a run left, in a copy of `trunk`; None if there is none, or its files cannot be read."""
-    path = find_trained(runs, key, seed, machinery)
+    path = find_trained(runs, key, seed)
     if path is None:
         return None
     folder, average = RunFolder(path), copy.deepcopy(trunk).requires_grad_(False)
     try:
         average.load_state_dict(load_file(folder.weights))
-        result: dict[str, Any] = json.loads(folder.result.read_text(encoding="utf-8"))
-        told = result["training"]
+        told: dict[str, Any] = json.loads(folder.result.read_text(encoding="utf-8"))["training"]
         progress = Progress(
             step=told["steps"],
             seconds=told["seconds"],
@@ -69,7 +57,7 @@ def take_up(runs: Path, key: str, seed: int, machinery: Machinery, trunk: Trunk)
             loss_first=math.nan if told["loss_first"] is None else told["loss_first"],
             loss_last=told["loss_last"],
         )
-        return Training(average, progress, told["by"], result["peak_memory_bytes"])
+        return Training(average, progress, told["peak_memory_bytes"], told["by"])
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         print(f"{path}: what it trained cannot be read, and is trained anew: {error}", file=sys.stderr)
         return None

@@ -30,14 +30,14 @@ from rad_bench.evaluation.evaluate import CONTROLS, Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.evaluation.probe import probe
 from rad_bench.evaluation.strips import shown, strip
-from rad_bench.identity import training_key
+from rad_bench.identity import Machine, training_key
 from rad_bench.lease import Holder
 from rad_bench.model.budget import ModelPlan, build_trunk
 from rad_bench.model.codec import Codec, open_codec
 from rad_bench.model.trunk import Trunk
 from rad_bench.parity import badge
 from rad_bench.registry import block_files, block_identity, is_built_in
-from rad_bench.reuse import Machinery, Training, take_up
+from rad_bench.reuse import Training, take_up
 from rad_bench.run_folder import Run, RunFolder, load_run
 from rad_bench.training import saved_step, train
 from rad_bench.watch import Watch
@@ -71,7 +71,7 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
             paths.replace(paths.path / "block" / code.name, lambda file, code=code: file.write(code.read_bytes()))  # type: ignore[misc]
     trunk_hash = trunk.trunk_hash()
     parity = badge(run.config.memory.name, trunk.memory_block(), trunk.scan.tokens_per_step, device)
-    key = training_key(run.config, dataset, plan.options)
+    key = training_key(run.config, dataset, plan, Machine(device, launch, group.world))
     trained = _train(run, key, trunk.to(device), dataset, codec, paths, device, launch, group)
     if trained is None:
         return
@@ -112,15 +112,19 @@ def _train(
     launch: LaunchConfig, group: Group,
 ) -> Training | None:  # fmt: skip
     """Train together, or take up what another run has trained from the same key; return what came of it to rank 0."""
-    machinery = Machinery(device_name(device), launch.threads, group.world)
-    standing = take_up(paths.path.parent, key, run.config.seed, machinery, trunk) if group.rank == 0 else None
+    standing = take_up(paths.path.parent, key, run.config.seed, trunk) if group.rank == 0 else None
     if group.told("trained before", standing is not None):
         return standing
     with group.connected(device):
         watch = Watch(run.config, dataset, codec, paths, device, launch)
         average, progress = train(run.config, trunk, dataset, codec, paths, device, launch, group, watch)
         watch.close()
-    return Training(average, progress, run.name) if group.rank == 0 else None
+    return Training(average, progress, _peak_memory(device), run.name) if group.rank == 0 else None
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process has held on its device; on the CPU, at all."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
 
 
 def _checked_identity(run: Run) -> str:
@@ -182,7 +186,6 @@ def _result(
 ) -> dict[str, Any]:  # fmt: skip
     config, progress = run.config, trained.progress
     per_frame = [seconds / config.trunk.frames_per_step / evaluation.videos for seconds in evaluation.seconds]
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
     return {
         "format": 1,
         "run": run.name,
@@ -194,6 +197,7 @@ def _result(
         "match": {"by": config.match.by, "budget": plan.budget, "residual": plan.residual},
         "flops_per_frame": {"memory": plan.memory_flops, "trunk": plan.trunk_flops},
         "state_bytes": {str(frames): count for frames, count in plan.state_bytes.items()},
+        "window_bytes": plan.window_bytes,
         "reach": reach(config),
         "training": {
             "steps": progress.step,
@@ -202,6 +206,7 @@ def _result(
             "share_waiting_for_data": progress.seconds_waiting / max(progress.seconds, 1e-9),
             "loss_first": None if math.isnan(progress.loss_first) else progress.loss_first,
             "loss_last": progress.loss_last,
+            "peak_memory_bytes": trained.peak_memory,
             "by": trained.by,
         },
         "rollout": {
@@ -209,7 +214,7 @@ def _result(
             "seconds_per_frame_end": statistics.median(per_frame[-TIMED_STEPS:]),
             "videos": evaluation.videos,
         },
-        "peak_memory_bytes": max(peak, trained.peak_memory),
+        "peak_memory_bytes": max(_peak_memory(device), trained.peak_memory),
         "device": device_name(device),
         "threads": threads,
         "processes": processes,

@@ -1,20 +1,29 @@
 """Weights are taken up where training was the same, to the bit, and nowhere else."""
 
 import json
+import pathlib
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
+from blocks.lstm import LSTM
+from blocks.memory import Path
+from rad_bench import identity
 from rad_bench.config import LaunchConfig
 from rad_bench.data import open_dataset
-from rad_bench.identity import training_key
-from rad_bench.reuse import Machinery, find_trained
+from rad_bench.identity import Machine, training_key
+from rad_bench.model.budget import plan_model
+from rad_bench.reuse import find_trained
 from rad_bench.run import execute
 from rad_bench.run_folder import RunFolder
 from rad_bench.training import Trainer
 from tests.sweep.faults import truncated
+from tests.sweep.tiny import ROOT
 from tests.test_run import start, tiny
 
 FURTHER = tiny(evaluation={"horizon": 20, "interventions": ("keep", "swap"), "seed": 3})
@@ -67,29 +76,57 @@ def test_where_anything_else_differs_or_is_spoilt_a_run_trains_itself(runs, tmp_
     assert done(tmp_path / "lstm-seed0-second", config)["training"]["by"] == "lstm-seed0-second"
 
 
-def test_another_device_number_of_threads_or_of_processes_trains_itself(runs):
-    result = json.loads((runs / "lstm-seed0-first" / "result.json").read_text())
-    key, here = result["training"]["key"], Machinery(result["device"], 1, 1)
-    assert find_trained(runs, key, 0, here) == runs / "lstm-seed0-first"
-    assert find_trained(runs, key, 1, here) is None
-    for other in ({"device": "cuda (NVIDIA H100)"}, {"threads": 2}, {"processes": 4}):
-        assert find_trained(runs, key, 0, replace(here, **other)) is None
+HERE = Machine(torch.device("cpu"), LaunchConfig(), 1)
+
+
+def key_of(config, machine=HERE):
+    dataset = open_dataset(config.data)
+    return training_key(config, dataset, plan_model(config, dataset.frame_shape, dataset.action_size), machine)
+
+
+def test_a_finished_run_is_found_by_the_key_of_its_training(runs):
+    assert find_trained(runs, key_of(tiny()), 0) == find_trained(runs, key_of(FURTHER), 0) == runs / "lstm-seed0-first"
+    assert find_trained(runs, key_of(tiny(seed=1)), 1) is None
+    assert find_trained(runs, key_of(tiny(), replace(HERE, processes=2)), 0) is None
 
 
 def test_the_key_of_a_training_is_made_of_what_decides_weights():
-    def key(config, options=None):
-        return training_key(config, open_dataset(config.data), options or {"hidden": 8})
-
-    base = key(tiny())
-    assert base == key(FURTHER) == key(tiny(match={"by": "parameters", "budget": 1000}))
-    assert base == key(tiny(training={"checkpoint_every": 3}))
+    same = (FURTHER, tiny(training={"checkpoint_every": 3}), tiny(memory={"name": "lstm", "hidden": 8, "chrono": 24}))
+    assert {key_of(config) for config in same} == {key_of(tiny())}
     others = (
-        key(tiny(), {"hidden": 9}),
-        key(tiny(memory={"name": "ttt"})),
-        key(tiny(seed=5)),
-        key(tiny(data={"size": 32})),
-        key(tiny(trunk={"window": 3})),
-        key(tiny(diffusion={"prediction": "v"})),
-        key(tiny(training={"precision": "bf16"})),
-    )
-    assert len({base, *others}) == 1 + len(others)
+        tiny(memory={"name": "lstm", "hidden": 9}), tiny(memory={"name": "ttt"}), tiny(seed=5),
+        tiny(data={"size": 32}), tiny(trunk={"window": 3}), tiny(diffusion={"prediction": "v"}),
+        tiny(training={"precision": "bf16"}), tiny(match={"by": "parameters", "budget": 3000}, memory={"name": "lstm"}),
+    )  # fmt: skip
+    assert len({key_of(config) for config in (tiny(), *others)}) == 1 + len(others)
+
+
+def test_the_key_of_a_training_is_made_of_what_it_is_done_with(monkeypatch):
+    launches = (
+        {"threads": 2}, {"accumulate": 2}, {"compile": True}, {"activation_checkpointing": True},
+    )  # fmt: skip
+    machines = [HERE, replace(HERE, processes=2), *(replace(HERE, launch=LaunchConfig(**how)) for how in launches)]
+    assert key_of(tiny(), replace(HERE, launch=LaunchConfig(parallel=9, loaders=0))) == key_of(tiny())
+    keys = {key_of(tiny(), machine) for machine in machines}
+    monkeypatch.setattr(LSTM, "path", lambda *_: Path("another kernel"))
+    keys.add(key_of(tiny()))
+    monkeypatch.undo()
+    monkeypatch.setattr(identity, "version", lambda package: "another")
+    keys.add(key_of(tiny()))
+    monkeypatch.undo()
+    monkeypatch.setattr(identity, "_sources", lambda: "an edited block")
+    keys.add(key_of(tiny()))
+    assert len(keys) == len(machines) + 3
+
+
+def test_sources_are_all_that_training_imports():
+    """A file that training comes to use, and that its key does not know, would let old weights pass for new ones."""
+    used = subprocess.run(
+        [sys.executable, "-c", "import sys, rad_bench.training, rad_bench.data, rad_bench.model.budget; "
+         "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith(('rad_bench.', 'blocks.'))), sep='\\n')"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    ).stdout.split()  # fmt: skip
+    rooms = {pathlib.Path(file).relative_to(ROOT).parts[:2] for file in used}
+    known = {("rad_bench", name) for name in ("data", "model", "training.py", "distributed.py")}
+    beside = {("rad_bench", f"{name}.py") for name in ("config", "errors", "registry", "run_folder", "strict_yaml")}
+    assert {room for room in rooms if room[0] != "blocks"} <= known | beside, rooms

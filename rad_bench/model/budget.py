@@ -49,6 +49,7 @@ class ModelPlan:
     memory_parameters: int
     trunk_parameters: int
     state_bytes: dict[int, int]  # frames seen -> bytes of memory state a video
+    window_bytes: int  # a video, of the frames that temporal attention sees, once there are as many
     memory_flops: int  # a frame of a training clip, of a video, forward
     trunk_flops: int  # the same, of all that is not memory
     budget: int | None
@@ -77,7 +78,7 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
             assert budget is not None and option is not None
             options = _fit(spent, block, options, budget)
         trunk = make_trunk(run, options, frame_shape, action_size)
-        state = _counting(trunk, trunk.rows * trunk.columns, lambda trunk, device: _state_bytes(trunk, run, device))
+        state, window = _counting(trunk, trunk.rows * trunk.columns, lambda trunk, device: _bytes(trunk, run, device))
         every = _counting(trunk, trunk.rows * trunk.columns, lambda trunk, device: _trunk_flops(trunk, run, device))
         memory = len(memory_layers(run.trunk)) * _flops(block(run.trunk.width, **options), run, scan)
     except UserError:
@@ -92,6 +93,7 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
         memory_parameters=sum(p.numel() for _, p in trunk.memory_parameters()),
         trunk_parameters=sum(p.numel() for _, p in trunk.trunk_parameters()),
         state_bytes=state,
+        window_bytes=window,
         memory_flops=memory,
         trunk_flops=every - memory,
         budget=budget if solvable else None,
@@ -216,8 +218,8 @@ def _solve(measure: Callable[[int], int], budget: int) -> int:
     return min((low, high), key=lambda size: abs(measure(size) - budget))
 
 
-def _state_bytes(trunk: Trunk, run: RunConfig, device: torch.device) -> dict[int, int]:
-    """Count state bytes a video after one step, the context, and context plus horizon."""
+def _bytes(trunk: Trunk, run: RunConfig, device: torch.device) -> tuple[dict[int, int], int]:
+    """Count state bytes a video after one step, the context, and context plus horizon; and its window's at the end."""
     step, context = run.trunk.frames_per_step, run.evaluation.context
     marks = sorted({step, context, context + run.evaluation.horizon})
     cache, counts = trunk.start(1), {}
@@ -227,7 +229,7 @@ def _state_bytes(trunk: Trunk, run: RunConfig, device: torch.device) -> dict[int
             motion = torch.zeros(1, frames.shape[1], trunk.motion.in_features, device=device)
             cache = trunk.commit(frames, motion, cache)
             counts[mark] = cache.memory_bytes()
-    return counts
+    return counts, cache.window_bytes()
 
 
 def _check_shapes(run: RunConfig, frame_shape: tuple[int, int, int]) -> None:

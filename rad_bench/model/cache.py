@@ -60,3 +60,8 @@ class Cache:
     def memory_bytes(self) -> int:
         """Count the bytes of the memory states of all layers and videos, from the live tensors."""
         return sum(state_bytes(layer.memory) for layer in self.layers)
+
+    def window_bytes(self) -> int:
+        """Count the bytes of the keys and values that temporal attention sees, likewise."""
+        parts = (part for layer in self.layers for part in (layer.k_BNWHP, layer.v_BNWHP))
+        return sum(part.numel() * part.element_size() for part in parts)

@@ -18,11 +18,11 @@ from rad_bench.data import open_dataset
 from rad_bench.distributed import Group
 from rad_bench.environment import be_deterministic, choose_device, device_name
 from rad_bench.errors import UserError
-from rad_bench.identity import training_key
+from rad_bench.identity import Machine, training_key
 from rad_bench.model.budget import ModelPlan, build_trunk, make_trunk
 from rad_bench.model.codec import open_codec
 from rad_bench.registry import check_options, find_block, is_built_in
-from rad_bench.reuse import Machinery, find_trained
+from rad_bench.reuse import find_trained
 from rad_bench.run_folder import Run, RunFolder
 from rad_bench.sweep.estimate import Cost, Disk, disk, measured, wall_seconds
 from rad_bench.sweep.grid import launch_of
@@ -156,13 +156,11 @@ def estimate_costs(models: Sequence[PlannedModel], launch: LaunchConfig, sweep_f
 def _trained(model: PlannedModel, folders: Sequence[Path], device: torch.device, launch: LaunchConfig) -> int:
     """Return how many of the model's missing runs will find their weights trained, for another evaluation."""
     dataset = open_dataset(model.runs[0].config.data)
-    machinery = Machinery(device_name(device), launch.threads, launch.processes)
-    return sum(
-        find_trained(folder.parent, training_key(run.config, dataset, model.plan.options), run.config.seed, machinery)
-        is not None
-        for run, folder, done in zip(model.runs, folders, model.done, strict=True)
-        if not done
-    )
+    machine = Machine(device, launch, launch.processes)
+    missing = [(run, folder) for run, folder, done in zip(model.runs, folders, model.done, strict=True) if not done]
+    keys = [training_key(run.config, dataset, model.plan, machine) for run, _ in missing]
+    found = [find_trained(at.parent, key, run.config.seed) for (run, at), key in zip(missing, keys, strict=True)]
+    return len(found) - found.count(None)
 
 
 def _probed(model: PlannedModel, device: torch.device, launch: LaunchConfig) -> Cost:
