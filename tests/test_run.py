@@ -182,6 +182,7 @@ def test_frames_have_the_contract_columns_and_every_task_and_intervention(finish
         "ssim",
         "mse",
         "card",
+        "truth",
         "self_revisit",
         "self_other",
         "self_neighbour",

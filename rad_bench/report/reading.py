@@ -20,7 +20,7 @@ from rad_bench.run_folder import RunFolder
 # Others follow in alphabetical order, controls last.
 ORDER = ("none", "feedforward", "lstm", "mamba2", "ttt", "attention")
 TEXTS = ("run", "block", "task", "intervention", "kind", "card")
-NUMBERS = ("seed", "episode", "frame", "gap", "psnr", "mse")
+NUMBERS = ("seed", "episode", "frame", "gap", "psnr", "mse", "truth")
 FURTHER_NUMBERS = ("ssim", "lpips", "self_revisit", "self_other", "self_neighbour")  # where they were measured
 
 
@@ -95,6 +95,9 @@ class Sweep:
 
     folder: Path
     frames: pd.DataFrame
+    unshared: dict[
+        str, float
+    ]  # task -> share of its frames left out, for not all models have them; 1: all kept, none shared
     results: list[dict[str, Any]]  # of the runs in `frames`, in the order in which they were planned
     plan: dict[str, Any]  # sweep.yaml
     failures: dict[str, str]  # planned runs that have no part in `frames` -> why
@@ -117,7 +120,10 @@ class Sweep:
         return sorted(self.frames["block"].unique(), key=place)
 
     def revisits(self, task: str, block: str, intervention: str = "keep", column: str = "psnr") -> pd.Series:
-        """Return a block's mean over revisit frames, indexed by (seed, episode)."""
+        """Return a block's mean over revisit frames, indexed by (seed, episode, what was scored).
+
+        The last is a digest of the frames' truth: episodes that are called alike pair up where they are alike.
+        """
         frames = self.frames
         own = (frames["task"] == task) & (frames["block"] == block) & (frames["intervention"] == intervention)
         return episode_means(frames[own & (frames["kind"] == "revisit")], column)
@@ -155,7 +161,25 @@ def read_sweep(folder: Path) -> Sweep:
         check_links(folder / "runs" / run, folder)
     results = [read_result(folder / "runs" / run / "result.json") for run in runs]
     failures = {name: _why_missing(folder / "runs" / name) for name in planned if name not in runs}
-    return Sweep(folder, frames, results, plan, failures)
+    return Sweep(folder, *shared_frames(frames), results, plan, failures)
+
+
+def shared_frames(frames: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Return the frames of each task that all models have, of the same truth and kind, and the share left out.
+
+    Models that generate a retrieval of 16 frames and of 19 are compared over 16. Where models have no frame in common,
+    being asked for other episodes say, all are kept: each stands for itself.
+    """
+    key = ["task", "episode", "frame", "kind", "truth"]
+    models = frames[~frames["block"].isin(CONTROLS)].drop_duplicates(["block", *key])
+    having = models.groupby(key)["block"].nunique()
+    needed = models.groupby("task")["block"].nunique().reindex(having.index.get_level_values("task"))
+    common = having.index[having.to_numpy() == needed.to_numpy()]
+    sharing = common.get_level_values("task").unique()
+    kept = pd.MultiIndex.from_frame(frames[key]).isin(common) | ~frames["task"].isin(sharing)
+    sizes = frames.groupby("task", sort=False).size()
+    left = 1 - frames[kept].groupby("task").size() / sizes
+    return frames[kept], {task: float(left[task]) if task in sharing else 1.0 for task in sizes.index}
 
 
 def read_run(folder: Path) -> pd.DataFrame:
@@ -174,6 +198,7 @@ def read_frames(path: Path) -> pd.DataFrame:
         frames = pd.read_parquet(path)
     except Exception as error:  # a spoilt file makes pyarrow raise many things, and pandas more
         raise UserError(f"{path}: cannot be read: {error}.") from None
+    frames = frames if "truth" in frames else frames.assign(truth=0)  # older tables do not tell
     missing = {*TEXTS, *NUMBERS} - {*frames}
     if missing or not len(frames):
         raise UserError(f"{path}: is no table of frames: it has no {', '.join(sorted(missing)) or 'rows'}.")
@@ -188,7 +213,7 @@ def read_frames(path: Path) -> pd.DataFrame:
 def _fits(values: pd.Series, column: str) -> bool:
     if column in TEXTS:
         return pd.api.types.infer_dtype(values, skipna=False) == "string"
-    if column in ("seed", "episode", "frame"):
+    if column in ("seed", "episode", "frame", "truth"):
         return types.is_integer_dtype(values) and not values.isna().any()
     return types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
 

@@ -38,14 +38,15 @@ class Estimate:
 
 
 def episode_means(frames: pd.DataFrame, column: str = "psnr") -> pd.Series:
-    """Mean of `column` over frames, indexed by (seed, episode)."""
-    return frames.groupby(["seed", "episode"])[column].mean()
+    """Mean of `column` over frames, indexed by (seed, episode, scored), the last a digest of which frames these are."""
+    scored = (frames["truth"] * (frames["frame"] + 1)).groupby([frames["seed"], frames["episode"]]).transform("sum")
+    return frames.assign(scored=scored).groupby(["seed", "episode", "scored"])[column].mean()
 
 
 def estimate(by_episode: pd.Series) -> Estimate:
     """Return the mean over episodes, then seeds, with a Student t interval over seeds.
 
-    `by_episode` is indexed by (seed, episode). With one seed the interval is a bootstrap over its episodes.
+    `by_episode` is indexed by the seed first. With one seed the interval is a bootstrap over its episodes.
     """
     values = by_episode.dropna().groupby("seed").mean().to_numpy()
     if len(values) == 0:
@@ -66,7 +67,7 @@ def by_seed(values: Mapping[Any, float]) -> Estimate:
 
 
 def difference(a: pd.Series, b: pd.Series) -> Estimate:
-    """Estimate a - b, paired by seed and episode."""
+    """Estimate a - b, paired by seed and episode, where the same frames were scored."""
     return estimate((a - b).dropna())
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from rad_bench import strict_yaml
 from rad_bench.errors import UserError, unwritten
-from rad_bench.report.reading import CONTROLS, Sweep, read_sweep
+from rad_bench.identity import decisive
+from rad_bench.report.reading import CONTROLS, Sweep, read_sweep, shared_frames
 from rad_bench.report.statistics import Estimate, difference
 from rad_bench.results_folder import read_plan
 from rad_bench.run_folder import RunFolder, write_atomically
@@ -22,6 +27,7 @@ def merge(out: Path, folders: list[Path]) -> Outcome:
     if out.exists():
         raise UserError(f"{out}: exists already; merge into a new folder.")
     _same_cards([read_sweep(_aggregated(folder)) for folder in folders])
+    _same_models(folders)
     work = out.with_name(f".{out.name}.tmp")
     try:
         shutil.rmtree(work, ignore_errors=True)
@@ -59,16 +65,49 @@ def compare(first: Path, second: Path) -> list[tuple[str, str, Estimate]]:
     data = [{result["data"]["identity"] for result in sweep.results} for sweep in sweeps]
     if data[0] != data[1]:
         raise UserError(f"{first} and {second}: ran on different data ({data[0]} and {data[1]}); nothing is paired.")
+    common = [block for block in sweeps[0].blocks if block in sweeps[1].blocks and block not in CONTROLS]
+    sweeps = _over_the_same_frames(sweeps, common)
     found = []
     for task in sweeps[0].tasks:
-        for block in sweeps[0].blocks:
-            if block in CONTROLS or block not in sweeps[1].blocks or task not in sweeps[1].tasks:
-                continue
-            found.append((task, block, difference(*(sweep.revisits(task, block) for sweep in sweeps))))
+        for block in common:
+            if task in sweeps[1].tasks:
+                found.append((task, block, difference(*(sweep.revisits(task, block) for sweep in sweeps))))
+    if found and not any(value.seeds for *_, value in found):
+        raise UserError(f"{first} and {second}: have no seed, or no revisit of the same truth, in common.")
     if not found:
         names = " and ".join(", ".join(sweep.blocks) for sweep in sweeps)
         raise UserError(f"{first} and {second}: have no block in common ({names}).")
     return found
+
+
+def _over_the_same_frames(sweeps: list[Sweep], blocks: list[str]) -> list[Sweep]:
+    """Return the sweeps with these blocks' frames that both have."""
+    parts = [sweep.frames[sweep.frames["block"].isin(blocks)].assign(place=place) for place, sweep in enumerate(sweeps)]
+    both = pd.concat(parts)
+    names = both["block"]
+    both, _ = shared_frames(both.assign(block=both["place"].astype(str) + names))
+    both["block"] = names
+    return [replace(sweep, frames=both[both["place"] == place]) for place, sweep in enumerate(sweeps)]
+
+
+def _same_models(folders: list[Path]) -> None:
+    """Raise `UserError` if runs that go by one name, but for their seed, are of different models, data or tasks."""
+    known: dict[tuple[str, int], tuple[Path, str]] = {}
+    models: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for folder in folders:
+        for run in planned_runs(folder):
+            at = folder / "runs" / run.name
+            other, name = known.setdefault((run.label, run.config.seed), (at, run.name))
+            if name != run.name:
+                raise UserError(f"{other} and {at}: are two runs of '{run.label}' with seed {run.config.seed}.")
+            science = {**decisive(run.config), "seed": None}
+            other, same = models.setdefault(run.label, (at, science))
+            if science != same:
+                section = next(key for key in science if science[key] != same[key])
+                raise UserError(
+                    f"{other} and {at}: both are called '{run.label}', and differ in {section}: {same[section]} and "
+                    f"{science[section]}."
+                )
 
 
 def _aggregated(folder: Path) -> Path:

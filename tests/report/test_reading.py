@@ -4,13 +4,15 @@ import json
 import re
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from rad_bench import cli
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
-from rad_bench.report.reading import form_name, read_frames, read_losses, read_result, read_run
+from rad_bench.report.reading import form_name, read_frames, read_losses, read_result, read_run, shared_frames
+from rad_bench.report.statistics import compare_pairs, episode_means
 from rad_bench.run_folder import Run, save_run
 from tests.report.synthetic import write_sweep
 
@@ -126,3 +128,36 @@ def test_forms_of_a_block_are_told_by_options_and_axes():
     assert form_name("ttt(inner=mlp) / window=2") == "inner=mlp, window=2"
     assert form_name("mamba2 / window=2 / clip=24") == "window=2, clip=24"
     assert form_name("lstm") == ""
+
+
+def frames_of(block, task, frames, truth=5, kind="revisit"):
+    rows = [(block, 0, task, "keep", e, f, kind, truth + 10 * e + f, 20.0) for e in range(2) for f in frames]
+    return pd.DataFrame(
+        rows, columns=["block", "seed", "task", "intervention", "episode", "frame", "kind", "truth", "psnr"]
+    )
+
+
+def test_models_are_compared_over_the_frames_that_all_have():
+    frames = pd.concat([
+        frames_of("lstm", "retrieval", range(19)), frames_of("ttt", "retrieval", range(16)),
+        frames_of("copy-last", "retrieval", range(19)),
+        frames_of("lstm", "continuation", range(8)), frames_of("ttt", "continuation", range(8)),
+    ])  # fmt: skip
+    kept, left = shared_frames(frames)
+    sizes = kept.groupby(["task", "block"]).size()
+    assert set(sizes["retrieval"]) == {2 * 16} and set(sizes["continuation"]) == {2 * 8}
+    assert left == {"retrieval": pytest.approx(1 - 96 / 108), "continuation": 0.0}
+    other_kinds = pd.concat([
+        frames_of("lstm", "retrieval", range(4)),
+        frames_of("ttt", "retrieval", [0], kind="recent"), frames_of("ttt", "retrieval", range(1, 4)),
+    ])  # fmt: skip
+    assert set(shared_frames(other_kinds)[0]["frame"]) == {1, 2, 3}
+
+
+def test_models_of_other_episodes_stand_for_themselves_and_are_not_paired():
+    frames = pd.concat([frames_of("lstm", "retrieval", range(4)), frames_of("ttt", "retrieval", range(4), truth=7)])
+    kept, left = shared_frames(frames)
+    assert len(kept) == len(frames) and left == {"retrieval": 1.0}
+    values = {block: episode_means(part) for block, part in kept.groupby("block")}
+    (pair,) = compare_pairs(values)
+    assert np.isnan(pair.difference.mean) and np.isnan(pair.p) and not pair.difference.seeds

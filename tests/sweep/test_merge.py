@@ -72,3 +72,16 @@ def test_what_cannot_be_written_is_told_after_the_runs_that_are_missing(halves, 
 def test_a_folder_that_is_no_sweep_is_named(halves):
     (halves / "empty").mkdir(exist_ok=True)
     assert "has no frames.parquet" in rad_bench("compare", "part0/tiny", "empty", cwd=halves, expect=2).stderr
+
+
+def test_models_that_only_share_a_name_do_not_merge(halves):
+    """Two seeds of one name, made by other settings, would pass for one model's."""
+    for seed, said in (
+        (0, "are two runs of 'none' with seed 0"),
+        (1, "both are called 'none', and differ in training"),
+    ):
+        (halves / "longer.yaml").write_text(TINY.replace("steps: 30", "steps: 31").replace("tiny", f"longer{seed}"))
+        rad_bench("sweep", "longer.yaml", "--only", f"seed={seed}", "--only", "memory=none", "--out", ".", cwd=halves)
+        refused = rad_bench("merge", "mixed", "part0/tiny", f"longer{seed}", cwd=halves, expect=2).stderr
+        assert said in refused and "Traceback" not in refused
+    assert not (halves / "mixed").exists()
