@@ -30,7 +30,9 @@ DEFINITIONS = {
     "ssim": "scikit-image structural_similarity of a frame: Gaussian weights, sigma 1.5, no sample covariance, data "
     "range 1.0, mean over channels; frames smaller than 11 pixels have none",
     "nmr": "SSIM of revisit pairs within a rollout, less that of pairs of different views as far apart, over the same "
-    "for neighbouring frames; views same from 90 %, different to 10 % of shared surfaces",
+    "for neighbouring frames of the same view; a revisit pair shows the same view, which was out of sight for more "
+    "than attention's reach in between; views same from 90 %, different and out of sight to 10 % of shared surfaces; "
+    "without a map within data.same_place and data.same_heading, different from three times as far on",
     "probe": "R^2 of ridge regression from the memory's state after a context to what is hidden, over what was shown",
     "mse": "mean squared error of a frame; the pooled PSNR is 10 log10(1 / mean MSE)",
 }

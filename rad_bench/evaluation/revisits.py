@@ -47,7 +47,7 @@ def classify_poses(
 
     Two frames show the same view if their poses differ by at most `distance` and `angle` (radians).
     """
-    same_BTT = same_poses(poses_BT3, distance, angle)
+    same_BTT = pose_difference(poses_BT3, distance, angle) <= 1
     B, T, _ = same_BTT.shape
     gap = np.full((B, T - context), np.inf)
     for b in range(B):
@@ -60,12 +60,12 @@ def classify_poses(
     return kind, np.where(np.isinf(gap), np.nan, gap)
 
 
-def same_poses(poses_BT3: Tensor, distance: float, angle: float) -> NDArray[np.bool_]:
-    """Return which poses differ by at most `distance` and `angle` (radians), [B, T, T]."""
-    near = torch.cdist(poses_BT3[..., :2], poses_BT3[..., :2]) <= distance
-    turn = wrap(poses_BT3[:, :, None, 2] - poses_BT3[:, None, :, 2]).abs()
-    same: NDArray[np.bool_] = (near & (turn <= angle)).numpy()
-    return same
+def pose_difference(poses_BT3: Tensor, distance: float, angle: float) -> NDArray[np.float64]:
+    """Return how far poses lie apart, [B, T, T]: in distances or angles (radians), whichever is more."""
+    far = torch.cdist(poses_BT3[..., :2], poses_BT3[..., :2]) / distance
+    turn = wrap(poses_BT3[:, :, None, 2] - poses_BT3[:, None, :, 2]).abs() / angle
+    difference: NDArray[np.float64] = torch.maximum(far, turn).numpy()
+    return difference
 
 
 def classify(surfaces: Tensor, context: int, reach: int) -> tuple[NDArray[np.str_], NDArray[np.float64]]:

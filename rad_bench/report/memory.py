@@ -21,8 +21,9 @@ class MemoryRow:
 
     block: str
     task: str
-    pairs: int  # revisit pairs within rollouts, over all seeds
-    nmr: Estimate  # NaN where it is undefined
+    pairs: int  # revisit pairs within the evaluation's rollouts, the same for every seed
+    seeds: int  # trained models
+    nmr: Estimate  # over the seeds whose ratio is defined, `nmr.seeds` of them; NaN where none is
     half_life: list[float]  # a seed each: generated frames until half of the gain is lost; inf if it never is
     horizon: int
 
@@ -41,9 +42,10 @@ def memory_rows(frames: pd.DataFrame, blocks: list[str], tasks: list[str]) -> li
             own = frames[(frames["task"] == task) & (frames["block"] == block)]
             kept = own[own["intervention"] == "keep"]
             ratios = {seed: normalised_revisit(part) for seed, part in kept.groupby("seed")}
-            pairs = int(kept["self_revisit"].notna().sum()) if "self_revisit" in kept else 0
+            pairs = int(kept.groupby("seed")["self_revisit"].count().max()) if "self_revisit" in kept else 0
             lives = [half_life(part) for _, part in own.groupby("seed")]
-            rows.append(MemoryRow(block, task, pairs, by_seed(ratios), lives, int(own["frame"].max()) + 1))
+            horizon = int(own["frame"].max()) + 1
+            rows.append(MemoryRow(block, task, pairs, len(ratios), by_seed(ratios), lives, horizon))
     return rows
 
 

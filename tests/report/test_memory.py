@@ -46,4 +46,11 @@ def test_rows_of_a_sweep(tmp_path):
     assert rows["lstm", "retrieval"].nmr.mean == pytest.approx(0.5)
     assert rows["none", "retrieval"].nmr.mean == pytest.approx(0.0)
     assert rows["lstm", "retrieval"].half_life == [np.inf] * 3
-    assert rows["lstm", "retrieval"].pairs == 3 * 6 * 6
+    assert rows["lstm", "retrieval"].pairs == 6 * 6  # of the evaluation, whatever the number of seeds
+
+
+def test_seeds_without_a_ratio_are_counted(tmp_path):
+    frames = pd.read_parquet(write_sweep(tmp_path) / "frames.parquet")
+    frames.loc[frames["seed"] == 1, "self_neighbour"] = 0.3  # as alike as different views: nothing to compare with
+    (row,) = memory_rows(frames, ["lstm"], ["retrieval"])
+    assert (row.nmr.seeds, row.seeds) == (2, 3)
