@@ -12,6 +12,7 @@ from rad_bench.report.statistics import Estimate, by_seed
 
 LEAST_SPREAD = 0.05  # SSIM between neighbours and different views, below which NMR would be a quotient of noise
 FRAMES_PER_POINT = 4  # of the horizon curve; single frames are noisy
+LEAST_FRAMES = 20  # revisits that a point of memory's gain needs
 LEAST_GAIN = 0.5  # dB that memory must give at first for a half-life to mean anything
 
 
@@ -24,7 +25,7 @@ class MemoryRow:
     pairs: int  # revisit pairs within the evaluation's rollouts, the same for every seed
     seeds: int  # trained models
     nmr: Estimate  # over the seeds whose ratio is defined, `nmr.seeds` of them; NaN where none is
-    half_life: list[float]  # a seed each: generated frames until half of the gain is lost; inf if it never is
+    half_life: list[float]  # a seed each; inf if half of the gain is never lost
     horizon: int
 
 
@@ -62,16 +63,22 @@ def normalised_revisit(kept: pd.DataFrame) -> float:
 
 
 def half_life(own: pd.DataFrame) -> float:
-    """Generated frames until what memory gives (PSNR over that with a swapped memory) has halved.
+    """Generated frames, from the context's end, until revisits have lost half of what memory gave them at first.
 
-    Linear between means of a few frames. NaN without a swap, or where memory gives next to nothing at first.
+    What memory gives is PSNR over that with a swapped memory, the mean over the revisit frames of a few generated
+    frames, wherever these are `LEAST_FRAMES` or more; "at first" is the earliest such point, and points are joined by
+    lines. NaN without a swap, with fewer than two points, or where memory gives next to nothing at first.
     """
-    curves = own.groupby(["intervention", own["frame"] // FRAMES_PER_POINT])["psnr"].mean()
-    places = own.groupby(own["frame"] // FRAMES_PER_POINT)["frame"].mean().to_numpy()
-    if "swap" not in curves.index.get_level_values(0):
+    revisits = own[own["kind"] == "revisit"]
+    points = revisits.groupby(["intervention", revisits["frame"] // FRAMES_PER_POINT])
+    found = points.agg({"psnr": "mean", "frame": ["mean", "count"]})
+    if not {"keep", "swap"} <= set(found.index.get_level_values(0)):
         return np.nan
-    gain = (curves["keep"] - curves["swap"]).to_numpy()
-    if gain[0] < LEAST_GAIN:
+    keep, swap = found.loc["keep"], found.loc["swap"]
+    enough = keep["frame", "count"] >= LEAST_FRAMES
+    gain = (keep["psnr", "mean"] - swap["psnr", "mean"])[enough].to_numpy()
+    places = keep["frame", "mean"][enough].to_numpy()
+    if len(gain) < 2 or gain[0] < LEAST_GAIN:
         return np.nan
     below = np.flatnonzero(gain <= gain[0] / 2)
     if not len(below):

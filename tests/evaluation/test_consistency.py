@@ -4,11 +4,12 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from rad_bench.config import RoomsData
 from rad_bench.data import open_dataset
-from rad_bench.evaluation.consistency import _pairs, self_similarity, view_overlap
+from rad_bench.evaluation.consistency import _pairs, _sighting, self_similarity, view_overlap
 from rad_bench.evaluation.tasks import Task
 
 C, H, VIEWS = 4, 40, 5
@@ -54,6 +55,27 @@ def test_pairs_are_returns_from_out_of_sight_and_others_are_as_far_apart():
     for number, b, i, j in others:
         b_revisit, i_revisit, j_revisit = revisits[number]
         assert b == b_revisit and j - i == j_revisit - i_revisit and WALK[i] != WALK[j]
+
+
+def slow_sighting(overlap, reach):
+    """The same, read straight off the definition."""
+    for begin in reversed(range(len(overlap) - reach)):
+        if all(overlap[begin : begin + reach + 1] <= 0.1) and not (begin and overlap[begin - 1] <= 0.1):
+            visit = [i for i in range(begin) if overlap[i] >= 0.9]
+            while visit and visit[0] + len(visit) - 1 != visit[-1]:
+                del visit[0]  # of an earlier visit
+            return max(visit, key=lambda i: (overlap[i], i), default=None)
+    return None
+
+
+@pytest.mark.parametrize("reach", [1, 3])
+def test_sightings_agree_with_the_definition(reach):
+    rng = np.random.default_rng(reach)
+    drawn = [rng.choice([0, 0.05, 0.1, 0.5, 0.9, 0.95, 1], int(rng.integers(30))) for _ in range(500)]
+    walks = [np.repeat(overlap, rng.integers(1, 5, len(overlap))) for overlap in drawn]
+    found = [_sighting(overlap, reach) for overlap in walks]
+    assert found == [slow_sighting(overlap, reach) for overlap in walks]
+    assert sum(i is not None for i in found) > 100
 
 
 def test_a_rollout_that_remembers_scores_one_and_one_that_invents_scores_zero():
