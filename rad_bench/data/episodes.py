@@ -35,6 +35,7 @@ class Episodes:
     names: tuple[str, ...]  # [B] where each comes from
     latents: Tensor | None = None  # [B, T, c, h, w] float32: the frames as an autoencoder gave them, if it was asked to
     hidden: dict[str, Hidden] | None = None  # by name; only probe clips have it
+    recordings: tuple[str, ...] | None = None  # [B] what each is a clip of; None where each is a world of its own
 
     def __len__(self) -> int:
         return len(self.names)

@@ -228,6 +228,7 @@ class Recordings:
             poses=poses,
             surfaces=torch.from_numpy(np.stack(surfaces)),
             names=tuple(f"{item.name}:{start}" for item, start in clips),
+            recordings=tuple(item.name for item, _ in clips),
         )
 
     def _identity(self, items: list[Item]) -> str:

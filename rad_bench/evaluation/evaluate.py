@@ -84,7 +84,7 @@ def evaluate(
             report(done + more, of)
 
         generated = roll_out(run, trunk, task, codec, device, told)
-        for intervention in config.interventions:
+        for intervention in (name for name in config.interventions if name in generated.frames):
             frames = generated.frames[intervention]
             tables.append(score(intervention, frames))
             if intervention == "keep" and min(frames.shape[-2:]) >= SSIM_SMALLEST:

@@ -1,7 +1,8 @@
 """Roll a task out under every intervention.
 
 Interventions act on the recurrent state at the end of the context, the attention window stays:
-keep leaves it, reset sets it to its initial value, swap takes it from another episode at the same time.
+keep leaves it, reset sets it to its initial value, swap takes it from an episode of another recording at the same time.
+Where all episodes are clips of one recording there is no swap: another clip's memory may be of the very same place.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from rad_bench.model.trunk import Trunk
 class Generated:
     """What was generated for a task of B episodes and H frames."""
 
-    frames: dict[str, Tensor]  # intervention -> uint8 [B, H, 3, height, width]
+    frames: dict[str, Tensor]  # intervention -> uint8 [B, H, 3, height, width]; no swap where there is none to be had
     seconds: list[float]  # wall time of each step of the first batch
     videos: int  # in that batch
 
@@ -98,11 +99,25 @@ def _starts(
     if "reset" in run.evaluation.interventions:
         initial = (map_state(Tensor.cpu, state) for state in trunk.start(count).memory())
         starts["reset"] = context.with_memory(tuple(initial))
-    if "swap" in run.evaluation.interventions:
-        # The partner is far away in the list: neighbours may be clips of one recording.
-        partner = (torch.arange(count) + count // 2) % count
+    partner = partners(task)
+    if "swap" in run.evaluation.interventions and partner is not None:
         starts["swap"] = context.with_memory(context.select(partner).memory())
     return starts
+
+
+def partners(task: Task) -> Tensor | None:
+    """Return whose memory each episode is given in a swap, [B]; None if all are clips of one recording.
+
+    It is the episode halfway round the list or, if that is of the same recording, the next one that is not.
+    """
+    count = len(task.truth)
+    recordings = task.recordings or range(count)
+    if len(set(recordings)) < 2:
+        return None
+    halfway_on = [[(e + count // 2 + k) % count for k in range(count)] for e in range(count)]
+    return torch.tensor(
+        [next(p for p in others if recordings[p] != recordings[e]) for e, others in enumerate(halfway_on)]
+    )
 
 
 def _joined(*parts: Tensor) -> Tensor:

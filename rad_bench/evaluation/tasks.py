@@ -28,6 +28,7 @@ class Task:
     egomotion: Tensor  # [B, C + H, 3]
     poses: Tensor  # [B, C + H, 3]
     surfaces: Tensor  # [B, C + H, R]
+    recordings: tuple[str, ...] | None = None  # [B] what each is a clip of; None where each is a world of its own
 
     @property
     def horizon(self) -> int:
@@ -42,7 +43,7 @@ def make_task(name: str, episodes: Episodes, config: EvaluationConfig, frames_pe
         end = C + config.horizon
         return Task(
             name, C, episodes.frames[:, :end], episodes.actions[:, :end], episodes.egomotion[:, :end],
-            episodes.poses[:, :end], episodes.surfaces[:, :end],
+            episodes.poses[:, :end], episodes.surfaces[:, :end], episodes.recordings,
         )  # fmt: skip
     back = (C - 1) // frames_per_step * frames_per_step  # the last context frame is where the way back starts
     order = torch.arange(C - 2, C - 2 - back, -1)
@@ -59,4 +60,5 @@ def make_task(name: str, episodes: Episodes, config: EvaluationConfig, frames_pe
         there_and_back(episodes.egomotion, undone),
         there_and_back(episodes.poses, episodes.poses[:, order]),
         there_and_back(episodes.surfaces, episodes.surfaces[:, order]),
+        episodes.recordings,
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rad_bench.errors import UserError, did_you_mean
 from rad_bench.evaluation.evaluate import held_out, reach
-from rad_bench.evaluation.interventions import roll_out
+from rad_bench.evaluation.interventions import partners, roll_out
 from rad_bench.evaluation.revisits import classify_task
 from rad_bench.evaluation.tasks import Task, make_task
 from rad_bench.run_folder import write_atomically
@@ -97,7 +97,13 @@ def _task(trained: Trained, name: str, intervention: str) -> Task:
         if asked not in known:
             hint = did_you_mean(asked, known)
             raise UserError(f"--{option} {asked}: {trained.folder.path} was not evaluated so{hint}")
-    return make_task(name, held_out(config, trained.dataset), config.evaluation, config.trunk.frames_per_step)
+    task = make_task(name, held_out(config, trained.dataset), config.evaluation, config.trunk.frames_per_step)
+    if intervention == "swap" and partners(task) is None:
+        raise UserError(
+            f"--intervention swap: all episodes that {trained.folder.path} was evaluated on are clips of one "
+            "recording, and no other's memory is there to swap theirs with."
+        )
+    return task
 
 
 def _label(trained: Trained, runs: Sequence[Trained]) -> str:

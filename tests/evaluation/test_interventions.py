@@ -1,13 +1,16 @@
 """Interventions rolled out side by side against one by one."""
 
+import numpy as np
 import pytest
 import torch
 
 from rad_bench.config import RunConfig
 from rad_bench.data import open_dataset
-from rad_bench.evaluation.evaluate import held_out
-from rad_bench.evaluation.interventions import read_context, roll_out
-from rad_bench.evaluation.tasks import make_task
+from rad_bench.errors import UserError
+from rad_bench.evaluation.evaluate import evaluate, held_out
+from rad_bench.evaluation.interventions import partners, read_context, roll_out
+from rad_bench.evaluation.tasks import Task, make_task
+from rad_bench.evaluation.video import film
 from rad_bench.model.budget import build_trunk
 from rad_bench.model.codec import open_codec
 from rad_bench.model.diffusion import Diffusion
@@ -57,6 +60,47 @@ def test_interventions_side_by_side_equal_each_alone(memory, batch):
     assert min((a != b).float().mean() for a, b in zip(distinct, distinct[1:], strict=False)) > 0.1
     assert told[-1] == 3
     assert found.videos == (min(batch, 15 if memory == "lstm" else 10)) and len(found.seconds) == 7
+
+
+@pytest.mark.parametrize(
+    ("recordings", "expected"),
+    [
+        (None, [3, 4, 5, 0, 1, 2]),  # the embedded world: each episode is a room of its own
+        ("aabbcc", [3, 4, 5, 0, 1, 2]),
+        ("aaaaab", [5, 5, 5, 5, 5, 2]),
+        ("aabbaa", [3, 2, 5, 0, 2, 2]),
+        ("aaaaaa", None),
+    ],
+)
+def test_a_swaps_partner_is_of_another_recording(recordings, expected):
+    nothing = torch.zeros(6, 8, 0)
+    truth = torch.zeros(6, 8, 3, 16, 16).byte()
+    names = None if recordings is None else tuple(recordings)
+    found = partners(Task("continuation", 4, truth, nothing, nothing, nothing, nothing, names))
+    assert (None if found is None else found.tolist()) == expected
+
+
+def test_clips_of_one_recording_are_not_swapped(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        np.savez(
+            tmp_path / f"{number}.npz",
+            image=rng.integers(0, 256, (60, 16, 16, 3), np.uint8),
+            action=np.eye(6)[rng.integers(0, 6, 60)],
+            agent_pos=np.full((60, 2), 2.5),
+            agent_dir=np.tile([1.0, 0.0], (60, 1)),
+            maze_layout=np.ones((5, 5), bool),
+        )
+    for held_out_share, found in ((0.3, {"keep", "reset"}), (0.6, {"keep", "reset", "swap"})):
+        data = {"name": "memory_maze", "path": str(tmp_path), "held_out": held_out_share}
+        evaluation = {"episodes": 2, "context": 10, "horizon": 12}
+        trained = shaken(data=data, evaluation=evaluation)
+        config, device = trained.run.config, trained.device
+        result = evaluate(config, trained.trunk, trained.dataset, trained.codec, device, lambda done, of: None)
+        assert set(result.frames["intervention"]) == found
+        if "swap" not in found:
+            with pytest.raises(UserError, match="clips of one recording"):
+                film([trained], "continuation", "swap", [])
 
 
 @pytest.mark.parametrize("memory", ["lstm", "attention"])
