@@ -39,7 +39,7 @@ class Evaluation:
     shown: dict[str, list[int]] = field(default_factory=dict)  # task -> episodes that `strips` shows
     horizons: dict[str, int] = field(default_factory=dict)  # task -> H
     seconds: list[float] = field(default_factory=list)  # wall time of each step of the longest task's first batch
-    videos: int = 0  # rolled out together in it
+    videos: int = 0  # rolled out together in it: evaluation.episodes, or evaluation.batch if that is less
 
 
 def reach(run: RunConfig) -> int:

@@ -29,8 +29,8 @@ class Generated:
     """What was generated for a task of B episodes and H frames."""
 
     frames: dict[str, Tensor]  # intervention -> uint8 [B, H, 3, height, width]; no swap where there is none to be had
-    seconds: list[float]  # wall time of each step of the first batch
-    videos: int  # in that batch
+    seconds: list[float]  # wall time of each step of the first batch, under `keep`
+    videos: int  # in that batch: the same for every memory
 
 
 @torch.no_grad()
@@ -40,8 +40,9 @@ def roll_out(
 ) -> Generated:  # fmt: skip
     """Generate the task's frames under each of the run's interventions; `report(done)` counts these.
 
-    Contexts are read once. Interventions are rolled out side by side where their states have the same shapes: a memory
-    that grows is smaller after a reset.
+    Contexts are read once. `keep` is rolled out first and alone, so that all memories are timed on as many videos. The
+    others are rolled out side by side where their states have the same shapes: a memory that grows is smaller after a
+    reset.
 
     `only` names the episodes that are asked for, and returned in that order, under some of the interventions. Batches
     are left out whole or not at all: the last bits of a frame depend on its company.
@@ -53,7 +54,7 @@ def roll_out(
     starts = _starts(run, trunk, task, codec, motion, device)
     generated: dict[str, Tensor] = {}
     first: Rollout | None = None
-    for names in _alike(starts):
+    for names in _companies(starts):
         together = starts[names[0]].map(_joined, *(starts[name] for name in names[1:]))
         asked_for = [e in wanted.get(name, ()) for name in names for e in range(count)]
         videos: dict[int, Tensor] = {}  # by place in `asked_for`
@@ -124,12 +125,13 @@ def _joined(*parts: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _alike(starts: dict[str, Cache]) -> list[list[str]]:
-    """Group the names of caches whose states have the same shapes."""
+def _companies(starts: dict[str, Cache]) -> list[list[str]]:
+    """Return what is rolled out together: `keep` alone, and of the others those whose states have the same shapes."""
     groups: dict[tuple[torch.Size, ...], list[str]] = {}
     for name, cache in starts.items():
-        groups.setdefault(tuple(leaf.shape for leaf in leaves(cache.memory())), []).append(name)
-    return list(groups.values())
+        if name != "keep":
+            groups.setdefault(tuple(leaf.shape for leaf in leaves(cache.memory())), []).append(name)
+    return [["keep"], *groups.values()]
 
 
 @torch.no_grad()

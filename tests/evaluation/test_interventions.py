@@ -59,7 +59,7 @@ def test_interventions_side_by_side_equal_each_alone(memory, batch):
             assert (alone.int() - together.int()).abs().max() <= 1  # where rounding falls to the other grey level
     assert min((a != b).float().mean() for a, b in zip(distinct, distinct[1:], strict=False)) > 0.1
     assert told[-1] == 3
-    assert found.videos == (min(batch, 15 if memory == "lstm" else 10)) and len(found.seconds) == 7
+    assert found.videos == min(batch, 5) and len(found.seconds) == 7  # however alike the states are
 
 
 @pytest.mark.parametrize(
