@@ -1,13 +1,15 @@
 """LPIPS (Zhang et al. 2018, arXiv 1801.03924): the `lpips` package, AlexNet, v0.1, if its verified weights are there.
 
-The backbone's weights are torchvision's file, in torch's hub folder. Nothing is ever downloaded from here, and a file
-whose SHA-256 is not the published one is not used: the column is then absent, and the report says why.
+The backbone's weights are torchvision's file, in torch's hub folder; those of the linear layers come with the package.
+Nothing is ever downloaded from here, and a file whose SHA-256 is not the published one is not used: the column is then
+absent, and the report says why.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -16,19 +18,21 @@ from torch import Tensor, nn
 from rad_bench.torchvision import import_torchvision
 
 WEIGHTS = "alexnet-owt-7be5be79.pth"
-SHA256_PREFIX = "7be5be79"
+BACKBONE_SHA256 = "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"
+LINEAR_SHA256 = "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"  # as lpips 0.1.4 has them
 LPIPS_SMALLEST = 31  # pixels; AlexNet's pooling leaves nothing of smaller frames
 
 
 @functools.cache
 def lpips_unavailable() -> str | None:
     """Return why LPIPS cannot be computed here, or None if it can."""
-    path = weights_path()
-    if not path.is_file():
-        return f"weights missing: put torchvision's {WEIGHTS} into {path.parent}"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if not digest.startswith(SHA256_PREFIX):
-        return f"weights unverified: SHA-256 of {WEIGHTS} starts with {digest[:8]}, not {SHA256_PREFIX}"
+    backbone, linear = weights_path(), linear_weights_path()
+    if not backbone.is_file():
+        return f"weights missing: put torchvision's {WEIGHTS} into {backbone.parent}"
+    for path, published in ((backbone, BACKBONE_SHA256), (linear, LINEAR_SHA256)):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != published:
+            return f"weights unverified: SHA-256 of {path.name} is {digest}, not {published}"
     return None
 
 
@@ -37,12 +41,22 @@ def weights_path() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
 
 
+def linear_weights_path() -> Path:
+    """Return where the `lpips` package keeps the weights of its linear layers."""
+    package = importlib.util.find_spec("lpips")
+    assert package is not None and package.origin is not None
+    return Path(package.origin).parent / "weights" / "v0.1" / "alex.pth"
+
+
 def lpips_definition() -> str:
     """Return LPIPS's entry in the metric card."""
     reason = lpips_unavailable()
     if reason is not None:
         return f"unavailable: {reason.split(':')[0]}"
-    return f"lpips package, AlexNet v0.1, backbone SHA-256 {SHA256_PREFIX}..., frames at their own size in [-1, 1]"
+    return (
+        f"lpips package, AlexNet v0.1, SHA-256 of the backbone {BACKBONE_SHA256[:8]}..., of the linear weights "
+        f"{LINEAR_SHA256[:8]}...; frames of at least {LPIPS_SMALLEST} pixels, at their own size, in [-1, 1]"
+    )
 
 
 def lpips(frames: Tensor, truth: Tensor) -> Tensor:

@@ -78,19 +78,36 @@ def test_lpips_is_unavailable_without_weights_and_says_where_they_belong(weights
     assert metric_card()["lpips"].startswith("unavailable")
 
 
+def test_linear_weights_other_than_the_packages_published_ones_are_refused(weights_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(perceptual, "BACKBONE_SHA256", seeded_weights(weights_folder))
+    assert perceptual.lpips_unavailable() is None  # the installed package's are the published ones
+    changed = tmp_path / "alex.pth"
+    changed.write_bytes(perceptual.linear_weights_path().read_bytes()[:-1] + b"?")
+    monkeypatch.setattr(perceptual, "linear_weights_path", lambda: changed)
+    for cached in (perceptual.lpips_unavailable, metric_card):
+        cached.cache_clear()
+    assert "unverified: SHA-256 of alex.pth" in perceptual.lpips_unavailable()
+    assert metric_card()["lpips"].startswith("unavailable")
+
+
 def test_unverified_weights_are_refused_and_verified_ones_used(weights_folder, monkeypatch):
     digest = seeded_weights(weights_folder)
     assert "unverified" in perceptual.lpips_unavailable()
     card_without = metric_card()["card"]
+    perceptual.lpips_unavailable.cache_clear()
+    monkeypatch.setattr(perceptual, "BACKBONE_SHA256", digest[:8] + "0" * 56)  # what a file name can tell is not enough
+    assert "unverified" in perceptual.lpips_unavailable()
     for cached in (perceptual.lpips_unavailable, metric_card):
         cached.cache_clear()
-    monkeypatch.setattr(perceptual, "SHA256_PREFIX", digest[:8])  # as if this file were the published one
+    monkeypatch.setattr(perceptual, "BACKBONE_SHA256", digest)  # as if this file were the published one
     assert perceptual.lpips_unavailable() is None
     assert metric_card()["card"] != card_without
     frames, truth = pairs(32)
     scores = perceptual.lpips(frames, truth)
     assert not perceptual.lpips(frames, frames).any()
     assert (scores > 0).all()
+
+    assert "at least 31 pixels, at their own size" in metric_card()["lpips"]
 
     import lpips as package
 
