@@ -29,7 +29,6 @@ from rad_bench.errors import UserError
 VERSION = 2  # of how recordings become episodes; part of the data's identity
 CACHE_BYTES = 1 << 30  # a data set that fits, once decoded and resized, is decoded once and kept
 PROBE = 3  # first word of the random key of probe clips
-PROBED = 5  # points on a side of the square around the agent that a probe reads
 NAMED = 10  # bad files that a message names; the others are counted
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 TRAINING_FOLDERS, HELD_OUT_FOLDERS = {"train", "training"}, {"test", "validation", "eval"}
@@ -169,8 +168,7 @@ class Recordings:
     def probe_clips(self, training: bool, count: int, frames: int) -> Episodes:
         """Return random clips whose hidden part is where the agent stands and, with a map, what is around it.
 
-        `position` is x and y in the first frame's body frame. `layout` tells which of PROBED x PROBED points, one cell
-        apart and centred on the agent at the clip's end, along its heading, are free.
+        `position` is x and y in the first frame's body frame; for `layout` see `maze_around`.
         """
         items = [item for item in (self.training if training else self.held_out_items) if item.length >= frames]
         rng = np.random.default_rng([PROBE, training, count, frames])
@@ -182,9 +180,14 @@ class Recordings:
         episodes = self.as_episodes(drawn, parts)
         place = poses_from_egomotion(episodes.egomotion)[:, -1, :2]
         hidden = {"position": Hidden(place, torch.ones_like(place, dtype=torch.bool))}
-        if all(part.layout is not None for part in parts):
-            around = torch.stack([_around(part) for part in parts])
-            hidden["layout"] = Hidden(around, torch.ones_like(around, dtype=torch.bool))
+        mapped = [
+            (part.layout, part.poses.numpy()) for part in parts if part.layout is not None and part.poses is not None
+        ]
+        if len(mapped) == len(parts):
+            from rad_bench.data.memory_maze import maze_around  # only mazes have layouts
+
+            free, shown = (np.stack(part) for part in zip(*(maze_around(*clip) for clip in mapped), strict=True))
+            hidden["layout"] = Hidden(torch.from_numpy(free).double(), torch.from_numpy(shown))
         return replace(episodes, hidden=hidden)
 
     def clip(self, item: Item, start: int, stop: int) -> Recording:
@@ -259,20 +262,6 @@ def resize(frames: Tensor, height: int, width: int) -> Tensor:
     top, left = (h - keep_h) // 2, (w - keep_w) // 2
     cropped = frames[..., top : top + keep_h, left : left + keep_w].float()
     return F.interpolate(cropped, size=(height, width), mode="area").round().to(torch.uint8)
-
-
-def _around(recording: Recording) -> Tensor:
-    """Return whether the points around the last pose are free, [PROBED^2] float64; beyond the map nothing is."""
-    assert recording.layout is not None and recording.poses is not None
-    x, y, heading = recording.poses[-1].tolist()
-    offsets = np.arange(PROBED) - PROBED // 2
-    ahead, left = (part.ravel() for part in np.meshgrid(offsets, offsets, indexing="ij"))
-    column = np.floor(x + ahead * math.cos(heading) - left * math.sin(heading)).astype(int)
-    row = np.floor(y + ahead * math.sin(heading) + left * math.cos(heading)).astype(int)
-    height, width = recording.layout.shape
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    free = recording.layout[row.clip(0, height - 1), column.clip(0, width - 1)] & inside
-    return torch.from_numpy(free.astype(np.float64))
 
 
 def _uniform(listing: Listing, size: int | None) -> tuple[list[Item], list[str]]:

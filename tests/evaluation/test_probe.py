@@ -5,6 +5,7 @@ import torch
 
 from rad_bench.config import MemoryMazeData, RoomsData, RunConfig
 from rad_bench.data import open_dataset
+from rad_bench.data.memory_maze import maze_shown
 from rad_bench.evaluation.probe import _score, probe
 from rad_bench.model.budget import build_trunk
 from rad_bench.model.codec import Pixels
@@ -54,10 +55,27 @@ def test_a_mazes_layout_around_the_agent_turns_with_it(tmp_path):
         )
     data = open_dataset(MemoryMazeData(name="memory_maze", path=str(tmp_path)))
     clips = data.probe_clips(True, 30, 4)
-    for name, values in zip(clips.names, clips.hidden["layout"].values.reshape(30, 5, 5), strict=True):
-        along = values[:, 2] if not name.startswith("1.npz") else values[2]  # ahead, or to both sides
+    layout, known = (part.reshape(30, 5, 5) for part in (clips.hidden["layout"].values, clips.hidden["layout"].known))
+    for name, values, shown in zip(clips.names, layout, known, strict=True):
+        sideways = name.startswith("1.npz")
+        along = values[2] if sideways else values[:, 2]  # to both sides, or ahead
         assert along.all() and values.sum() == 5
+        assert not shown[:2].any()  # what lies behind was never in view
+        assert shown[2].int().tolist() == [0, 0, 1, 0, 0]
+        # Along the corridor its cells and walls; across it the wall that is faced, and what is behind it is not.
+        expected = [[0, 1, 1, 1, 0], [0, 0, 0, 0, 0]] if sideways else [[0, 1, 1, 1, 0], [0, 1, 1, 1, 0]]
+        assert shown[3:].int().tolist() == expected
     assert not clips.hidden["position"].values.any()
+
+
+def test_a_maze_is_known_as_far_as_it_was_in_view():
+    free = np.ones((9, 9), bool)
+    free[4, 6] = False
+    east, north = np.array([[2.5, 4.5, 0.0]]), np.array([[2.5, 4.5, np.pi / 2]])
+    shown = maze_shown(free, east)[2:-2, 2:-2]
+    assert shown[4].tolist() == [False] * 2 + [True] * 5 + [False] * 2  # from the agent to the wall that hides the rest
+    assert shown[:, 5].tolist() == [False] + [True] * 7 + [False]  # 40 degrees to either side
+    assert (maze_shown(free, np.concatenate([east, north])) == (maze_shown(free, east) | maze_shown(free, north))).all()
 
 
 def test_a_trunk_is_probed_where_its_state_is_of_constant_size():
