@@ -151,9 +151,8 @@ def _evaluation(
     length = config.context + config.horizon
     drawing = clock.once(lambda: drawn.append(dataset.held_out(EPISODES, length, config.context)))
     tasks = [make_task(name, drawn[0], config, run.trunk.frames_per_step) for name in config.tasks]
-    contexts = min(config.batch, config.episodes)
+    videos = min(config.batch, config.episodes)  # at a time in reading contexts and in the first rollout
     rollouts = len(config.interventions) * config.episodes
-    videos = min(config.batch, rollouts)
 
     def reads(task: Task) -> Callable[[int, float], float]:
         motion = motion_features(run.trunk.motion, task.actions, task.egomotion)
@@ -165,7 +164,7 @@ def _evaluation(
 
         return seconds
 
-    reading = clock.growing("evaluation", _amounts(contexts), reads(tasks[0])) / contexts
+    reading = clock.growing("evaluation", _amounts(videos), reads(tasks[0])) / videos
     longest = max(tasks, key=lambda task: task.horizon)
     first, growth = _rollout_step(run, plan, trunk, longest, codec, videos, clock)
     frame = _metrics_a_frame(config, longest, device, clock)
