@@ -9,9 +9,10 @@ import pandas as pd
 
 from rad_bench.report.memory import FRAMES_PER_POINT
 from rad_bench.report.reading import Sweep, read_losses
-from rad_bench.report.statistics import Estimate, episode_means, estimate
+from rad_bench.report.statistics import episode_means, estimate
 
 GAP_EDGES = (0, 6, 9, 12, 16, 20, 25, 30, 40, 60, 100, 200, 400, 1000)
+LEAST_EPISODES = 8  # that a point of a curve rests on; frames of few episodes carry no interval
 SMOOTHED = 5  # records of the log in a running mean of the loss
 
 
@@ -31,21 +32,19 @@ class Curve:
         return f"{self.label}: {self.mean[0]:.3g} at {self.x[0]:.3g}, {self.mean[-1]:.3g} at {self.x[-1]:.3g}"
 
 
-def gap_curves(frames: pd.DataFrame, blocks: list[str]) -> list[Curve]:
-    """Return each block's revisit PSNR against the frames a view was out of sight, in bins."""
-    revisits = frames[frames["kind"] == "revisit"]
-    place = np.digitize(revisits["gap"], GAP_EDGES, right=True)
-    centre = revisits["gap"].groupby(place).transform("mean")
-    return _curves(
-        {block: (own := revisits[revisits["block"] == block]).groupby(centre[own.index]) for block in blocks}
-    )
+def gap_bins(gaps: pd.Series) -> pd.Series:
+    """Return the number of each gap's bin: bin n holds gaps from above `GAP_EDGES[n - 1]` up to `GAP_EDGES[n]`."""
+    return pd.Series(np.digitize(gaps, GAP_EDGES, right=True), gaps.index)
+
+
+def gap_curves(revisits: pd.DataFrame, blocks: list[str]) -> list[Curve]:
+    """Return each block's PSNR on revisit frames against the frames a view was out of sight, in bins."""
+    return _curves(revisits, "gap", gap_bins(revisits["gap"]), blocks)
 
 
 def horizon_curves(frames: pd.DataFrame, blocks: list[str]) -> list[Curve]:
     """Return each block's PSNR against the generated frame, a few frames a point."""
-    place = frames["frame"] // FRAMES_PER_POINT
-    centre = frames["frame"].groupby(place).transform("mean")
-    return _curves({block: (own := frames[frames["block"] == block]).groupby(centre[own.index]) for block in blocks})
+    return _curves(frames, "frame", frames["frame"] // FRAMES_PER_POINT, blocks)
 
 
 def loss_curves(sweep: Sweep) -> list[Curve]:
@@ -60,20 +59,19 @@ def loss_curves(sweep: Sweep) -> list[Curve]:
     return curves
 
 
-def _curves(groups: dict[str, pd.api.typing.DataFrameGroupBy]) -> list[Curve]:  # type: ignore[type-arg]
+def _curves(frames: pd.DataFrame, x: str, bins: pd.Series, blocks: list[str]) -> list[Curve]:
+    """Return each block's PSNR against column `x`, a point a bin, but for bins of few episodes."""
+    centre = frames[x].groupby(bins).transform("mean")
     curves = []
-    for block, parts in groups.items():
-        points: list[tuple[float, Estimate]] = [(float(x), estimate(episode_means(part))) for x, part in parts]  # type: ignore[arg-type]
-        points = [(x, value) for x, value in points if np.isfinite(value.mean)]
-        if points:
-            values = [value for _, value in points]
-            curves.append(
-                Curve(
-                    block,
-                    [x for x, _ in points],
-                    [v.mean for v in values],
-                    [v.low for v in values],
-                    [v.high for v in values],
-                )
-            )
+    for block in blocks:
+        own = frames[frames["block"] == block]
+        parts = [
+            (float(at), part)  # type: ignore[arg-type]
+            for at, part in own.groupby(centre[own.index])
+            if part["episode"].nunique() >= LEAST_EPISODES
+        ]
+        if parts:
+            values = [estimate(episode_means(part)) for _, part in parts]
+            bounds = [v.low for v in values], [v.high for v in values]
+            curves.append(Curve(block, [at for at, _ in parts], [v.mean for v in values], *bounds))
     return curves

@@ -6,8 +6,12 @@ import json
 import re
 from collections import defaultdict
 
+import pandas as pd
+
 from rad_bench import strict_yaml
 from rad_bench.errors import one_line
+from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.report.curves import GAP_EDGES, LEAST_EPISODES, gap_bins
 from rad_bench.report.reading import Sweep, read_losses
 from rad_bench.report.table import Table
 
@@ -92,6 +96,29 @@ def budgets(sweep: Sweep) -> Table:
     return Table(
         "budgets", "Matched budgets, and what is left over", header, list(cells.values())
     ).without_empty_columns()
+
+
+def gaps(sweep: Sweep) -> Table:
+    """Return how many revisit frames and episodes a run's curve over gaps rests on, bin by bin."""
+    frames = sweep.frames
+    kept = (frames["kind"] == "revisit") & (frames["intervention"] == "keep") & ~frames["block"].isin(CONTROLS)
+    revisits = frames[kept].assign(bin=gap_bins(frames.loc[kept, "gap"]))
+    cells = []
+    for task in sweep.tasks:
+        runs = revisits[revisits["task"] == task].groupby(["bin", "block", "seed"])["episode"].agg(["size", "nunique"])
+        for place, found in runs.groupby("bin"):
+            bounds = " to ".join(map(str, GAP_EDGES[place - 1 : place + 1]))  # type: ignore[operator, index]
+            cells.append([task, f"over {bounds}", *(_between(found[column]) for column in ("size", "nunique"))])
+    caption = (
+        f"What a run's curve over gaps rests on; bins of fewer than {LEAST_EPISODES} episodes are not drawn, but count "
+        "in the mean over revisits"
+    )
+    return Table("gaps", caption, ["task", "frames out of sight (gap)", "revisit frames", "episodes"], cells)
+
+
+def _between(counts: pd.Series) -> str:
+    low, high = counts.min(), counts.max()
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def parity(sweep: Sweep) -> Table:

@@ -14,12 +14,13 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rad_bench.evaluation.evaluate import CONTROLS
-from rad_bench.report.curves import Curve, gap_curves, horizon_curves, loss_curves
+from rad_bench.report.curves import LEAST_EPISODES, Curve, gap_curves, horizon_curves, loss_curves
 from rad_bench.report.reading import Sweep, base_name, form_name
 from rad_bench.report.style import Style, block_styles
 from rad_bench.report.summary import Row
@@ -80,23 +81,8 @@ def draw_plots(sweep: Sweep, rows: list[Row], folder: Path) -> list[Plot]:
     frames = {task: kept[kept["task"] == task] for task in sweep.tasks}
     own = {task: [row for row in rows if row.task == task] for task in sweep.tasks}
     with_revisits = [task for task in sweep.tasks if (frames[task]["kind"] == "revisit").any()]
-    for task in with_revisits:
-        caption = f"{task}: revisit PSNR against the frames a view was out of sight; bands are 95 % intervals"
-        curves = gap_curves(frames[task], sweep.blocks)
-        add(
-            "curves",
-            f"gap-{task}",
-            caption,
-            _draw_curves,
-            curves,
-            "frames out of sight (gap)",
-            "revisit PSNR, dB",
-            "linear",
-        )
-    for task in sweep.tasks:
-        caption = f"{task}: PSNR of all frames against the generated frame; bands are 95 % intervals"
-        curves = horizon_curves(frames[task], sweep.blocks)
-        add("curves", f"horizon-{task}", caption, _draw_curves, curves, "generated frame", "PSNR, dB", "linear")
+    for name, caption, *drawn in _curve_plots(frames, with_revisits, sweep.blocks):
+        add("curves", name, caption, _draw_curves, *drawn, "linear")
     for task in with_revisits:
         caption = f"{task}: revisit PSNR lost when the memory is swapped or reset; bars are 95 % intervals"
         add("interventions", f"interventions-{task}", caption, _draw_drops, own[task])
@@ -107,6 +93,26 @@ def draw_plots(sweep: Sweep, rows: list[Row], folder: Path) -> list[Plot]:
     caption = "training loss, a line a run (running mean of five records)"
     add("training", "loss", caption, _draw_curves, loss_curves(sweep), "training step", "loss", "log")
     return plots
+
+
+def _curve_plots(
+    frames: dict[str, pd.DataFrame], with_revisits: list[str], blocks: list[str]
+) -> list[tuple[str, str, list[Curve], str, str]]:
+    """Return name, caption, curves and the axes' labels of each plot over gaps or the horizon that has a curve."""
+    found = []
+    bands = f"bands are 95 % intervals; points of fewer than {LEAST_EPISODES} episodes are left out"
+    y = "revisit PSNR, dB"
+    for task in with_revisits:
+        revisits = frames[task][frames[task]["kind"] == "revisit"]
+        caption = f"{task}: revisit PSNR against the frames a view was out of sight; {bands}"
+        found.append((f"gap-{task}", caption, gap_curves(revisits, blocks), "frames out of sight (gap)", y))
+        caption = f"{task}: revisit PSNR against the generated frame; {bands}"
+        found.append((f"horizon-{task}", caption, horizon_curves(revisits, blocks), "generated frame", y))
+    for task, every in frames.items():
+        caption = f"{task}: PSNR of all frames, whose classes change along the horizon; {bands}"
+        curves = horizon_curves(every, blocks)
+        found.append((f"horizon-all-{task}", caption, curves, "generated frame", "PSNR of all frames, dB"))
+    return [plot for plot in found if plot[2]]
 
 
 def _draw_curves(curves: list[Curve], x: str, y: str, scale: str, styles: dict[str, Style]) -> tuple[Figure, str]:

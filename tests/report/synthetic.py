@@ -13,7 +13,7 @@ MEMORYLESS = ("none", "feedforward")
 SWAP_LOSS = {"none": 0.0, "lstm": 6.0, "mamba2": 0.0}
 
 
-def write_sweep(folder, seeds=(0, 1, 2), base=BASE, swap_loss=SWAP_LOSS, episodes=6, horizon=12, failed=()):
+def write_sweep(folder, seeds=(0, 1, 2), base=BASE, swap_loss=SWAP_LOSS, episodes=8, horizon=12, failed=()):
     """Write frames.parquet, sweep.yaml and the runs' files; `failed` names planned runs that left only a traceback."""
     tables, planned = [], list(failed)
     for block in base:
@@ -68,8 +68,8 @@ def _result(run, block, seed):
         "flops_per_frame": {"memory": 0 if block == "none" else 200, "trunk": 900},
         "state_bytes": {"1": 0, "100": 0, "20": 0} if block in MEMORYLESS else {"1": 512, "100": 51_200, "20": 10_240},
         "training": {"seconds_per_step": 0.01},
-        "rollout": {"seconds_per_frame_start": 0.001, "seconds_per_frame_end": 0.001, "videos": 6},
-        "peak_memory_bytes": 10**8, "trunk_hash": f"hash{seed}", "metrics": CARD, "reach": 6, "episodes": 6,
+        "rollout": {"seconds_per_frame_start": 0.001, "seconds_per_frame_end": 0.001, "videos": 8},
+        "peak_memory_bytes": 10**8, "trunk_hash": f"hash{seed}", "metrics": CARD, "reach": 6, "episodes": 8,
         "data": {"name": "rooms", "identity": "d"}, "device": "cpu", "threads": 1, "commit": "abcdef0",
         "science_version": 1, "strips": {},
     }  # fmt: skip

@@ -156,7 +156,7 @@ def test_no_label_is_read_as_markup_mathematics_or_a_formula(tmp_path):
     import xml.etree.ElementTree as ElementTree
 
     base = {"none": 12.0, **{label: 15.0 + place for place, label in enumerate(HOSTILE)}}
-    folder = write_sweep(tmp_path, seeds=(0, 1), base=base, swap_loss=dict.fromkeys(base, 3.0), episodes=2)
+    folder = write_sweep(tmp_path, seeds=(0, 1), base=base, swap_loss=dict.fromkeys(base, 3.0))
     path = folder / "runs" / "none-seed0" / "result.json"
     result = json.loads(path.read_text())
     path.write_text(json.dumps({**result, "commit": HOSTILE[0] + "\ud800", "axes": {"<b>": HOSTILE[0]}}))
