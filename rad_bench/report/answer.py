@@ -7,12 +7,17 @@ import numpy as np
 from rad_bench.evaluation.evaluate import CONTROLS, COPY_LAST
 from rad_bench.report.ablation import AblationRow
 from rad_bench.report.reading import Sweep, base_name
-from rad_bench.report.statistics import Estimate, Pair, best_group, seeds_note
+from rad_bench.report.statistics import Estimate, Pair, best_group, seeds_note, smallest_shown
 from rad_bench.report.summary import Row
 from rad_bench.report.table import byte_text, listing, number_text, p_text, show
 
 LEVEL = 0.05
 MOST_NAMED = 6  # blocks in a sentence; the tables hold all
+TOLD_BY = {  # blocks that are controls -> what only a comparison with them says
+    "none": "what memory gives over a trunk without it",
+    "feedforward": "what as many parameters give without memory",
+    "attention": "how far below full attention a memory stays",
+}
 
 
 def answer(
@@ -20,7 +25,8 @@ def answer(
 ) -> list[tuple[str, list[str]]]:
     """Return the three parts of the answer, as (question, sentences)."""
     which: list[str] = []
-    sure: list[str] = [seeds_note(max((row.seeds for row in rows), default=0)), *_uneven(sweep, rows)]
+    note = seeds_note(max((row.seeds for row in rows), default=0), _episodes(sweep))
+    sure: list[str] = [note, *_uneven(sweep, rows), *_lacking(sweep)]
     for task in sweep.tasks:
         every = [row for row in rows if row.task == task and row.block not in CONTROLS]
         found = sorted(
@@ -64,7 +70,8 @@ def _leaders(task: str, found: list[Row], brief: bool) -> list[str]:
     elif len(best) == 1:
         text = f"On {task}, {first.block} is best: {_decibels(first)} on revisits."
     else:
-        text = f"On {task}, {len(best)} of {len(found)} cannot be told apart at the top: {_each(best)} on revisits."
+        others = f"{len(best) - 1} of {len(found) - 1} others cannot be told from the highest"
+        text = f"On {task}, {others}, {first.block} ({_decibels(first)} on revisits): {_each(best[1:])}."
     rest = [row for row in found if row not in best]
     told = [text, f"Then come {_each(rest)}." if rest and not brief else ""]
     told += [
@@ -92,8 +99,8 @@ def _constant(sweep: Sweep, task: str, found: list[Row], pairs: list[Pair]) -> l
         return [f"Of the memories of constant size, {constant[0].block} is highest{ahead}."]
     if len(top) == 1:
         return [f"Of the memories of constant size, {top[0].block} is best{ahead}."]
-    names = _names([row.block for row in top])
-    return [f"Of the memories of constant size, {names} cannot be told apart at the top{ahead}."]
+    others = _names([row.block for row in top[1:]])
+    return [f"Of the memories of constant size, {top[0].block} is highest{ahead}; {others} cannot be told from it."]
 
 
 def _standing_still(task: str, found: list[Row], rows: list[Row]) -> list[str]:
@@ -151,8 +158,18 @@ def _nearest(task: str, found: list[Row], pairs: list[Pair]) -> str:
     if pair is None:
         return f"On {task}, {first} and {second} have no seed in common and are not compared."
     p = "" if not np.isfinite(pair.p_holm) else f", p {_equals(pair.p_holm)} after correction over all pairs"
-    verdict = "told apart" if pair.p_holm < LEVEL else "not told apart"
+    verdict = "told apart" if pair.p_holm < LEVEL else f"not told apart{_needed(pair, pairs)}"
     return f"On {task}, {first} leads {second} by {show(_ahead(pair, first), 1)} dB{p}: {verdict}."
+
+
+def _needed(pair: Pair, pairs: list[Pair]) -> str:
+    """Say which difference would have been told, at a pair's spread over its seeds."""
+    compared = sum(np.isfinite(other.p) for other in pairs)
+    least = smallest_shown(pair, compared)
+    if not np.isfinite(least):
+        return ""
+    rests_on = f"their spread over {pair.difference.seeds} seeds and Holm's strictest level of {compared} pairs"
+    return f" (smallest detectable difference, at {rests_on}: {least:.1f} dB)"
 
 
 def _lead(first: str, second: str, pairs: list[Pair]) -> str:
@@ -227,6 +244,20 @@ def _uneven(sweep: Sweep, rows: list[Row]) -> list[str]:
     return told
 
 
+def _lacking(sweep: Sweep) -> list[str]:
+    """Say which controls the sweep lacks, and what cannot be said without them."""
+    known = set(map(base_name, sweep.blocks))
+    lacking = {name: told for name, told in TOLD_BY.items() if name not in known}
+    if not lacking:
+        return []
+    untold = ", nor ".join(lacking.values())
+    return [f"Controls that this sweep lacks: {listing(list(lacking))}. So it does not say {untold}."]
+
+
+def _episodes(sweep: Sweep) -> str:
+    return " or ".join(dict.fromkeys(str(result["episodes"]) for result in sweep.results))
+
+
 def _scope(sweep: Sweep) -> str:
     """Say for what the answer holds."""
     steps = dict.fromkeys(str(r["training"].get("steps")) for r in sweep.results if r["training"].get("steps"))
@@ -235,6 +266,7 @@ def _scope(sweep: Sweep) -> str:
         ", ".join(dict.fromkeys(r["data"]["name"] for r in sweep.results)),
         f"{listing(list(steps))} training steps" if steps else "",
         f"a trunk of {listing(list(trunks))} parameters" if trunks else "",
+        f"these {_episodes(sweep)} episodes and this sampling noise",
     ]
     held = ", ".join(part for part in parts if part)
     return f"It holds for what was run: {held}; other worlds, sizes and budgets may differ."

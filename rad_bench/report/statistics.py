@@ -139,11 +139,30 @@ def memory_verdict(swap_drop: Estimate, memoryless: bool) -> str:
     return "not shown to use its memory"
 
 
-def seeds_note(seeds: int) -> str:
-    """Say what the number of seeds allows."""
+def smallest_shown(pair: Pair, pairs: int) -> float:
+    """Return the mean difference that would have been told from zero with a pair's spread over seeds.
+
+    At the strictest level of Holm's correction over so many pairs. NaN with a single seed.
+    """
+    found = pair.difference
+    if found.seeds < 2:
+        return np.nan
+    sem = (found.high - found.low) / 2 / stats.t.ppf(0.5 + LEVEL / 2, found.seeds - 1)
+    return float(stats.t.ppf(1 - (1 - LEVEL) / (2 * pairs), found.seeds - 1) * sem)
+
+
+def seeds_note(seeds: int, episodes: str) -> str:
+    """Say what the number of seeds allows, all of them evaluated on so many episodes."""
     if seeds == 1:
-        return "One seed: intervals are a bootstrap over episodes and show evaluation noise only, not training noise."
-    note = f"{seeds} seeds: intervals are Student t over seed means, differences are paired by seed."
+        return (
+            f"One seed: intervals are a bootstrap over {episodes} held-out episodes and show evaluation noise only, not "
+            "training noise."
+        )
+    note = (
+        f"{seeds} seeds: intervals are Student t over seed means, differences are paired by seed. All seeds share one "
+        f"set of held-out episodes and one draw of sampling noise: intervals are over trainings, for these {episodes} "
+        "episodes and this sampling noise."
+    )
     if seeds < SEEDS_FOR_PERMUTATION:
         smallest = 2 / 2**seeds
         note += (

@@ -38,7 +38,8 @@ def test_blocks_that_do_worse_than_standing_still_are_named(tmp_path):
 def test_blocks_that_cannot_be_told_apart_are_never_called_best(tmp_path):
     told = parts(write_sweep(tmp_path, base={"none": 12.0, "lstm": 20.0, "mamba2": 20.0}, swap_loss=dict.fromkeys(
         ("none", "lstm", "mamba2"), 5.0)))  # fmt: skip
-    assert "2 of 3 cannot be told apart at the top" in told["Which memory?"]
+    assert "1 of 2 others cannot be told from the highest" in told["Which memory?"]
+    assert "(smallest detectable difference, at their spread over 3 seeds and" in told["How sure?"]
     assert "is best" not in told["Which memory?"] and "not told apart" in told["How sure?"]
 
 
@@ -53,6 +54,21 @@ def test_what_parameters_give_without_memory_is_said(tmp_path):
     told = parts(write_sweep(tmp_path, base=base, swap_loss={"none": 0.0, "feedforward": 0.0, "lstm": 6.0}))
     assert "Parameters without memory (feedforward) give " in told["How sure?"]
     assert " over none: not told apart." in told["How sure?"]
+
+
+def test_controls_that_a_sweep_lacks_are_named_with_what_cannot_be_said(tmp_path):
+    told = parts(write_sweep(tmp_path / "some", base={"none": 12.0, "lstm": 18.0}))["How sure?"]
+    assert "Controls that this sweep lacks: feedforward and attention." in told
+    assert "nor how far below full attention a memory stays." in told and "what memory gives over" not in told
+    base = dict.fromkeys(("none / window=2", "feedforward / window=2", "attention / window=2"), 12.0)
+    told = parts(write_sweep(tmp_path / "all", base=base, swap_loss=dict.fromkeys(base, 0.0)))["How sure?"]
+    assert "lacks" not in told
+
+
+def test_intervals_are_said_to_hold_for_these_episodes_and_this_noise(tmp_path):
+    told = parts(write_sweep(tmp_path))["How sure?"]
+    assert "intervals are over trainings, for these 8 episodes and this sampling noise." in told
+    assert "these 8 episodes and this sampling noise; other worlds" in told
 
 
 def test_one_seed_ranks_nothing(tmp_path):

@@ -12,6 +12,7 @@ from rad_bench.report.statistics import (
     holm,
     memory_verdict,
     seeds_note,
+    smallest_shown,
 )
 
 
@@ -51,9 +52,9 @@ def test_one_seed_gets_an_interval_labelled_as_evaluation_noise():
     found = estimate(by_seed(10.0, episodes=20))
     assert found.evaluation_noise_only
     assert found.low < 10.0 < found.high
-    assert "evaluation noise only" in seeds_note(1)
-    assert "p < 0.05" in seeds_note(3)
-    assert "p < 0.05" not in seeds_note(6)
+    assert "evaluation noise only" in seeds_note(1, "20")
+    assert "p < 0.05" in seeds_note(3, "20")
+    assert "p < 0.05" not in seeds_note(6, "20")
 
 
 def test_holm_by_hand():
@@ -75,6 +76,15 @@ def test_one_seed_tells_no_blocks_apart():
     pairs = compare_pairs(blocks)
     assert np.isnan(pairs[0].p)
     assert best_group(blocks, pairs) == {"a", "b"}
+
+
+def test_the_smallest_difference_shown_is_the_one_whose_corrected_p_is_the_level():
+    spread = [-0.2, 0.3, -0.1, 0.0]
+    (pair,) = compare_pairs({"a": by_seed(*spread), "b": by_seed(0.0, 0.0, 0.0, 0.0)})
+    least = smallest_shown(pair, 10)
+    (shifted,) = compare_pairs({"a": by_seed(*(value + least for value in spread)), "b": by_seed(0.0, 0.0, 0.0, 0.0)})
+    assert 10 * shifted.p == pytest.approx(0.05)
+    assert np.isnan(smallest_shown(compare_pairs({"a": by_seed(1.0), "b": by_seed(0.0)})[0], 1))
 
 
 def test_the_verdict_needs_a_swap_loss_whose_interval_excludes_zero():
