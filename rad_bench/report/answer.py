@@ -223,6 +223,10 @@ def _usage(task: str, found: list[Row]) -> list[str]:
         told.append(f"{every} {lose} {span} dB with another episode's memory{so}.")
     if idle:
         told.append(f"Not shown to use their memory: {', '.join(idle)}.")
+    gains = [row.over_none.mean for row in using if row.over_none is not None and np.isfinite(row.over_none.mean)]
+    if gains:
+        span = _span([number_text(gain, 1, signed=True) for gain in sorted(gains)])
+        told.append(f"What memory gives is the difference to none: {span} dB.")
     return told
 
 

@@ -84,7 +84,9 @@ def draw_plots(sweep: Sweep, rows: list[Row], folder: Path) -> list[Plot]:
     for name, caption, *drawn in _curve_plots(frames, with_revisits, sweep.blocks):
         add("curves", name, caption, _draw_curves, *drawn, "linear")
     for task in with_revisits:
-        caption = f"{task}: revisit PSNR lost when the memory is swapped or reset; bars are 95 % intervals"
+        caption = (
+            f"{task}: revisit PSNR lost by a swap of memory (a loss: it is used) or a reset; bars are 95 % intervals"
+        )
         add("interventions", f"interventions-{task}", caption, _draw_drops, own[task])
     for key, (name, label, _) in COSTS.items():
         for task in with_revisits:

@@ -155,8 +155,8 @@ def seeds_note(seeds: int, episodes: str) -> str:
     """Say what the number of seeds allows, all of them evaluated on so many episodes."""
     if seeds == 1:
         return (
-            f"One seed: intervals are a bootstrap over {episodes} held-out episodes and show evaluation noise only, not "
-            "training noise."
+            f"One seed: intervals are a bootstrap over {episodes} held-out episodes and show evaluation noise only, "
+            "not training noise."
         )
     note = (
         f"{seeds} seeds: intervals are Student t over seed means, differences are paired by seed. All seeds share one "

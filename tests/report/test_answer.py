@@ -29,6 +29,15 @@ def test_the_three_parts_of_the_question_are_answered(tmp_path):
     assert "none carries nothing" in told["At what cost?"]
 
 
+def test_what_memory_gives_is_its_difference_to_none_and_not_what_a_swap_loses(tmp_path):
+    swap_loss = {"none": 0.0, "lstm": 9.0}
+    told = parts(write_sweep(tmp_path / "with", base={"none": 12.0, "lstm": 18.0}, swap_loss=swap_loss))["How sure?"]
+    assert "lstm loses 9." in told and "so it uses its own" in told
+    assert "What memory gives is the difference to none: +6.0 dB." in told or "+5.9 dB." in told
+    told = parts(write_sweep(tmp_path / "without", base={"lstm": 18.0}, swap_loss=swap_loss))["How sure?"]
+    assert "What memory gives is" not in told
+
+
 def test_blocks_that_do_worse_than_standing_still_are_named(tmp_path):
     base = {"none": 12.0, "lstm": 18.0, "mamba2": 21.0, "copy-last": 15.0}
     told = parts(write_sweep(tmp_path, base=base))

@@ -14,7 +14,7 @@ from rad_bench.report.evidence import budgets, parity, reproduction
 from rad_bench.report.reading import read_sweep
 from rad_bench.report.summary import summarise
 from rad_bench.report.table import Table, number_text
-from rad_bench.report.tables import headline, matrix, paper
+from rad_bench.report.tables import headline, interventions, matrix, paper
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from tests.report.synthetic import write_sweep
@@ -45,6 +45,16 @@ def test_bold_is_what_cannot_be_told_from_the_best_and_nothing_on_one_seed(sweep
     assert {table.cells[row][0] for row, column in table.bold if column == 3} == {"mamba2"}
     table = headline(summarise(read_sweep(write_sweep(tmp_path, seeds=(0,))))[0])
     assert not table.bold and "nothing can be told apart" in table.caption
+
+
+def test_a_swap_s_loss_is_said_to_show_use_and_the_difference_to_none_what_memory_gives(sweep, tmp_path):
+    table = interventions(summarise(sweep)[0])
+    assert table.header[-2:] == ["over none, dB", "verdict"]
+    lstm = next(line for line in table.cells if line[:2] == ["lstm", "retrieval"])
+    assert lstm[-2].startswith("+6") or lstm[-2].startswith("+5.9")
+    assert "at least 0.1 dB" in table.caption and "not corrected" in table.caption and "misinforms" in table.caption
+    without = read_sweep(write_sweep(tmp_path, base={"lstm": 18.0, "mamba2": 21.0}))
+    assert "over none, dB" not in interventions(summarise(without)[0]).header
 
 
 def test_controls_have_no_interval_over_seeds_that_are_copies(sweep):
