@@ -21,7 +21,9 @@ from rad_bench.run_folder import RunFolder
 ORDER = ("none", "feedforward", "lstm", "mamba2", "ttt", "attention")
 TEXTS = ("run", "block", "task", "intervention", "kind", "card")
 NUMBERS = ("seed", "episode", "frame", "gap", "psnr", "mse", "truth")
-FURTHER_NUMBERS = ("ssim", "lpips", "self_revisit", "self_other", "self_neighbour")  # where they were measured
+FURTHER_NUMBERS = (  # where they were measured
+    "ssim", "lpips", "psnr_decoded", "ssim_decoded", "lpips_decoded", "self_revisit", "self_other", "self_neighbour",
+)  # fmt: skip
 
 
 class _Part(BaseModel):

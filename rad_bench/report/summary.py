@@ -22,7 +22,9 @@ from rad_bench.report.statistics import (
     memory_verdict,
 )
 
-METRICS = {"psnr": 1, "ssim": 1, "lpips": -1}  # -1: less is better
+AGAINST_RAW = {"psnr": 1, "ssim": 1, "lpips": -1}  # -1: less is better
+AGAINST_DECODED = {f"{metric}_decoded": sign for metric, sign in AGAINST_RAW.items()}  # where there is an autoencoder
+METRICS = {**AGAINST_RAW, **AGAINST_DECODED}
 
 
 @dataclass(frozen=True)
@@ -135,17 +137,18 @@ def summary_table(rows: list[Row]) -> pd.DataFrame:
     """Return the rows as the flat table of summary.parquet and summary.csv."""
     flat = []
     for row in rows:
-        line: dict[str, Any] = {"block": row.block, "task": row.task, "seeds": row.seeds}
+        control = row.block in CONTROLS  # its seeds are copies of each other
+        line: dict[str, Any] = {"block": row.block, "task": row.task, "seeds": None if control else row.seeds}
         for metric, value in row.revisit.items():
-            line |= _columns(f"revisit_{metric}", value)
+            line |= _columns(f"revisit_{metric}", Estimate(value.mean, np.nan, np.nan, 0) if control else value)
         line |= {f"{kind}_psnr": value for kind, value in row.kinds.items()}
         line["revisit_pooled_psnr"] = row.pooled_psnr
         for intervention, value in row.drops.items():
             line |= _columns(f"{intervention}_drop", value)
-        if row.over_none is not None:
+        if row.over_none is not None and not control:
             line |= _columns("over_none", row.over_none)
         flat.append(line | {"verdict": row.verdict, "not_distinguishable_from_best": row.best["psnr"]} | row.cost)
-    return pd.DataFrame(flat)
+    return pd.DataFrame(flat).astype({"seeds": "Int64"})
 
 
 def no_formula(text: str) -> str:

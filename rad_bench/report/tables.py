@@ -8,7 +8,7 @@ from rad_bench.evaluation.evaluate import CONTROLS
 from rad_bench.report.ablation import AblationRow
 from rad_bench.report.memory import MemoryRow
 from rad_bench.report.statistics import LEAST_LOSS, Estimate, Pair
-from rad_bench.report.summary import Row
+from rad_bench.report.summary import METRICS, Row
 from rad_bench.report.table import Table, byte_text, number_text, p_text, show
 
 BOLD = "bold: not distinguishable from the best on its task (paired t, Holm, 5 %)"
@@ -18,9 +18,9 @@ NAMED_COLUMNS = 6  # of the matrix; more are numbered
 
 def headline(rows: list[Row]) -> Table:
     """Quality on revisit frames: one line a block, PSNR, SSIM, LPIPS where there is one, and the other classes."""
-    metrics = [metric for metric in ("ssim", "lpips") if any(metric in row.revisit for row in rows)]
+    metrics = [metric for metric in METRICS if metric != "psnr" and any(metric in row.revisit for row in rows)]
     header = ["block", "task", "seeds", "revisit PSNR, dB", "over none, dB"]
-    header += [f"revisit {metric.upper()}" for metric in metrics]
+    header += [f"revisit {_metric_name(metric)}" for metric in metrics]
     header += ["pooled PSNR", "recent", "partial", "novel", "all"]
     cells, bold = [], set()
     for number, row in enumerate(rows):
@@ -28,7 +28,7 @@ def headline(rows: list[Row]) -> Table:
         control = row.block in CONTROLS
         line = [row.block, row.task, "" if control else str(row.seeds), _shown(row, "psnr", 2)]
         line.append("" if control else show(row.over_none, signed=True))
-        line += [_shown(row, metric, 3) for metric in metrics]
+        line += [_shown(row, metric, 2 if metric.startswith("psnr") else 3) for metric in metrics]
         line += [number_text(row.pooled_psnr), *(number_text(value) for value in row.kinds.values())]
         cells.append(line)
         bold |= {(number, 5 + place) for place, metric in enumerate(metrics) if row.best.get(metric)}
@@ -36,6 +36,11 @@ def headline(rows: list[Row]) -> Table:
             bold |= {(number, 0), (number, 3)}
     caption = f"PSNR by frame class; {BOLD if bold else NO_BOLD}; over none: each block alone, not corrected"
     return Table("headline", caption, header, cells, bold).without_empty_columns()
+
+
+def _metric_name(metric: str) -> str:
+    name, _, decoded = metric.partition("_")
+    return name.upper() + (" against decoded truth" if decoded else "")
 
 
 def paper(rows: list[Row]) -> Table:

@@ -62,6 +62,29 @@ def test_controls_have_no_interval_over_seeds_that_are_copies(sweep):
     assert all("[" not in cell for line in table.cells if line[0] == "copy-last" for cell in line)
 
 
+def test_controls_have_none_in_the_summary_either(tmp_path):
+    write_report(write_sweep(tmp_path))
+    summary = pd.read_csv(tmp_path / "summary.csv").set_index(["block", "task"])
+    control, trained = summary.loc[("copy-last", "retrieval")], summary.loc[("lstm", "retrieval")]
+    assert control["revisit_psnr"] == pytest.approx(11.0, abs=0.3) and trained["seeds"] == 3
+    for column in ("seeds", *(name for name in summary if name.endswith(("_low", "_high")))):
+        assert pd.isna(control[column]) and not pd.isna(trained[column]), column
+
+
+def test_quality_against_decoded_truth_is_told_where_there_is_an_autoencoder(sweep, tmp_path):
+    assert not [name for name in headline(summarise(sweep)[0]).header if "decoded" in name]
+    folder = write_sweep(tmp_path)
+    frames = pd.read_parquet(folder / "frames.parquet")
+    frames.assign(psnr_decoded=frames["psnr"] + 2, ssim_decoded=0.6).to_parquet(folder / "frames.parquet")
+    write_report(folder)
+    table = headline(summarise(read_sweep(folder))[0])
+    line = dict(zip(table.header, next(line for line in table.cells if line[0] == "copy-last"), strict=True))
+    assert float(line["revisit PSNR against decoded truth"]) == pytest.approx(13.0, abs=0.3)
+    assert line["revisit SSIM against decoded truth"] == "0.600"
+    summary = pd.read_csv(folder / "summary.csv")
+    np.testing.assert_allclose(summary["revisit_psnr_decoded"], summary["revisit_psnr"] + 2)
+
+
 def test_minus_signs_are_minus_signs_in_latex_and_zero_has_none():
     latex = Table("t", "c", ["a", "b"], [["x-1", "-0.28 [-0.43, -0.12]"]]).latex()
     assert "x-1 & $-$0.28 [$-$0.43, $-$0.12]" in latex
