@@ -130,15 +130,15 @@ def _draw_curves(curves: list[Curve], x: str, y: str, scale: str, styles: dict[s
         _legend(figure, axes)
         return figure, text
     rows = -(-len(names) // 2)
-    lines = max(sum(base_name(label) == name for label in trained) for name in names)
+    lines = max(sum(base_name(label) == name for label in trained) for name in names) + len(labels) - len(trained)
     height = rows * (PANEL_HEIGHT + LEGEND_LINE * (lines + 1)) + 0.2
     figure, grid = plt.subplots(
         rows, 2, figsize=(WIDTH, height), sharex=True, sharey=True, layout="constrained", squeeze=False
     )
     panels = list(grid.flat)
     for axes, name in zip(panels, names, strict=False):
-        own = [curve for curve in curves if base_name(curve.label) == name]
-        _fill(axes, own, styles, lambda label, name=name: form_name(label) or name)  # type: ignore[misc]
+        own = [curve for curve in curves if base_name(curve.label) in (name, *CONTROLS)]
+        _fill(axes, own, styles, lambda label: form_name(label) or label)
         axes.set_yscale(scale)
         axes.legend(
             loc="lower left", bbox_to_anchor=(0, 1), title=_text(name), alignment="left", borderaxespad=0.2,
@@ -191,9 +191,10 @@ def _draw_drops(rows: list[Row], styles: dict[str, Style]) -> tuple[Figure, str]
 
 def _draw_cost(rows: list[Row], key: str, styles: dict[str, Style]) -> tuple[Figure, str]:
     _, label, scale = COSTS[key]
-    costly = [row for row in rows if row.cost and np.isfinite(row.revisit["psnr"].mean)]
+    known = [row for row in rows if np.isfinite(row.revisit["psnr"].mean)]
+    costly, levels = [row for row in known if row.cost], [row for row in known if row.block in CONTROLS]
     points = [(row.cost[key] * scale, row.revisit["psnr"].mean) for row in costly]
-    figure, axes = _figure([row.block for row in costly])
+    figure, axes = _figure([row.block for row in (*costly, *levels)])
     front = [p for p in points if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points)]
     axes.plot(*zip(*sorted(front), strict=True), color=INK, linewidth=0.6, linestyle=(0, (4, 3)), alpha=0.5)
     for row, (x, y) in zip(costly, points, strict=True):
@@ -210,9 +211,14 @@ def _draw_cost(rows: list[Row], key: str, styles: dict[str, Style]) -> tuple[Fig
         axes.set_xticks([*nothing, *(10 ** np.arange(lowest, highest + 1))])
         axes.minorticks_off()
         axes.set_xlim((-0.15 if nothing else 0.6) * 10**lowest, 2.2 * 10**highest)
+    for row in levels:
+        style = styles[row.block]
+        y = row.revisit["psnr"].mean
+        axes.axhline(y, color=style.colour, linestyle=style.line, linewidth=0.7, label=_text(row.block))
     axes.set(xlabel=label, ylabel="revisit PSNR, dB")
     _legend(figure, axes)
-    return figure, "; ".join(f"{row.block}: {y:.1f} dB at {x:,.3g}" for row, (x, y) in zip(costly, points, strict=True))
+    told = [f"{row.block}: {y:.1f} dB at {x:,.3g}" for row, (x, y) in zip(costly, points, strict=True)]
+    return figure, "; ".join([*told, *(f"{row.block}: {row.revisit['psnr'].mean:.1f} dB" for row in levels)])
 
 
 def _error(mean: float, low: float, high: float) -> list[list[float]]:

@@ -55,7 +55,7 @@ def block_styles(blocks: list[str]) -> dict[str, Style]:
     for name in dict.fromkeys(map(base_name, blocks)):
         forms = [block for block in blocks if base_name(block) == name]
         if name in CONTROLS:
-            styles |= {form: Style(*CONTROL, LINES[2]) for form in forms}
+            styles |= {form: Style(*CONTROL, LINES[2 + CONTROLS.index(name)]) for form in forms}
             continue
         colour, marker = looks[name]
         for place, form in enumerate(forms):

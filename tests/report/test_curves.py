@@ -48,6 +48,22 @@ def test_the_horizon_s_curve_is_of_revisits_and_the_one_of_all_frames_says_so(tm
     assert f"fewer than {LEAST_EPISODES} episodes" in plots["gap-retrieval"].caption
 
 
+def test_controls_are_drawn_in_every_panel_and_as_a_line_over_the_cost(tmp_path):
+    forms = {"none": 12.0, "lstm(size=1)": 15.0, "lstm(size=2)": 16.0}
+    folder = write_sweep(tmp_path, base={**forms, "copy-last": 11.0}, swap_loss=dict.fromkeys(forms, 3.0))
+    frames = pd.read_parquet(folder / "frames.parquet")
+    ceiling = frames[frames["block"] == "copy-last"].assign(block="autoencoder", psnr=30.0)
+    pd.concat([frames, ceiling], ignore_index=True).to_parquet(folder / "frames.parquet")
+    sweep = read_sweep(folder)
+    plots = {plot.name: plot for plot in draw_plots(sweep, summarise(sweep)[0], tmp_path / "plots")}
+    for control in ("copy-last", "autoencoder"):
+        assert plots["gap-retrieval"].svg.count(f">{control}<") == 2  # panels
+        assert plots["horizon-retrieval"].svg.count(f">{control}<") == 2
+        assert plots["state-retrieval"].svg.count(f">{control}<") == 1
+        assert f">{control}<" not in plots["loss"].svg
+    assert "autoencoder: 30.0 dB" in plots["time-retrieval"].text
+
+
 def test_a_sweep_of_few_episodes_has_no_curves_and_the_page_says_why(tmp_path):
     page = write_report(write_sweep(tmp_path, episodes=LEAST_EPISODES - 1, seeds=(0, 1))).read_text()
     assert {path.stem.partition("-")[0] for path in page_plots(tmp_path)} == {"interventions", "state", "time", "loss"}

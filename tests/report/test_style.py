@@ -56,6 +56,11 @@ def test_a_block_looks_the_same_whatever_else_a_sweep_holds():
     assert together["mamba2"] == alone and together["MyMemory"] == mine
 
 
+def test_controls_are_told_apart():
+    styles = block_styles(["none", "copy-last", "autoencoder"])
+    assert len(set(styles.values())) == 3
+
+
 def test_users_blocks_never_look_alike_in_one_sweep():
     names = [f"Block{number}" for number in range(30)]
     styles = block_styles([*names, *BUILT_IN])
