@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rad_bench.report.memory import FRAMES_PER_POINT
-from rad_bench.report.reading import Sweep, read_losses
+from rad_bench.report.reading import Sweep, read_losses, training_log
 from rad_bench.report.statistics import episode_means, estimate
 
 GAP_EDGES = (0, 6, 9, 12, 16, 20, 25, 30, 40, 60, 100, 200, 400, 1000)
@@ -52,7 +52,7 @@ def loss_curves(sweep: Sweep) -> list[Curve]:
     curves = []
     for block in sweep.blocks:
         for result in sweep.results_of(block):
-            losses, _ = read_losses(sweep.folder / "runs" / result["run"] / "log.jsonl")
+            losses, _ = read_losses(training_log(sweep.folder, result))
             smooth = losses.rolling(SMOOTHED, min_periods=1).mean().dropna()
             if len(smooth):
                 curves.append(Curve(block, smooth.index.tolist(), smooth.tolist()))

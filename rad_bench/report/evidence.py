@@ -12,7 +12,7 @@ from rad_bench import strict_yaml
 from rad_bench.errors import one_line
 from rad_bench.evaluation.evaluate import CONTROLS
 from rad_bench.report.curves import GAP_EDGES, LEAST_EPISODES, gap_bins
-from rad_bench.report.reading import Sweep, read_losses
+from rad_bench.report.reading import Sweep, read_losses, trained_by, training_log
 from rad_bench.report.table import Table
 
 NOT_IN_A_SWEEP_FILE = ("planned", "merged")  # what sweep.yaml of a results folder holds beside the sweep
@@ -35,7 +35,11 @@ def evidence(sweep: Sweep) -> list[tuple[str, str]]:
     ]
     found += _environment(sweep)
     found.append(("runs", f"{len(sweep.results)} done, {len(sweep.failures)} missing"))
-    logs = [read_losses(sweep.folder / "runs" / result["run"] / "log.jsonl")[1] for result in sweep.results]
+    taken = [(result["run"], trained_by(result)) for result in sweep.results if trained_by(result) != result["run"]]
+    if taken:
+        named = "; ".join(f"{run} from {by}" for run, by in taken)
+        found.append(("weights taken over", f"{len(taken)} of {len(sweep.results)} runs did not train: {named}"))
+    logs = dict.fromkeys(read_losses(training_log(sweep.folder, result))[1] for result in sweep.results)
     if any(logs):
         found.append(("logs not read in full", "; ".join(log for log in logs if log)))
     return found

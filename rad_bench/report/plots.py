@@ -33,7 +33,7 @@ LEGEND_CHARACTERS = 62  # that a line of a legend has room for
 LONGEST_LABEL = 48  # characters
 INK, PAPER = "#1c1c1c", "#ffffff"  # the page puts its own in their place
 COSTS = {  # row.cost key -> name of the plot, label, scale
-    "state_bytes_end": ("state", "state a video at the horizon's end, bytes", 1.0),
+    "state_bytes_end": ("state", "state a video at the end, without window, bytes", 1.0),
     "seconds_per_frame_end": ("time", "ms a generated frame at the horizon's end", 1e3),
 }
 STYLE: dict[Any, Any] = {

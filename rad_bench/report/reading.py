@@ -43,6 +43,7 @@ class _Match(_Part):
 
 class _Training(_Part):
     seconds_per_step: float
+    by: str | None = None  # the run whose training it was, where it took over that one's weights
 
 
 class _Rollout(_Part):
@@ -77,6 +78,7 @@ class _Result(_Part):
     match: _Match
     flops_per_frame: _Counts
     state_bytes: dict[int, int] = Field(min_length=1)
+    window_bytes: int | None = None
     training: _Training
     rollout: _Rollout
     peak_memory_bytes: float
@@ -162,6 +164,8 @@ def read_sweep(folder: Path) -> Sweep:
     for run in {*runs, *planned}:
         check_links(folder / "runs" / run, folder)
     results = [read_result(folder / "runs" / run / "result.json") for run in runs]
+    for result in results:
+        check_links(folder / "runs" / trained_by(result), folder)
     failures = {name: _why_missing(folder / "runs" / name) for name in planned if name not in runs}
     return Sweep(folder, *shared_frames(frames), results, plan, failures)
 
@@ -232,7 +236,20 @@ def read_result(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not the result of a run: {type(error).__name__}: {error}.") from None
     for task in found["strips"]:
         check_name(task, path)  # it becomes part of the names of files
+    if found["training"]["by"] is not None:
+        check_name(found["training"]["by"], path)
     return {**found, "run": path.parent.name, "block": one_line(found["block"])}
+
+
+def trained_by(result: dict[str, Any]) -> str:
+    """Return the run in whose training a run's weights were made: itself, if it took them from no other."""
+    return str(result["training"]["by"] or result["run"])
+
+
+def training_log(folder: Path, result: dict[str, Any]) -> Path:
+    """Return the log of the training that made a run's weights; the run's own, if that one is gone."""
+    first, own = (folder / "runs" / run / "log.jsonl" for run in (trained_by(result), result["run"]))
+    return first if first.exists() else own
 
 
 def read_losses(path: Path) -> tuple[pd.Series, str | None]:

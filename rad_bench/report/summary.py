@@ -111,7 +111,7 @@ def _cost(results: list[dict[str, Any]]) -> dict[str, float]:
     """Return what a block costs; times and memory are means over its runs."""
     if not results:
         return {}
-    state_bytes = results[0]["state_bytes"]
+    state_bytes, window = results[0]["state_bytes"], results[0]["window_bytes"]
 
     def mean(*keys: str) -> float:
         values: list[Any] = list(results)
@@ -126,6 +126,7 @@ def _cost(results: list[dict[str, Any]]) -> dict[str, float]:
         "trunk_flops_per_frame": results[0]["flops_per_frame"]["trunk"],
         "state_bytes_start": state_bytes[min(state_bytes)],
         "state_bytes_end": state_bytes[max(state_bytes)],
+        **({} if window is None else {"window_bytes": window}),
         "seconds_per_step": mean("training", "seconds_per_step"),
         "seconds_per_frame_start": mean("rollout", "seconds_per_frame_start"),
         "seconds_per_frame_end": mean("rollout", "seconds_per_frame_end"),

@@ -62,8 +62,8 @@ def paper(rows: list[Row]) -> Table:
                 bold.add((len(cells), len(line) - 2))
         cells.append(line)
     caption = (
-        f"Mean and 95 % interval over seeds; {BOLD if bold else NO_BOLD}; state: of a video at the horizon's end; lost "
-        "by swap: shows that memory is used, not what it gives"
+        f"Mean and 95 % interval over seeds; {BOLD if bold else NO_BOLD}; state: of a video at the horizon's end, "
+        "without the attention window; lost by swap: shows that memory is used, not what it gives"
     )
     return Table("paper", caption, header, cells, bold).without_empty_columns()
 
@@ -183,8 +183,8 @@ def cost(rows: list[Row]) -> Table:
     """What each block costs, measured in its own runs."""
     header = [
         "block", "memory parameters", "trunk parameters", "memory MFLOPs per frame", "trunk MFLOPs per frame",
-        "state bytes, 1 step", "state bytes, end", "ms per training step", "ms per frame, start", "ms per frame, end",
-        "peak memory, MB",
+        "state bytes, 1 step", "state bytes, end", "window, bytes a video", "ms per training step",
+        "ms per frame, start", "ms per frame, end", "peak memory, MB",
     ]  # fmt: skip
     cells = []
     for row in {row.block: row for row in rows if row.cost}.values():
@@ -193,10 +193,14 @@ def cost(rows: list[Row]) -> Table:
         flops = [f"{c[f'{part}_flops_per_frame'] / 1e6:.2f}" for part in ("memory", "trunk")]
         state = [f"{int(c[f'state_bytes_{when}']):,}" for when in ("start", "end")]
         times = [c["seconds_per_step"], c["seconds_per_frame_start"], c["seconds_per_frame_end"]]
-        line = [row.block, *parameters, *flops, *state, *(f"{1000 * s:.2f}" for s in times)]
+        window = f"{int(c['window_bytes']):,}" if "window_bytes" in c else ""
+        line = [row.block, *parameters, *flops, *state, window, *(f"{1000 * s:.2f}" for s in times)]
         cells.append([*line, f"{c['peak_memory_bytes'] / 1e6:.0f}"])
-    caption = "Cost, measured in the runs; FLOPs: forward, per frame of a training clip; times: per video in a batch"
-    return Table("cost", caption, header, cells)
+    caption = (
+        "Cost, measured in the runs; FLOPs: forward, per frame of a training clip; state: of the memory alone, without "
+        "the window of the trunk's own attention, which every block needs besides; times: per video in a batch"
+    )
+    return Table("cost", caption, header, cells).without_empty_columns()
 
 
 def pairs_table(pairs: dict[str, list[Pair]]) -> Table:

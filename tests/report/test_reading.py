@@ -11,7 +11,17 @@ import pytest
 from rad_bench import cli
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
-from rad_bench.report.reading import form_name, read_frames, read_losses, read_result, read_run, shared_frames
+from rad_bench.report.curves import loss_curves
+from rad_bench.report.evidence import evidence
+from rad_bench.report.reading import (
+    form_name,
+    read_frames,
+    read_losses,
+    read_result,
+    read_run,
+    read_sweep,
+    shared_frames,
+)
 from rad_bench.report.statistics import compare_pairs, episode_means
 from rad_bench.run_folder import Run, save_run
 from tests.report.synthetic import write_sweep
@@ -115,6 +125,29 @@ def test_half_a_line_of_a_log_leaves_the_others(tmp_path):
     assert losses.to_dict() == {10: 0.5} and told.endswith("1 of 3 lines cannot be read")
     log.unlink()
     assert read_losses(log)[0].empty and "No such file" in read_losses(log)[1]
+
+
+def test_a_run_that_took_weights_over_says_so_and_shows_the_loss_of_their_training(folder):
+    path = folder / "runs" / "lstm-seed1" / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "training": {**result["training"], "by": "lstm-before"}}))
+    (path.parent / "log.jsonl").write_text("")
+    (folder / "runs" / "lstm-before").mkdir()
+    (folder / "runs" / "lstm-before" / "log.jsonl").write_text('{"phase": "training", "step": 7, "loss": 0.5}\n')
+    sweep = read_sweep(folder)
+    assert dict(evidence(sweep))["weights taken over"] == "1 of 6 runs did not train: lstm-seed1 from lstm-before"
+    assert [curve.x for curve in loss_curves(sweep) if curve.label == "lstm"].count([7]) == 1
+    (folder / "runs" / "lstm-before" / "log.jsonl").unlink()
+    assert len(loss_curves(read_sweep(folder))) == 5  # and no line of its own, where that log is gone
+
+
+@pytest.mark.parametrize("by", ["../../elsewhere", "/etc", ".."])
+def test_a_training_that_lies_elsewhere_is_refused(folder, by):
+    path = folder / "runs" / "lstm-seed1" / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "training": {**result["training"], "by": by}}))
+    with pytest.raises(UserError, match=r"lstm-seed1/result\.json: .* is no name of a run"):
+        read_result(path)
 
 
 def test_a_folder_of_frames_names_what_is_missing(folder):

@@ -14,7 +14,7 @@ from rad_bench.report.evidence import budgets, parity, reproduction
 from rad_bench.report.reading import read_sweep
 from rad_bench.report.summary import summarise
 from rad_bench.report.table import Table, number_text
-from rad_bench.report.tables import headline, interventions, matrix, paper
+from rad_bench.report.tables import cost, headline, interventions, matrix, paper
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from tests.report.synthetic import write_sweep
@@ -83,6 +83,19 @@ def test_quality_against_decoded_truth_is_told_where_there_is_an_autoencoder(swe
     assert line["revisit SSIM against decoded truth"] == "0.600"
     summary = pd.read_csv(folder / "summary.csv")
     np.testing.assert_allclose(summary["revisit_psnr_decoded"], summary["revisit_psnr"] + 2)
+
+
+def test_the_window_of_attention_stands_beside_the_state_where_it_is_known(sweep, tmp_path):
+    assert "window, bytes a video" not in cost(summarise(sweep)[0]).header
+    folder = write_sweep(tmp_path)
+    for path in folder.glob("runs/lstm-*/result.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "window_bytes": 3072}))
+    table = cost(summarise(read_sweep(folder))[0])
+    column = table.header.index("window, bytes a video")
+    assert {line[0]: line[column] for line in table.cells} == {"none": "", "lstm": "3,072", "mamba2": ""}
+    write_report(folder)
+    summary = pd.read_csv(folder / "summary.csv").set_index("block")
+    assert set(summary.loc["lstm", "window_bytes"]) == {3072} and summary.loc["none", "window_bytes"].isna().all()
 
 
 def test_minus_signs_are_minus_signs_in_latex_and_zero_has_none():
