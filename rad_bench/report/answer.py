@@ -221,12 +221,12 @@ def _usage(task: str, found: list[Row]) -> list[str]:
         lose, use = ("loses", "it uses its own") if len(using) == 1 else ("lose", "they use theirs")
         so = "; one seed does not settle that" if max(row.seeds for row in using) == 1 else f", so {use}"
         told.append(f"{every} {lose} {span} dB with another episode's memory{so}.")
-    if idle:
-        told.append(f"Not shown to use their memory: {', '.join(idle)}.")
     gains = [row.over_none.mean for row in using if row.over_none is not None and np.isfinite(row.over_none.mean)]
     if gains:
         span = _span([number_text(gain, 1, signed=True) for gain in sorted(gains)])
         told.append(f"What memory gives is the difference to none: {span} dB.")
+    if idle:
+        told.append(f"Not shown to use their memory: {', '.join(idle)}.")
     return told
 
 
@@ -291,7 +291,7 @@ def _costs(rows: list[Row], sweep: Sweep) -> list[str]:
         carried = f"{grows}{_span([byte_text(size) for size in sizes])}" if sizes[-1] else "nothing"
         parts.append(f"{name} carries {carried} and takes {_span([f'{time:.2g}' for time in times])} ms a frame")
     left = f"; {len(parts) - MOST_NAMED} more in the table of costs" if len(parts) > MOST_NAMED else ""
-    told = [f"A video, at the horizon's end: {'; '.join(parts[:MOST_NAMED])}{left}."]
+    told = [f"A video, at the horizon's end, without the attention window: {'; '.join(parts[:MOST_NAMED])}{left}."]
     counts = sorted(cost["memory_parameters"] for cost in costs.values() if cost["memory_parameters"])
     if counts:
         told.append(f"The memories have {_span([f'{count:,.0f}' for count in counts])} parameters.")
