@@ -156,7 +156,7 @@ def _nearest(task: str, found: list[Row], pairs: list[Pair]) -> str:
     first, second = found[0].block, found[1].block
     pair = _pair(first, second, pairs)
     if pair is None:
-        return f"On {task}, {first} and {second} have no seed in common and are not compared."
+        return f"On {task}, {first} and {second} have no seed, or no frame, in common and are not compared."
     p = "" if not np.isfinite(pair.p_holm) else f", p {_equals(pair.p_holm)} after correction over all pairs"
     verdict = "told apart" if pair.p_holm < LEVEL else f"not told apart{_needed(pair, pairs)}"
     return f"On {task}, {first} leads {second} by {show(_ahead(pair, first), 1)} dB{p}: {verdict}."
@@ -182,8 +182,9 @@ def _lead(first: str, second: str, pairs: list[Pair]) -> str:
 
 
 def _pair(first: str, second: str, pairs: list[Pair]) -> Pair | None:
-    """Return the comparison of two blocks, whichever comes first in it; None if they have no seed in common."""
-    return next((pair for pair in pairs if {pair.first, pair.second} == {first, second}), None)
+    """Return the comparison of two blocks, whichever comes first in it; None if no seed, or no frame, is common."""
+    both = (pair for pair in pairs if {pair.first, pair.second} == {first, second} and pair.difference.seeds)
+    return next(both, None)
 
 
 def _ahead(pair: Pair, block: str) -> Estimate:
@@ -231,7 +232,7 @@ def _usage(task: str, found: list[Row]) -> list[str]:
 
 
 def _uneven(sweep: Sweep, rows: list[Row]) -> list[str]:
-    """Say what is missing: runs, seeds of single blocks."""
+    """Say what is missing: runs, seeds of single blocks, frames that not all have."""
     told = []
     if sweep.failures:
         count, planned = len(sweep.failures), len(sweep.failures) + len(sweep.results)
@@ -245,6 +246,14 @@ def _uneven(sweep: Sweep, rows: list[Row]) -> list[str]:
             f"Fewer seeds than the others have: {', '.join(short)}; an interval from one seed shows evaluation noise "
             "only."
         )
+    for task, share in sweep.unshared.items():
+        if share == 1:
+            told.append(
+                f"On {task} not all models were asked for the same frames: only those that were are paired, and means "
+                "of others are of other frames."
+            )
+        elif share:
+            told.append(f"On {task} {share:.0%} of what was generated is left out: not all models were asked for it.")
     return told
 
 

@@ -1,4 +1,4 @@
-"""Two more numbers on memory: does a rollout agree with itself, and how long does memory's gain last?"""
+"""Two more numbers on memory: does a rollout agree with itself, and how long is a swap felt?"""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rad_bench.report.statistics import Estimate, by_seed
 
 LEAST_SPREAD = 0.05  # SSIM between neighbours and different views, below which NMR would be a quotient of noise
 FRAMES_PER_POINT = 4  # of the horizon curve; single frames are noisy
-LEAST_FRAMES = 20  # revisits that a point of memory's gain needs
-LEAST_GAIN = 0.5  # dB that memory must give at first for a half-life to mean anything
+LEAST_FRAMES = 20  # revisits that a point needs
+LEAST_GAIN = 0.5  # dB that a swap must take at first for a half-life to mean anything
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class MemoryRow:
     pairs: int  # revisit pairs within the evaluation's rollouts, the same for every seed
     seeds: int  # trained models
     nmr: Estimate  # over the seeds whose ratio is defined, `nmr.seeds` of them; NaN where none is
-    half_life: list[float]  # a seed each; inf if half of the gain is never lost
+    half_life: list[float]  # a seed each; inf if half of that is never lost
     horizon: int
 
 
@@ -63,11 +63,11 @@ def normalised_revisit(kept: pd.DataFrame) -> float:
 
 
 def half_life(own: pd.DataFrame) -> float:
-    """Generated frames, from the context's end, until revisits have lost half of what memory gave them at first.
+    """Generated frames, from the context's end, until revisits have lost half of what a swap takes from them at first.
 
-    What memory gives is PSNR over that with a swapped memory, the mean over the revisit frames of a few generated
+    What a swap takes is PSNR over that with a swapped memory, the mean over the revisit frames of a few generated
     frames, wherever these are `LEAST_FRAMES` or more; "at first" is the earliest such point, and points are joined by
-    lines. NaN without a swap, with fewer than two points, or where memory gives next to nothing at first.
+    lines. NaN without a swap, with fewer than two points, or where a swap takes next to nothing at first.
     """
     revisits = own[own["kind"] == "revisit"]
     points = revisits.groupby(["intervention", revisits["frame"] // FRAMES_PER_POINT])

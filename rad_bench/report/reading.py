@@ -49,6 +49,7 @@ class _Training(_Part):
 class _Rollout(_Part):
     seconds_per_frame_start: float
     seconds_per_frame_end: float
+    videos: int
 
 
 class _Metrics(_Part):

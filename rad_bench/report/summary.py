@@ -130,6 +130,7 @@ def _cost(results: list[dict[str, Any]]) -> dict[str, float]:
         "seconds_per_step": mean("training", "seconds_per_step"),
         "seconds_per_frame_start": mean("rollout", "seconds_per_frame_start"),
         "seconds_per_frame_end": mean("rollout", "seconds_per_frame_end"),
+        "videos_rolled_out": results[0]["rollout"]["videos"],
         "peak_memory_bytes": mean("peak_memory_bytes"),
     }
 

@@ -100,15 +100,13 @@ def interventions(rows: list[Row]) -> Table:
 
 def memory(rows: list[MemoryRow]) -> Table:
     """Self-consistency of rollouts, and how long memory is used."""
-    cells = [
-        [row.block, row.task, show(row.nmr) or "undefined", str(row.pairs), _lives(row)]
-        for row in rows
-        if row.block not in CONTROLS
-    ]
+    cells = [[row.block, row.task, _nmr(row), str(row.pairs), _lives(row)] for row in rows if row.block not in CONTROLS]
     header = ["block", "task", "NMR", "revisit pairs", "half-life of the swap's loss, frames"]
     caption = (
-        "NMR: revisits within the model's own rollout, 0: no memory, 1: as consistent as neighbouring frames, more "
-        "where these turn far. Half-life: frames until half of what a swap would lose is lost, median (range)"
+        "NMR: returns from out of sight within the model's own rollout, 0: no memory, 1: as consistent as neighbouring "
+        "frames of one view; undefined where a camera shows no view twice in a row; revisit pairs: of one seed's "
+        "rollouts. Half-life: generated frames, from the context's end, until revisits have lost half of what a swap "
+        "takes from the first four frames that hold 20 revisits or more; median over seeds (range)"
     )
     return Table("memory", caption, header, cells)
 
@@ -124,10 +122,15 @@ def probe(read: dict[str, dict[str, Estimate]]) -> Table:
     return Table("probe", caption, ["block", *names], cells)
 
 
+def _nmr(row: MemoryRow) -> str:
+    few = f" ({row.nmr.seeds} of {row.seeds} seeds)" if row.nmr.seeds < row.seeds else ""
+    return show(row.nmr) + few if row.nmr.seeds else "undefined"
+
+
 def _lives(row: MemoryRow) -> str:
     lives = [life for life in row.half_life if not np.isnan(life)]
     if not lives:
-        return "no loss to halve"
+        return "no loss to halve, or too few revisits"
 
     def text(life: float) -> str:
         return f"over {row.horizon}" if np.isinf(life) else f"{life:.0f}"
@@ -196,9 +199,11 @@ def cost(rows: list[Row]) -> Table:
         window = f"{int(c['window_bytes']):,}" if "window_bytes" in c else ""
         line = [row.block, *parameters, *flops, *state, window, *(f"{1000 * s:.2f}" for s in times)]
         cells.append([*line, f"{c['peak_memory_bytes'] / 1e6:.0f}"])
+    videos = " or ".join(f"{count:.0f}" for count in sorted({r.cost["videos_rolled_out"] for r in rows if r.cost}))
     caption = (
         "Cost, measured in the runs; FLOPs: forward, per frame of a training clip; state: of the memory alone, without "
-        "the window of the trunk's own attention, which every block needs besides; times: per video in a batch"
+        "the window of the trunk's own attention, which every block needs besides; times: per video, of "
+        f"{videos} rolled out together"
     )
     return Table("cost", caption, header, cells).without_empty_columns()
 

@@ -137,3 +137,16 @@ def test_sizes_of_blocks_are_axes_of_their_own(tmp_path):
     told = parts(folder)["Which memory?"]
     assert "axis ttt.head_dim, against 8: 16 gives +2" in told or "axis ttt.head_dim, against 16: 8 gives -2" in told
     assert "axis lstm.hidden" in told and "not shown" in told
+
+
+def test_models_of_other_frames_are_not_compared_and_it_is_said(tmp_path):
+    folder = write_sweep(tmp_path)
+    frames = pd.read_parquet(folder / "frames.parquet").assign(truth=3)
+    longer = (frames["block"] == "lstm") & (frames["task"] == "retrieval") & (frames["frame"] >= 6)
+    shorter = (frames["task"] == "retrieval") & (frames["frame"] >= 6)
+    frames.loc[(frames["block"] == "lstm") & (frames["task"] == "continuation"), "truth"] = 4
+    frames[longer | ~shorter].to_parquet(folder / "frames.parquet")
+    told = " ".join(parts(folder).values())
+    assert "On continuation not all models were asked for the same frames" in told
+    assert "On retrieval 23% of what was generated is left out" in told
+    assert "On continuation, mamba2 and lstm have no seed, or no frame, in common and are not compared." in told

@@ -12,8 +12,8 @@ from tests.report.synthetic import write_sweep
 
 
 def revisits(gap, episodes, psnr=20.0, frame=0):
-    rows = [("lstm", seed, episode, frame, gap, psnr) for seed in (0, 1) for episode in range(episodes)]
-    return pd.DataFrame(rows, columns=["block", "seed", "episode", "frame", "gap", "psnr"])
+    rows = [("lstm", seed, episode, frame, gap, psnr, 0) for seed in (0, 1) for episode in range(episodes)]
+    return pd.DataFrame(rows, columns=["block", "seed", "episode", "frame", "gap", "psnr", "truth"])
 
 
 def test_a_bin_of_few_episodes_is_no_point_of_a_curve():
