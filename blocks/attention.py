@@ -1,10 +1,11 @@
-"""Attention over all past frames: the ceiling that a memory of constant size is measured against.
+"""Attention over all past frames: the ceiling that a memory of constant size is measured against. Or over the last few.
 
     y_t = U softmax(q_t [k_0..k_t]^T / sqrt(P)) [v_0..v_t]
 
 Queries and keys are RMS-normalised (Henry et al. 2020, arXiv 2010.04245) and carry no position, so that nothing breaks
 at lengths beyond training. A frame sees all tokens of earlier frames and its own. The state is the cache of keys and
-values, both [S, H, L, P], where L grows by K a frame.
+values, both [S, H, L, P], where L grows by K a frame, up to `span` frames where that is given: a control that has all
+of a memory's input and parameters, and remembers no more than a window does.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ class Attention(MemoryBlock):
     size_option = "head_dim"
     fine_option = "heads"
 
-    def __init__(self, dim: int, heads: int = 2, head_dim: int = 32) -> None:
+    def __init__(self, dim: int, heads: int = 2, head_dim: int = 32, span: int | None = None) -> None:
         super().__init__(dim)
-        if heads < 1 or head_dim < 1:
-            raise ValueError("attention needs heads >= 1 and head_dim >= 1")
-        self.heads, self.head_dim = heads, head_dim
+        if heads < 1 or head_dim < 1 or (span is not None and span < 1):
+            raise ValueError("attention needs heads >= 1, head_dim >= 1 and span >= 1 frames, or none")
+        self.heads, self.head_dim, self.span = heads, head_dim, span
         self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
         self.sharpness = nn.Parameter(torch.full((head_dim,), 2.0))
         self.output = nn.Linear(heads * head_dim, dim)
@@ -40,7 +41,7 @@ class Attention(MemoryBlock):
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
         q, k, v = self._project(x_SKD)
         k, v = torch.cat([state[0], k], 2), torch.cat([state[1], v], 2)
-        return self._attend(q, k, v, None), (k, v)
+        return self._attend(q, k, v, None), self._kept(k, v, x_SKD.shape[1])
 
     def read(self, x_SKD: Tensor, state: State) -> Tensor:
         # Appending a frame that will be dropped copies the whole cache, at every step of denoising. So the scores are
@@ -55,24 +56,31 @@ class Attention(MemoryBlock):
         T, K = x_STKD.shape[1:3]
         q, k, v = self._project(x_STKD.flatten(1, 2))
         k, v = torch.cat([state[0], k], 2), torch.cat([state[1], v], 2)
-        frame = torch.arange(T, device=q.device).repeat_interleave(K)
-        cached = frame.new_full((state[0].shape[2],), -1)
-        visible = torch.cat([cached, frame])[None, :] <= frame[:, None]
+        frame = _frames(k, K, T)
+        visible = self._visible(frame[-T * K :], frame, own=True)
         y_STKD = self._attend(q, k, v, visible).unflatten(1, (T, K))
-        return Prefetched(y_STKD, (k, v, T), (k, v))
+        return Prefetched(y_STKD, (k, v, T), self._kept(k, v, K))
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
         k_clean, v_clean, T = prefetched.memory
         noisy, K = x_STKD.shape[1:3]
         q, k, v = self._project(x_STKD.flatten(1, 2))
-        frame = torch.arange(T - noisy, T, device=q.device).repeat_interleave(K)
-        clean = torch.arange(T, device=q.device).repeat_interleave(K)
-        cached = clean.new_full((k_clean.shape[2] - T * K,), -1)
-        before = torch.cat([cached, clean])[None, :] < frame[:, None]
+        clean = _frames(k_clean, K, T)
+        frame = clean[-noisy * K :]
         itself = frame[None, :] == frame[:, None]
-        visible = torch.cat([before, itself], 1)
+        visible = torch.cat([self._visible(frame, clean, own=False), itself], 1)
         y = self._attend(q, torch.cat([k_clean, k], 2), torch.cat([v_clean, v], 2), visible)
         return y.unflatten(1, (noisy, K))
+
+    def _visible(self, query: Tensor, key: Tensor, own: bool) -> Tensor:
+        """Return which keys each query sees, by their frames: those before its own, or its own too, within the span."""
+        back = query[:, None] - key[None, :]
+        seen = back >= (0 if own else 1)
+        return seen if self.span is None else seen & (back <= self.span)
+
+    def _kept(self, k: Tensor, v: Tensor, K: int) -> State:
+        """Return what later frames can see."""
+        return (k, v) if self.span is None else (k[:, :, -self.span * K :], v[:, :, -self.span * K :])
 
     def _project(self, x_SLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k and v, each [S, H, L, P]."""
@@ -84,3 +92,9 @@ class Attention(MemoryBlock):
 
     def _output(self, y_SHLP: Tensor) -> Tensor:
         return self.output(y_SHLP.transpose(1, 2).flatten(2))
+
+
+def _frames(k_SHLP: Tensor, K: int, T: int) -> Tensor:
+    """Return the frame of each key, of which the last T frames' are numbered from 0. [L]"""
+    frames = k_SHLP.shape[2] // K
+    return torch.arange(T - frames, T, device=k_SHLP.device).repeat_interleave(K)

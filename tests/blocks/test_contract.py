@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from blocks.attention import Attention
 from blocks.contract import CHECKS, check_block
 from blocks.gated_deltanet import GatedDeltaNet
 from blocks.gated_deltanet import _write as write_delta
@@ -39,6 +40,21 @@ def test_block_keeps_the_contract(name, options):
     outcomes = check_block(find_block(name), options)
     assert [outcome.name for outcome in outcomes] == list(CHECKS)
     assert not [outcome for outcome in outcomes if not outcome.passed]
+
+
+@pytest.mark.parametrize("span", [1, 2, 7])
+def test_attention_over_a_span_keeps_the_contract_but_for_what_lies_beyond(span):
+    failed = [outcome.name for outcome in check_block(Attention, {"head_dim": 8, "span": span}) if not outcome.passed]
+    assert failed == ["gradient reaches far back"]
+    torch.manual_seed(0)
+    block, x = Attention(8, head_dim=4, span=span), torch.randn(2, 12, 3, 8)
+    for frame in (0, 4):
+        other = x.clone()
+        other[:, frame] += 1
+        with torch.no_grad():
+            before, after = (block.prefetch(frames, block.initial_state(2)).y_STKD for frames in (x, other))
+        moved = (after - before).abs().amax((0, 2, 3))
+        assert moved.nonzero().ravel().tolist() == list(range(frame, min(frame + span + 1, 12)))
 
 
 class GRU(MemoryBlock):
