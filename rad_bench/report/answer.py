@@ -6,18 +6,14 @@ import numpy as np
 
 from rad_bench.evaluation.evaluate import CONTROLS, COPY_LAST
 from rad_bench.report.ablation import AblationRow
+from rad_bench.report.caveats import caveats, scope
 from rad_bench.report.reading import Sweep, base_name
-from rad_bench.report.statistics import Estimate, Pair, best_group, seeds_note, smallest_shown
+from rad_bench.report.statistics import Estimate, Pair, best_group, smallest_shown
 from rad_bench.report.summary import Row
 from rad_bench.report.table import byte_text, listing, number_text, p_text, show
 
 LEVEL = 0.05
 MOST_NAMED = 6  # blocks in a sentence; the tables hold all
-TOLD_BY = {  # blocks that are controls -> what only a comparison with them says
-    "none": "what memory gives over a trunk without it",
-    "feedforward": "what as many parameters give without memory",
-    "attention": "how far below full attention a memory stays",
-}
 
 
 def answer(
@@ -25,8 +21,7 @@ def answer(
 ) -> list[tuple[str, list[str]]]:
     """Return the three parts of the answer, as (question, sentences)."""
     which: list[str] = []
-    note = seeds_note(max((row.seeds for row in rows), default=0), _episodes(sweep))
-    sure: list[str] = [note, *_uneven(sweep, rows), *_lacking(sweep)]
+    sure = caveats(sweep, rows)
     for task in sweep.tasks:
         every = [row for row in rows if row.task == task and row.block not in CONTROLS]
         found = sorted(
@@ -51,7 +46,7 @@ def answer(
         sure.append("Along an axis, p is corrected over its values at one setting of the rest, not over all settings.")
     return [
         ("Which memory?", which),
-        ("How sure?", [*sure, _scope(sweep)]),
+        ("How sure?", [*sure, scope(sweep)]),
         ("At what cost?", _costs(rows, sweep)),
     ]
 
@@ -229,60 +224,6 @@ def _usage(task: str, found: list[Row]) -> list[str]:
     if idle:
         told.append(f"Not shown to use their memory: {', '.join(idle)}.")
     return told
-
-
-def _uneven(sweep: Sweep, rows: list[Row]) -> list[str]:
-    """Say what is missing: runs, seeds of single blocks, frames that not all have."""
-    told = []
-    if sweep.failures:
-        count, planned = len(sweep.failures), len(sweep.failures) + len(sweep.results)
-        told.append(
-            f"{count} of {planned} planned runs {'is' if count == 1 else 'are'} missing (below, with the reasons)."
-        )
-    seeds = {row.block: row.seeds for row in rows if row.block not in CONTROLS}
-    short = [f"{block} ({count})" for block, count in seeds.items() if count < max(seeds.values())]
-    if short:
-        told.append(
-            f"Fewer seeds than the others have: {', '.join(short)}; an interval from one seed shows evaluation noise "
-            "only."
-        )
-    for task, share in sweep.unshared.items():
-        if share == 1:
-            told.append(
-                f"On {task} not all models were asked for the same frames: only those that were are paired, and means "
-                "of others are of other frames."
-            )
-        elif share:
-            told.append(f"On {task} {share:.0%} of what was generated is left out: not all models were asked for it.")
-    return told
-
-
-def _lacking(sweep: Sweep) -> list[str]:
-    """Say which controls the sweep lacks, and what cannot be said without them."""
-    known = set(map(base_name, sweep.blocks))
-    lacking = {name: told for name, told in TOLD_BY.items() if name not in known}
-    if not lacking:
-        return []
-    untold = ", nor ".join(lacking.values())
-    return [f"Controls that this sweep lacks: {listing(list(lacking))}. So it does not say {untold}."]
-
-
-def _episodes(sweep: Sweep) -> str:
-    return " or ".join(dict.fromkeys(str(result["episodes"]) for result in sweep.results))
-
-
-def _scope(sweep: Sweep) -> str:
-    """Say for what the answer holds."""
-    steps = dict.fromkeys(str(r["training"].get("steps")) for r in sweep.results if r["training"].get("steps"))
-    trunks = dict.fromkeys(f"{r['parameters']['trunk']:,}" for r in sweep.results)
-    parts = [
-        ", ".join(dict.fromkeys(r["data"]["name"] for r in sweep.results)),
-        f"{listing(list(steps))} training steps" if steps else "",
-        f"a trunk of {listing(list(trunks))} parameters" if trunks else "",
-        f"these {_episodes(sweep)} episodes and this sampling noise",
-    ]
-    held = ", ".join(part for part in parts if part)
-    return f"It holds for what was run: {held}; other worlds, sizes and budgets may differ."
 
 
 def _costs(rows: list[Row], sweep: Sweep) -> list[str]:

@@ -150,3 +150,12 @@ def test_models_of_other_frames_are_not_compared_and_it_is_said(tmp_path):
     assert "On continuation not all models were asked for the same frames" in told
     assert "On retrieval 23% of what was generated is left out" in told
     assert "On continuation, mamba2 and lstm have no seed, or no frame, in common and are not compared." in told
+
+
+def test_revisits_of_few_episodes_are_named(tmp_path):
+    folder = write_sweep(tmp_path)
+    assert "too few" not in parts(folder)["How sure?"]
+    frames = pd.read_parquet(folder / "frames.parquet")
+    few = (frames["task"] == "retrieval") & (frames["kind"] == "revisit") & (frames["episode"] >= 4)
+    frames.assign(kind=frames["kind"].mask(few, "recent")).to_parquet(folder / "frames.parquet")
+    assert "On retrieval revisits are 12 frames of 4 episodes, too few to rest much on." in parts(folder)["How sure?"]
