@@ -26,8 +26,8 @@ def merge(out: Path, folders: list[Path]) -> Outcome:
     """
     if out.exists():
         raise UserError(f"{out}: exists already; merge into a new folder.")
-    _same_cards([read_sweep(_aggregated(folder)) for folder in folders])
-    _same_models(folders)
+    _same_models([_aggregated(folder) for folder in folders])
+    _same_cards([read_sweep(folder) for folder in folders])
     work = out.with_name(f".{out.name}.tmp")
     try:
         shutil.rmtree(work, ignore_errors=True)

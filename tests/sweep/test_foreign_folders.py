@@ -35,7 +35,9 @@ def folder(tmp_path):
     frames = pd.read_parquet(folder / "frames.parquet")
     config = RunConfig.model_validate({"memory": f"{evil}:X"})
     for path in (folder / "runs").iterdir():
-        save_run(Run(path.name, "evil", {"memory": f"{evil}:X"}, config, "0" * 64), path)
+        label, _, seed = path.name.partition("-seed")
+        run = Run(path.name, label, {"memory": f"{evil}:X"}, config.model_copy(update={"seed": int(seed)}), "0" * 64)
+        save_run(run, path)
         frames[frames["run"] == path.name].to_parquet(path / "frames.parquet")
     return folder
 

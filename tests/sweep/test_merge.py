@@ -2,10 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+import yaml
 
+from rad_bench.errors import UserError
+from rad_bench.run_folder import load_run, save_run
+from rad_bench.sweep.merge import merge
 from tests.sweep.tiny import TINY, rad_bench
 
 
@@ -74,14 +79,22 @@ def test_a_folder_that_is_no_sweep_is_named(halves):
     assert "has no frames.parquet" in rad_bench("compare", "part0/tiny", "empty", cwd=halves, expect=2).stderr
 
 
-def test_models_that_only_share_a_name_do_not_merge(halves):
+def test_models_that_only_share_a_name_do_not_merge(halves, tmp_path):
     """Two seeds of one name, made by other settings, would pass for one model's."""
     for seed, said in (
         (0, "are two runs of 'none' with seed 0"),
         (1, "both are called 'none', and differ in training"),
     ):
-        (halves / "longer.yaml").write_text(TINY.replace("steps: 30", "steps: 31").replace("tiny", f"longer{seed}"))
-        rad_bench("sweep", "longer.yaml", "--only", f"seed={seed}", "--only", "memory=none", "--out", ".", cwd=halves)
-        refused = rad_bench("merge", "mixed", "part0/tiny", f"longer{seed}", cwd=halves, expect=2).stderr
-        assert said in refused and "Traceback" not in refused
-    assert not (halves / "mixed").exists()
+        other = shutil.copytree(halves / f"part{seed}" / "tiny", tmp_path / f"other{seed}")
+        plan = yaml.safe_load((other / "sweep.yaml").read_text())
+        (own,) = (name for name in plan["planned"] if name.startswith("none"))
+        run = load_run(other / "runs" / own)
+        training = run.config.training.model_copy(update={"steps": 31})
+        longer = replace(
+            run, name=f"none-seed{seed}-longer", config=run.config.model_copy(update={"training": training})
+        )
+        save_run(longer, other / "runs" / longer.name)
+        (other / "sweep.yaml").write_text(yaml.safe_dump({**plan, "planned": [longer.name]}))
+        with pytest.raises(UserError, match=said):
+            merge(tmp_path / "mixed", [halves / "part0" / "tiny", other])
+    assert not (tmp_path / "mixed").exists()
