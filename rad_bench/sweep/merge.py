@@ -66,24 +66,24 @@ def compare(first: Path, second: Path) -> list[tuple[str, str, Estimate]]:
     if data[0] != data[1]:
         raise UserError(f"{first} and {second}: ran on different data ({data[0]} and {data[1]}); nothing is paired.")
     common = [block for block in sweeps[0].blocks if block in sweeps[1].blocks and block not in CONTROLS]
+    if not common:
+        names = " and ".join(", ".join(sweep.blocks) for sweep in sweeps)
+        raise UserError(f"{first} and {second}: have no block in common ({names}).")
     sweeps = _over_the_same_frames(sweeps, common)
     found = []
     for task in sweeps[0].tasks:
         for block in common:
             if task in sweeps[1].tasks:
                 found.append((task, block, difference(*(sweep.revisits(task, block) for sweep in sweeps))))
-    if found and not any(value.seeds for *_, value in found):
+    if not any(value.seeds for *_, value in found):
         raise UserError(f"{first} and {second}: have no seed, or no revisit of the same truth, in common.")
-    if not found:
-        names = " and ".join(", ".join(sweep.blocks) for sweep in sweeps)
-        raise UserError(f"{first} and {second}: have no block in common ({names}).")
     return found
 
 
 def _over_the_same_frames(sweeps: list[Sweep], blocks: list[str]) -> list[Sweep]:
     """Return the sweeps with these blocks' frames that both have."""
     parts = [sweep.frames[sweep.frames["block"].isin(blocks)].assign(place=place) for place, sweep in enumerate(sweeps)]
-    both = pd.concat(parts)
+    both = pd.concat(parts, ignore_index=True)
     names = both["block"]
     both, _ = shared_frames(both.assign(block=both["place"].astype(str) + names))
     both["block"] = names

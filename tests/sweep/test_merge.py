@@ -10,7 +10,8 @@ import yaml
 
 from rad_bench.errors import UserError
 from rad_bench.run_folder import load_run, save_run
-from rad_bench.sweep.merge import merge
+from rad_bench.sweep.merge import compare, merge
+from tests.report.synthetic import write_sweep
 from tests.sweep.tiny import TINY, rad_bench
 
 
@@ -98,3 +99,10 @@ def test_models_that_only_share_a_name_do_not_merge(halves, tmp_path):
         with pytest.raises(UserError, match=said):
             merge(tmp_path / "mixed", [halves / "part0" / "tiny", other])
     assert not (tmp_path / "mixed").exists()
+
+
+def test_sweeps_of_other_lengths_are_compared_over_what_both_have(tmp_path):
+    first, second = write_sweep(tmp_path / "a"), write_sweep(tmp_path / "b")
+    frames = pd.read_parquet(second / "frames.parquet")
+    frames[frames["frame"] < 6].to_parquet(second / "frames.parquet")
+    assert all(abs(value.mean) < 1e-9 and value.seeds == 3 for *_, value in compare(first, second))
