@@ -96,7 +96,9 @@ def blocks(device: str) -> None:
 
 
 @click.command()
-@click.argument("kinds", nargs=-1, type=click.Choice(["blocks", "rollout", "metrics", "seeds", "step", "scaling"]))
+@click.argument(
+    "kinds", nargs=-1, type=click.Choice(["blocks", "rollout", "metrics", "seeds", "startup", "step", "scaling"])
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--seconds", type=click.FloatRange(0.01, 600), default=2.0, show_default=True, help="Of each comparison.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/bench"), show_default=True,

@@ -10,7 +10,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from rad_bench.bench import blocks, metrics, rollout, seeds, step
+from rad_bench.bench import blocks, metrics, rollout, seeds, startup, step
 from rad_bench.bench.race import Outcome, Race, run
 from rad_bench.bench.scaling import Prediction
 from rad_bench.distributed import Group
@@ -18,7 +18,7 @@ from rad_bench.environment import be_deterministic, choose_device, environment, 
 
 KINDS: dict[str, Callable[[torch.device], Iterator[Race]]] = {
     "blocks": blocks.races, "rollout": rollout.races, "metrics": metrics.races, "seeds": seeds.races,
-    "step": step.races,
+    "startup": startup.races, "step": step.races,
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from blocks.lstm import LSTM
 from blocks.memory import Path, kernels_are_off
-from rad_bench.bench import blocks, metrics, race, report, rollout, seeds, step
+from rad_bench.bench import blocks, metrics, race, report, rollout, seeds, startup, step
 from rad_bench.bench.race import Race
 from rad_bench.cli import cli
 from rad_bench.registry import block_names
@@ -101,3 +101,17 @@ def test_steps_with_and_without_memory_train_and_tell_their_flops():
         first, second = float(found.other()[0]), float(found.other()[0])
         assert second < first  # the same clips once more
         assert found.notes["times_the_flops"] > 1
+
+
+def test_a_process_counts_with_the_cpu_time_that_it_took():
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    assert race._seconds(lambda: startup._python("-c", burn), CPU) >= 0.3
+
+
+def test_a_run_is_timed_to_its_first_step_and_one_that_takes_none_says_why(monkeypatch):
+    (loss,) = startup._first_step(CPU)
+    (first,) = step.stepping(startup.MEMORY, CPU)()
+    assert loss == first
+    monkeypatch.setattr(startup, "MEMORY", "no_such_block")
+    with pytest.raises(RuntimeError, match="no_such_block"):
+        startup._first_step(CPU)
