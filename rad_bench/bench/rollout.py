@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rad_bench.bench.race import Race
 from rad_bench.config import DiffusionConfig, TrunkConfig
+from rad_bench.model.budget import count_flops
 from rad_bench.model.cache import Cache
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_size
@@ -87,6 +88,7 @@ def _early_and_late(name: str, device: torch.device) -> Race:
         return [rollout(trunk, diffusion, motion, caches[at], lambda _: noise).frames]
 
     grows = _bytes(caches[LATE]) / _bytes(caches[EARLY])
+    early, late = (count_flops(functools.partial(step, at)) for at in (EARLY, LATE))
     return Race(
         f"{name}: frame {EARLY}",
         f"frame {LATE}",
@@ -94,7 +96,7 @@ def _early_and_late(name: str, device: torch.device) -> Race:
         functools.partial(step, LATE),
         None,
         "grows" if name == "attention" else "at most 1.05",
-        {"cache_growth": grows, "cache_bytes_late": _bytes(caches[LATE])},
+        {"times_the_flops": late / early, "cache_growth": grows, "cache_bytes_late": _bytes(caches[LATE])},
     )
 
 

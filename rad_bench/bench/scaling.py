@@ -19,11 +19,9 @@ import torch
 from rich import box
 from rich.table import Table
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from rad_bench.config import RunConfig
-from rad_bench.model.budget import build_trunk, make_trunk
+from rad_bench.model.budget import build_trunk, count_flops, make_trunk
 from rad_bench.model.cache import Cache
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_size
@@ -131,13 +129,6 @@ def _loss(trunk: Trunk, diffusion: Diffusion, frames: int) -> Tensor:
     return diffusion.loss(trunk, clean, motion, clean.new_zeros(1, frames), clean)
 
 
-def _counted(work: Callable[[], object]) -> int:
-    # PyTorch's counter knows attention by its products, not by a fused kernel.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        work()
-    return int(counter.get_total_flops())
-
-
 def _training_flops(trunk: Trunk, diffusion: Diffusion, frames: int) -> int:
     """FLOPs of a clip, forward and backward: a polynomial of second degree in its frames, for attention's sake.
 
@@ -145,7 +136,7 @@ def _training_flops(trunk: Trunk, diffusion: Diffusion, frames: int) -> int:
     without values.
     """
     if frames <= 3 * COUNTED:
-        return _counted(lambda: _loss(trunk, diffusion, frames).backward())
+        return count_flops(lambda: _loss(trunk, diffusion, frames).backward())
     at = [COUNTED, 2 * COUNTED, 3 * COUNTED]
     flops = [_training_flops(trunk, diffusion, few) for few in at]
     return round(float(np.polyval(np.polyfit(at, flops, 2), frames)))
@@ -169,7 +160,7 @@ def _generating_flops(trunk: Trunk, diffusion: Diffusion, at: int) -> int:
     def step() -> None:
         trunk.denoise(clean, clean.new_zeros(1, 1), motion, cache)
 
-    return diffusion.config.sampler_steps * _counted(step) + _counted(lambda: trunk.commit(clean, motion, cache))
+    return diffusion.config.sampler_steps * count_flops(step) + count_flops(lambda: trunk.commit(clean, motion, cache))
 
 
 def _clip_keeps(run: RunConfig, layers: int, diffusion: Diffusion, frames: int) -> list[float]:

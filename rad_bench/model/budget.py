@@ -133,13 +133,14 @@ def _state(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
     return scan.sequences(1) * _counting(layer, scan.tokens_per_step, final)
 
 
+@torch.no_grad()
 def _flops(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
     F, training = run.trunk.frames_per_step, run.training
 
     def clip(layer: MemoryBlock, device: torch.device) -> int:
         clean = _tokens(layer, scan, training.frames // F, device)
         noisy = _tokens(layer, scan, (training.frames - training.loss_from) // F, device)
-        return _counted(lambda: layer.retrieve(noisy, layer.prefetch(clean, layer.initial_state(1))))
+        return count_flops(lambda: layer.retrieve(noisy, layer.prefetch(clean, layer.initial_state(1))))
 
     return scan.sequences(1) * _counting(layer, scan.tokens_per_step, clip) // training.frames
 
@@ -166,20 +167,22 @@ def _counting(module: Module, tokens: int, count: Callable[[Module, torch.device
     return count(module, torch.device("cpu"))
 
 
-def _counted(work: Callable[[], Any]) -> int:
-    # PyTorch's counter knows attention by its products, not by the fused kernel of the CPU.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+def count_flops(work: Callable[[], object]) -> int:
+    """Return the FLOPs of the products that `work` computes, its backward passes included."""
+    # PyTorch's counter knows attention by its products, not by a fused kernel.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
 
 
+@torch.no_grad()
 def _trunk_flops(trunk: Trunk, run: RunConfig, device: torch.device) -> int:
     """Return the FLOPs a frame of the whole trunk, memory included, over one training clip."""
     frames, start = run.training.frames, run.training.loss_from
     clean = torch.zeros(1, frames, *trunk.frame_shape, device=device)
     motion = torch.zeros(1, frames, trunk.motion.in_features, device=device)
     level = torch.zeros(1, frames - start, device=device)
-    return _counted(lambda: trunk(clean, clean[:, start:], level, motion)) // frames
+    return count_flops(lambda: trunk(clean, clean[:, start:], level, motion)) // frames
 
 
 def _fit(
