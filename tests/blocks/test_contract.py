@@ -7,7 +7,7 @@ from torch import nn
 
 from blocks.attention import Attention
 from blocks.contract import CHECKS, check_block
-from blocks.gated_deltanet import GatedDeltaNet
+from blocks.gated_deltanet import GatedDeltaNet, _in_chunks, _read, _write_chunks
 from blocks.gated_deltanet import _write as write_delta
 from blocks.lstm import LSTM
 from blocks.memory import MemoryBlock, Prefetched, map_state
@@ -30,7 +30,12 @@ VARIANTS = {
     "feedforward": [{"hidden": 12}],
     "minlstm": [{"hidden": 12}],
     "mlstm": [{"head_dim": 8}, {"heads": 1, "head_dim": 5}],
-    "gated_deltanet": [{"head_dim": 8}, {"heads": 1, "head_dim": 5}],
+    "gated_deltanet": [
+        {"head_dim": 8},
+        {"heads": 1, "head_dim": 5, "chunk": 64},
+        {"heads": 2, "head_dim": 4, "chunk": 1},
+        {"heads": 2, "head_dim": 4, "chunk": 8},
+    ],
 }
 CASES = [(name, options) for name in block_names() for options in VARIANTS.get(name, [{}])]
 
@@ -305,14 +310,83 @@ def test_gated_deltanet_replaces_what_a_key_recalled():
     block = GatedDeltaNet(8, heads=1, head_dim=4).double()
     k = F.normalize(torch.randn(1, 1, 2, 4).double(), dim=-1)
     v = torch.randn(1, 1, 2, 4).double()
-    one = torch.ones(1, 1, 2).double()
+    one = torch.ones(1, 1, 2, 1).double()
     (M,) = block.initial_state(1)
     M = write_delta(k, v, one, one, M)
     torch.testing.assert_close((M @ k[:, :, 1, :, None])[..., 0], v[:, :, 1])  # the last key recalls its value
-    M = write_delta(k[:, :, 1:], 2 * v[:, :, 1:], one[..., 1:], one[..., 1:], M)
+    M = write_delta(k[:, :, 1:], 2 * v[:, :, 1:], one[:, :, 1:], one[:, :, 1:], M)
     torch.testing.assert_close((M @ k[:, :, 1, :, None])[..., 0], 2 * v[:, :, 1])  # replaced, not added
-    M = write_delta(k[:, :, :1], v[:, :, :1], 0 * one[..., :1], 0 * one[..., :1], M)
+    M = write_delta(k[:, :, :1], v[:, :, :1], 0 * one[:, :, :1], 0 * one[:, :, :1], M)
     assert not M.any()  # forgotten
+
+
+def delta_by_the_token(q, k, v, log_a, b, M):
+    """What each query reads of the tokens before its own, and the last state, by the recurrence."""
+    read = []
+    for q_l, *token in zip(*(part.split(1, 2) for part in (q, k, v, log_a.exp(), b)), strict=True):
+        read.append(q_l @ M.mT)
+        M = write_delta(*token, M)
+    return torch.cat(read, 2), M
+
+
+def delta_in_chunks(q, k, v, log_a, b, M, L):
+    memory, M = _write_chunks(*(_in_chunks(part, L) for part in (k, v, log_a, b)), M, 1)
+    return _read(q, memory, 0), M
+
+
+def delta_tokens(tokens, log_a, b, alike):
+    """Random tokens of 2 sequences and 3 heads; of keys the share `alike` is the same for all."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, tokens, 8, dtype=torch.float64)
+    k = F.normalize((1 - alike) * k + alike * torch.randn(8, dtype=torch.float64), dim=-1)
+    gates = (torch.full((2, 3, tokens, 1), value, dtype=torch.float64) for value in (log_a, b))
+    return [F.normalize(q, dim=-1), k, v, *gates, torch.randn(2, 3, 8, 8, dtype=torch.float64)]
+
+
+def outcome_and_gradients(form, inputs, *options):
+    inputs = [part.detach().requires_grad_() for part in inputs]
+    outcome = form(*inputs, *options)
+    loss = sum((torch.linspace(-1, 1, part.numel()).view_as(part) * part).sum() for part in outcome)
+    return [part.detach() for part in (*outcome, *torch.autograd.grad(loss, inputs))]
+
+
+@pytest.mark.parametrize("alike", [1.0, 0.99])
+def test_gated_deltanet_in_fp32_survives_a_long_chunk_of_keys_alike(alike):
+    """Powers of the triangular system are beyond 1e70 here; in its solution they cancel."""
+    inputs = delta_tokens(256, log_a=-1e-4, b=0.999, alike=alike)
+    expected = outcome_and_gradients(delta_by_the_token, inputs)
+    found = outcome_and_gradients(delta_in_chunks, [part.float() for part in inputs], 256)
+    for actual, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual.double(), wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("log_a", [-40.0, -2000.0])  # over 64 tokens more than exp(709), and in one
+def test_gated_deltanet_decays_by_more_than_numbers_reach(log_a):
+    inputs = delta_tokens(64, log_a, b=0.9, alike=0.5)
+    inputs[3][:, 1] = -0.01  # one head keeps
+    inputs[3][:, 2, ::2] = -0.01  # one forgets at every second token
+    expected = outcome_and_gradients(delta_by_the_token, inputs)
+    found = outcome_and_gradients(delta_in_chunks, inputs, 64)
+    for actual, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("noisy_frames", [23, 9, 1])
+def test_gated_deltanet_finds_the_same_in_many_chunks_as_in_one(noisy_frames):
+    torch.manual_seed(0)
+    one = GatedDeltaNet(6, heads=2, head_dim=3, chunk=69).double()
+    x_STKD, noisy = torch.randn(2, 2, 23, 3, 6, dtype=torch.float64)
+    warm = one.prefetch(noisy, one.initial_state(2)).state
+
+    def run(block):
+        found = block.prefetch(x_STKD, warm)
+        return found.y_STKD, block.retrieve(noisy[:, -noisy_frames:], found), *found.state
+
+    for chunk in (1, 5, 12, 68):  # frames a chunk: 1, 1, 4 and 12, or 23 in 6 and in 2 chunks
+        many = GatedDeltaNet(6, heads=2, head_dim=3, chunk=chunk).double()
+        many.load_state_dict(one.state_dict())
+        for actual, wanted in zip(run(many), run(one), strict=True):
+            torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-11)
 
 
 def test_minlstm_is_its_equation():
