@@ -6,13 +6,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from blocks.attention import Attention
-from blocks.contract import CHECKS, check_block
+from blocks.contract import CHECKS, check_block, differences, trace
 from blocks.gated_deltanet import GatedDeltaNet, _in_chunks, _read, _write_chunks
 from blocks.gated_deltanet import _write as write_delta
 from blocks.lstm import LSTM
 from blocks.memory import MemoryBlock, Prefetched, map_state
 from blocks.minlstm import MinLSTM
 from blocks.mlstm import MLSTM
+from blocks.mlstm import _recall as recall_mlstm
+from blocks.mlstm import _write as write_mlstm
 from blocks.ttt import TTT
 from blocks.ttt_chunk import ChunkTTT
 from rad_bench.registry import block_names, find_block
@@ -29,7 +31,7 @@ VARIANTS = {
     ],
     "feedforward": [{"hidden": 12}],
     "minlstm": [{"hidden": 12}],
-    "mlstm": [{"head_dim": 8}, {"heads": 1, "head_dim": 5}],
+    "mlstm": [{"head_dim": 8}, {"heads": 1, "head_dim": 5}, {"head_dim": 8, "chunk": 8}, {"head_dim": 8, "chunk": 1}],
     "gated_deltanet": [
         {"head_dim": 8},
         {"heads": 1, "head_dim": 5, "chunk": 64},
@@ -285,7 +287,7 @@ def random_tokens(block, frames):
 def test_mlstm_is_its_equation_without_the_stabiliser():
     block = MLSTM(6, heads=2, head_dim=3).double()
     x_STKD = random_tokens(block, 9)
-    q, k, v, i, f = (part[:, :, :, 0] for part in block._project(x_STKD))
+    q, k, v, i, f = (part[:, :, :, 0].transpose(1, 2) for part in block._project(x_STKD))
     C, n = torch.zeros(2, 2, 3, 3).double(), torch.zeros(2, 2, 3).double()
     read = []
     for t in range(9):
@@ -294,7 +296,7 @@ def test_mlstm_is_its_equation_without_the_stabiliser():
         forget, write = f[:, t].exp()[..., None], i[:, t].exp()[..., None]
         C = forget[..., None] * C + write[..., None] * v[:, t, :, :, None] * k[:, t, :, None, :]
         n = forget * n + write * k[:, t]
-    expected = block._finish(torch.stack(read, 1)[:, :, :, None], x_STKD)
+    expected = block._finish(torch.stack(read, 2)[:, :, :, None], x_STKD)
     torch.testing.assert_close(block.prefetch(x_STKD, block.initial_state(2)).y_STKD, expected)
 
 
@@ -304,6 +306,65 @@ def test_mlstm_does_not_overflow_where_its_input_gate_would():
         block.gates.bias[0] = 200.0
     x_STKD = torch.randn(2, 6, 1, 4)
     assert block.prefetch(x_STKD, block.initial_state(2)).y_STKD.isfinite().all()
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("chunk", [1, 6, 64])
+def test_mlstm_keeps_to_its_steps_where_gates_are_extreme(chunk, tokens):
+    """Gradients included, with what gates are made of anywhere between -100 and 100."""
+    torch.manual_seed(0)
+    block = MLSTM(8, heads=2, head_dim=4, chunk=chunk)
+    with torch.no_grad():
+        block.gates.weight.copy_(100 * torch.eye(4, 8))
+        block.gates.bias.zero_()
+    x_STKD, noisy_STKD = torch.rand(2, 3, 40, tokens, 8) * 2 - 1
+    # Sums that cancel, one over the other: rounding shows in their gradients.
+    for dtype, tolerance in ((torch.float32, 1e-2), (torch.float64, 1e-9)):
+        given = block.to(dtype), x_STKD.to(dtype), noisy_STKD.to(dtype)
+        apart = differences(trace(*given, MLSTM), trace(*given, MemoryBlock))
+        assert max(apart.values()) < tolerance, apart
+
+
+@pytest.mark.parametrize("gate", [-100.0, 100.0])
+def test_mlstm_has_gradients_where_it_forgets_and_writes_nothing_or_everything(gate):
+    block = MLSTM(4, heads=1, head_dim=3, chunk=4)
+    with torch.no_grad():
+        block.gates.bias.fill_(gate)
+    x_STKD = torch.randn(2, 10, 1, 4, requires_grad=True)
+    for form in (MLSTM, MemoryBlock):
+        found = form.prefetch(block, x_STKD, block.initial_state(2))
+        (gradient,) = torch.autograd.grad(found.y_STKD.sum(), x_STKD)
+        assert found.y_STKD.isfinite().all() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 12])
+def test_mlstm_does_not_depend_on_where_its_chunks_end(chunk):
+    whole = MLSTM(6, heads=2, head_dim=3, chunk=999).double()
+    x_STKD = random_tokens(whole, 33).unflatten(1, (11, 3)).squeeze(3)  # three tokens a frame
+    chunked = MLSTM(6, heads=2, head_dim=3, chunk=chunk).double()
+    chunked.load_state_dict(whole.state_dict())
+    state = whole.prefetch(x_STKD.flip(1), whole.initial_state(2)).state
+    expected, found = (block.prefetch(x_STKD, state) for block in (whole, chunked))
+    torch.testing.assert_close(found.y_STKD, expected.y_STKD)
+    torch.testing.assert_close(found.state, expected.state)
+    noisy = x_STKD.roll(1, 1)
+    reads = whole.retrieve(noisy, expected)
+    for frames in range(1, 12):
+        torch.testing.assert_close(chunked.retrieve(noisy[:, -frames:], found), reads[:, -frames:])
+
+
+def test_mlstm_sums_in_full_precision_under_autocast():
+    block = MLSTM(8, heads=2, head_dim=4, chunk=4)
+    block._finish = lambda h, x: h
+    x_STKD, state = random_tokens(block.double(), 10).float(), block.float().initial_state(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = block.prefetch(x_STKD, state)
+        q, k, v, i, f = block._project(x_STKD)
+        assert q.dtype == torch.bfloat16
+        for t in range(10):
+            torch.testing.assert_close(found.y_STKD[:, :, t], recall_mlstm(q[:, :, t], state))
+            state = write_mlstm(k[:, :, t], v[:, :, t], i[:, :, t], f[:, :, t], state)
+    torch.testing.assert_close(found.state, state)
 
 
 def test_gated_deltanet_replaces_what_a_key_recalled():
