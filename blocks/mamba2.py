@@ -18,11 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from blocks import mamba_kernels
 from blocks.memory import MemoryBlock, Path, Prefetched, State, in_full_precision
@@ -93,7 +95,7 @@ class Mamba2(MemoryBlock):
         history, ssm = state
         z, u, dt = self._project(x_SKD[:, None])
         history = torch.cat([history, u[:, 0]], 1)
-        tokens = self._tokens(history[:, None], dt)
+        tokens = self._tokens(self._convolve(history)[:, None], dt)
         parts = tokens.x_STKHP[:, 0], tokens.B_STKN[:, 0], tokens.C_STKN[:, 0], tokens.dt_STKH[:, 0]
         if torch.is_grad_enabled() or mamba_kernels.unavailable(x_SKD.device, x_SKD.dtype):
             y_SKHP, ssm = self._recur(*parts, ssm)
@@ -117,7 +119,7 @@ class Mamba2(MemoryBlock):
         z, u, dt = self._project(x_STKD)
         inputs = torch.cat([history, u.flatten(1, 2)], 1)
         conv_history = inputs.unfold(1, self.conv - 1, K)[:, :T].transpose(2, 3)
-        tokens = self._tokens(torch.cat([conv_history, u], 2), dt)
+        tokens = self._tokens(self._convolve(inputs).unflatten(1, (T, K)), dt)
         if mamba_kernels.unavailable(x_STKD.device, x_STKD.dtype):
             entering = []
             for first in range(0, T, self._chunk_frames(K)):
@@ -135,7 +137,8 @@ class Mamba2(MemoryBlock):
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
         memory: Memory = prefetched.memory
         z, u, dt = self._project(x_STKD)
-        tokens = self._tokens(torch.cat([memory.conv_history[:, -x_STKD.shape[1] :], u], 2), dt)
+        inputs = torch.cat([memory.conv_history[:, -x_STKD.shape[1] :], u], 2)
+        tokens = self._tokens(self._convolve(inputs), dt)
         plain = mamba_kernels.unavailable(x_STKD.device, x_STKD.dtype)
         y_STKHP = self._read(tokens, memory) if plain else self._read_by_scan(tokens, memory)
         return self._finish(y_STKHP, tokens, z)
@@ -149,11 +152,13 @@ class Mamba2(MemoryBlock):
         z, u, dt = self.input(x_STKD).split([inner, self.channels, self.heads], -1)
         return z, u, dt
 
-    def _tokens(self, inputs: Tensor, dt_STKH: Tensor) -> Tokens:
-        """Convolve each frame's K inputs behind their `conv - 1` predecessors: [S, T, conv-1+K, channels]."""
-        K = dt_STKH.shape[2]
-        u = self.conv_bias + sum(self.conv_weight[i] * inputs[:, :, i : i + K] for i in range(self.conv))
-        x, B, C = F.silu(u).split([self.heads * self.head_dim, self.state_size, self.state_size], -1)
+    def _convolve(self, inputs: Tensor) -> Tensor:
+        """Convolve tokens behind their `conv - 1` predecessors: [..., conv-1+K, channels] -> [..., K, channels]."""
+        convolved: Tensor = _Convolution.apply(inputs.to(self.conv_weight.dtype), self.conv_weight, self.conv_bias)
+        return F.silu(convolved)
+
+    def _tokens(self, u_STKC: Tensor, dt_STKH: Tensor) -> Tokens:
+        x, B, C = u_STKC.split([self.heads * self.head_dim, self.state_size, self.state_size], -1)
         x_STKHP = x.unflatten(-1, (self.heads, self.head_dim))
         return Tokens(x_STKHP, B, C, F.softplus(dt_STKH + self.dt_bias))
 
@@ -245,6 +250,41 @@ class Mamba2(MemoryBlock):
     def _finish(self, y_STKHP: Tensor, tokens: Tokens, z: Tensor) -> Tensor:
         y = (y_STKHP + self.skip[:, None] * tokens.x_STKHP).flatten(-2)
         return self.output(F.rms_norm(y * F.silu(z), y.shape[-1:], self.norm))
+
+
+class _Convolution(torch.autograd.Function):
+    """Depthwise convolution along the last dimension but one: y_k = bias + sum_i weight_i * x_{k+i}.
+
+    Its gradient is written out because PyTorch's own would fill a tensor with zeros for each tap's slice.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = bias.expand_as(x[..., len(weight) - 1 :, :])
+        for tap, part in zip(weight, _parts(x, len(weight)), strict=True):
+            y = torch.addcmul(y, tap, part)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        dx = torch.zeros_like(x)
+        for tap, part in zip(weight, _parts(dx, len(weight)), strict=True):
+            part += tap * dy
+        dweight = [(dy * part).flatten(0, -2).sum(0) for part in _parts(x, len(weight))]
+        return dx, torch.stack(dweight), dy.flatten(0, -2).sum(0)
+
+
+def _parts(x: Tensor, taps: int) -> list[Tensor]:
+    """Return what each tap sees."""
+    return [x.narrow(-2, i, x.shape[-2] - taps + 1) for i in range(taps)]
 
 
 def _map_tokens(function: Callable[[Tensor], Tensor], tokens: Tokens) -> Tokens:

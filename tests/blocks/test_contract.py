@@ -10,6 +10,7 @@ from blocks.contract import CHECKS, check_block, differences, trace
 from blocks.gated_deltanet import GatedDeltaNet, _in_chunks, _read, _write_chunks
 from blocks.gated_deltanet import _write as write_delta
 from blocks.lstm import LSTM
+from blocks.mamba2 import Mamba2
 from blocks.memory import MemoryBlock, Prefetched, map_state
 from blocks.minlstm import MinLSTM
 from blocks.mlstm import MLSTM
@@ -481,3 +482,16 @@ def test_sequences_may_stand_at_different_places_of_a_chunk():
     alone = block.prefetch(x_STKD[:1, 3:], ahead).y_STKD
     torch.testing.assert_close(together[:1], alone)
     torch.testing.assert_close(together[1:], block.prefetch(x_STKD[1:, 3:], block.initial_state(1)).y_STKD)
+
+
+@pytest.mark.parametrize("tokens", [1, 6])
+def test_mamba2s_convolution_is_pytorchs_and_so_is_its_gradient(tokens):
+    torch.manual_seed(0)
+    block, x = Mamba2(8, conv=4).double(), torch.randn(3, 2, tokens + 3, 128, dtype=torch.float64, requires_grad=True)
+    parts = x, block.conv_weight, block.conv_bias
+    y = block._convolve(x)
+    kernel = block.conv_weight.T[:, None]
+    expected = F.silu(F.conv1d(x.flatten(0, 1).mT, kernel, block.conv_bias, groups=128).mT.unflatten(0, (3, 2)))
+    dy = torch.randn_like(y)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(torch.autograd.grad(y, parts, dy), torch.autograd.grad(expected, parts, dy))
