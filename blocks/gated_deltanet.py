@@ -70,6 +70,9 @@ class GatedDeltaNet(MemoryBlock):
         y_SKD = self._finish(q @ state[0].mT, x_SKD)
         return y_SKD, (_write(k, v, log_a.exp(), b, state[0]),)
 
+    def read(self, x_SKD: Tensor, state: State) -> Tensor:
+        return self._finish(self._queries(x_SKD[:, None]) @ state[0].mT, x_SKD)
+
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
         T, K = x_STKD.shape[1:3]
         q, *written = self._project(x_STKD)
@@ -80,10 +83,8 @@ class GatedDeltaNet(MemoryBlock):
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
         Q, K = x_STKD.shape[1:3]
-        q = F.linear(x_STKD, self.qkv.weight[: self.heads * self.head_dim])  # keys and values are not asked for
-        q = F.normalize(self._by_head(q, 1)[0], dim=-1)
         absent = (prefetched.y_STKD.shape[1] - Q) * K
-        return self._finish(_read(q, prefetched.memory, absent), x_STKD)
+        return self._finish(_read(self._queries(x_STKD), prefetched.memory, absent), x_STKD)
 
     def _project(self, x_STKD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return q, k, v as [S, H, T * K, P] and log a, b as [S, H, T * K, 1]."""
@@ -91,6 +92,11 @@ class GatedDeltaNet(MemoryBlock):
         a, b = self._by_head(self.gates(x_STKD), 2)
         log_a = -self.log_rate.exp()[:, None, None] * F.softplus(a + self.decay_bias[:, None, None])
         return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, log_a, b.sigmoid()
+
+    def _queries(self, x_STKD: Tensor) -> Tensor:
+        """Return q alone, for frames that do not write."""
+        q = F.linear(x_STKD, self.qkv.weight[: self.heads * self.head_dim])
+        return F.normalize(self._by_head(q, 1)[0], dim=-1)
 
     def _by_head(self, parts_STK: Tensor, number: int) -> Tensor:
         """Order so many projections as [number, S, H, T * K, ...]."""

@@ -103,6 +103,15 @@ class Mamba2(MemoryBlock):
             y_SKHP, ssm = mamba_kernels.update(*parts, -self.A_log.exp(), ssm)
         return self._finish(y_SKHP[:, None], tokens, z)[:, 0], (history[:, -(self.conv - 1) :], ssm)
 
+    def read(self, x_SKD: Tensor, state: State) -> Tensor:
+        if not mamba_kernels.unavailable(x_SKD.device, x_SKD.dtype):
+            return super().read(x_SKD, state)
+        history, ssm = state
+        z, u, dt = self._project(x_SKD[:, None])
+        tokens = self._tokens(self._convolve(torch.cat([history[:, None], u], 2)), dt)
+        decay = (tokens.dt_STKH * -self.A_log.exp()).cumsum(2)
+        return self._finish(self._read_entering(tokens, ssm, decay) + self._read_itself(tokens, decay), tokens, z)[:, 0]
+
     def _recur(
         self, x_SKHP: Tensor, B_SKN: Tensor, C_SKN: Tensor, dt_SKH: Tensor, ssm: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -207,13 +216,20 @@ class Mamba2(MemoryBlock):
         values = clean.dt_STKH[..., None] * clean.x_STKHP
         y = torch.einsum("shqkl,slhp->sqkhp", weights, values.flatten(1, 2))
 
-        y = y + total.exp()[..., None] * torch.einsum("sqkn,shpn->sqkhp", queries.C_STKN, entering)
+        return y + self._read_entering(queries, entering, total) + self._read_itself(queries, own)
 
+    def _read_entering(self, queries: Tokens, entering: Tensor, decay_SQKH: Tensor) -> Tensor:
+        """Read a state after some (log) decay."""
+        return decay_SQKH.exp()[..., None] * torch.einsum("sqkn,shpn->sqkhp", queries.C_STKN, entering)
+
+    def _read_itself(self, queries: Tokens, own: Tensor) -> Tensor:
+        """Read the query frame's own tokens, up to each; `own` is their log decay, inclusive."""
+        K = own.shape[2]
         scores = torch.einsum("sqkn,sqjn->sqkj", queries.C_STKN, queries.B_STKN)
         decay = rearrange(own, "s q k h -> s q h k 1") - rearrange(own, "s q j h -> s q h 1 j")
         future = torch.ones(K, K, dtype=torch.bool, device=own.device).triu(1)
         weights = scores[:, :, None] * decay.masked_fill(future, -torch.inf).exp()
-        return y + torch.einsum("sqhkj,sqjhp->sqkhp", weights, queries.dt_STKH[..., None] * queries.x_STKHP)
+        return torch.einsum("sqhkj,sqjhp->sqkhp", weights, queries.dt_STKH[..., None] * queries.x_STKHP)
 
     def _scan(self, written: Tokens, C_STKN: Tensor, ssm: Tensor) -> tuple[Tensor, Tensor]:
         """Write tokens and read after each of them, by mamba-ssm's kernels: return y_STKHP and the last state."""

@@ -71,6 +71,10 @@ class MLSTM(MemoryBlock):
         y_SKD = self._finish(_recall(q, state)[:, :, None], x_SKD[:, None])[:, 0]
         return y_SKD, _write(k, v, i, f, state)
 
+    def read(self, x_SKD: Tensor, state: State) -> Tensor:
+        q = self._queries(x_SKD[:, None])
+        return self._finish(_recall(q[:, :, 0], state)[:, :, None], x_SKD[:, None])[:, 0]
+
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
         C, n, m = state
         C_SHOP = torch.cat([C, n[..., None, :]], -2)
@@ -85,9 +89,7 @@ class MLSTM(MemoryBlock):
         return Prefetched(y_STKD, memory, (C_SHOP[..., :-1, :], C_SHOP[..., -1, :], m))
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
-        q = F.linear(x_STKD, self.qkv.weight[: self.heads * self.head_dim])
-        q_SHTKP = q.unflatten(-1, (self.heads, self.head_dim)).permute(0, 3, 1, 2, 4)
-        return self._finish(_recall_by_chunk(q_SHTKP, prefetched.memory), x_STKD)
+        return self._finish(_recall_by_chunk(self._queries(x_STKD), prefetched.memory), x_STKD)
 
     def _project(self, x_STKD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return q, k, v as [S, H, T, K, P] and the logarithms of both gates as [S, H, T, K]."""
@@ -95,6 +97,11 @@ class MLSTM(MemoryBlock):
         q, k, v = qkv.permute(3, 0, 4, 1, 2, 5).contiguous().unbind(0)
         i, f = self.gates(x_STKD).permute(0, 3, 1, 2).chunk(2, 1)
         return q, k / math.sqrt(self.head_dim), v, i, F.logsigmoid(f)
+
+    def _queries(self, x_STKD: Tensor) -> Tensor:
+        """Return q alone, for frames that do not write."""
+        q = F.linear(x_STKD, self.qkv.weight[: self.heads * self.head_dim])
+        return q.unflatten(-1, (self.heads, self.head_dim)).permute(0, 3, 1, 2, 4)
 
     def _finish(self, h_SHTKP: Tensor, x_STKD: Tensor) -> Tensor:
         h = h_SHTKP.permute(0, 2, 3, 1, 4).flatten(3)

@@ -62,6 +62,10 @@ class TTT(MemoryBlock):
         y_SKD = self._finish(self._normed(q, inner_model(q[:, 0], state)[0][:, None]))[:, 0]
         return y_SKD, self._write(k[:, 0], v[:, 0], eta[:, 0], state)
 
+    def read(self, x_SKD: Tensor, state: State) -> Tensor:
+        q = self._queries(x_SKD[:, None])
+        return self._finish(self._normed(q, inner_model(q[:, 0], state)[0][:, None]))[:, 0]
+
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
         # Projections and norms of all frames are one call each; only the inner model is taken frame by frame. A frame
         # is read while its weights are at hand: reading all of them later, from one stack, is bound by bandwidth.
@@ -74,7 +78,7 @@ class TTT(MemoryBlock):
         return Prefetched(self._finish(self._normed(q, torch.stack(recalled, 1))), memory, state)
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
-        q = self._project(x_STKD)[0]
+        q = self._queries(x_STKD)
         memory = prefetched.memory[-x_STKD.shape[1] :]
         recalled = [inner_model(q_t, weights)[0] for q_t, weights in zip(q.unbind(1), memory, strict=True)]
         return self._finish(self._normed(q, torch.stack(recalled, 1)))
@@ -85,6 +89,11 @@ class TTT(MemoryBlock):
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
         eta = self.rate / x_STKD.shape[2] * self.rate_logit(x_STKD).sigmoid().transpose(2, 3)[..., None]
         return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, eta
+
+    def _queries(self, x_STKD: Tensor) -> Tensor:
+        """Return q alone, for frames that do not write."""
+        q = F.linear(x_STKD, self.qkv.weight[: self.heads * self.head_dim])
+        return F.normalize(q.unflatten(-1, (self.heads, self.head_dim)).transpose(2, 3), dim=-1)
 
     def _normed(self, q: Tensor, out: Tensor) -> Tensor:
         """f(q; W) = q + LN(out), both [..., H, K, P]."""

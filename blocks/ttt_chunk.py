@@ -49,6 +49,9 @@ class ChunkTTT(TTT):
         y_SKD = self._finish(self._normed(q, inner_model(q[:, 0], weights)[0][:, None]))[:, 0]
         return y_SKD, self._add(self._sum(k, v, eta, weights), 1, weights, gradient, written)
 
+    def read(self, x_SKD: Tensor, state: State) -> Tensor:
+        return super().read(x_SKD, state[0])
+
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
         weights, gradient, written = state
         q, k, v, eta = self._project(x_STKD)
@@ -64,7 +67,7 @@ class ChunkTTT(TTT):
         return Prefetched(self._finish(self._read(q, memory)), memory, (weights, gradient, written))
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
-        return self._finish(self._read(self._project(x_STKD)[0], prefetched.memory[-x_STKD.shape[1] :]))
+        return self._finish(self._read(self._queries(x_STKD), prefetched.memory[-x_STKD.shape[1] :]))
 
     def _read(self, q: Tensor, memory: list[State]) -> Tensor:
         """f(q; W) for q [S, T, H, K, P]; frames that share W are one product."""
