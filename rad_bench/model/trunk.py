@@ -87,17 +87,18 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, LayerCache]:  # fmt: skip
         """Process the frames of a pass, x_BTND; return them and the cache with the clean ones written."""
         space, time = rotations
-        shift, scale, gate = self.modulation(condition_BTD)[:, :, None].unflatten(-1, (3, 4, -1)).unbind(3)
+        modulation = self.modulation(condition_BTD)[:, :, None].chunk(12, -1)
+        shift, scale, gate = modulation[:4], modulation[4:8], modulation[8:]
 
         def modulated(part: int) -> Tensor:
-            return F.layer_norm(x, x.shape[-1:]) * (1 + scale[..., part, :]) + shift[..., part, :]
+            return torch.addcmul(shift[part], F.layer_norm(x, x.shape[-1:]), 1 + scale[part])
 
         q, k, v = self.spatial.project(modulated(0), space)
-        x = x + gate[..., 0, :] * self.spatial.attend(q, k, v)
+        x = x + gate[0] * self.spatial.attend(q, k, v)
 
         q, k, v = self.temporal.project(modulated(1).transpose(1, 2), time)
         k, v = torch.cat([cache.k_BNWHP, k], 2), torch.cat([cache.v_BNWHP, v], 2)
-        x = x + gate[..., 1, :] * self.temporal.attend(q, k, v, streams.visible_QK).transpose(1, 2)
+        x = x + gate[1] * self.temporal.attend(q, k, v, streams.visible_QK).transpose(1, 2)
         written = cache.k_BNWHP.shape[2] + streams.clean
         kept = slice(max(written - self.window, 0), written)
 
@@ -105,9 +106,9 @@ class Layer(nn.Module):
         # not even full attention, learned where to write and read.
         code = self.motion_code(F.layer_norm(self.motion(motion_BTM), condition_BTD.shape[-1:]))
         y, state = self._remember(modulated(2) + self.memory_gain * code[:, :, None], streams.clean, cache.memory)
-        x = x + gate[..., 2, :] * y
+        x = x + gate[2] * y
 
-        x = x + gate[..., 3, :] * self.mlp(modulated(3))
+        x = x + gate[3] * self.mlp(modulated(3))
         return x, LayerCache(k[:, :, kept], v[:, :, kept], state)
 
     def _remember(self, x_BTND: Tensor, clean: int, state: State) -> tuple[Tensor, State]:
