@@ -97,7 +97,9 @@ def blocks(device: str) -> None:
 
 @click.command()
 @click.argument(
-    "kinds", nargs=-1, type=click.Choice(["blocks", "rollout", "metrics", "seeds", "startup", "step", "scaling"])
+    "kinds",
+    nargs=-1,
+    type=click.Choice(["blocks", "rollout", "metrics", "seeds", "startup", "step", "profile", "scaling"]),
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--seconds", type=click.FloatRange(0.01, 600), default=2.0, show_default=True, help="Of each comparison.")
@@ -106,16 +108,12 @@ def blocks(device: str) -> None:
 def bench(kinds: tuple[str, ...], device: str, seconds: float, out: Path) -> None:
     """Compare speeds as ratios, each side by side in one process; all such KINDS if none is named.
 
-    `scaling` predicts, from counts and measurements here, what a model of RAD's size would need.
+    `profile` tells where a training step's time goes. `scaling` predicts, from counts and measurements here, what a
+    model of RAD's size would need.
     """
-    from rad_bench.bench import report, scaling
+    from rad_bench.bench import report
 
     for kind in kinds or tuple(report.KINDS):
-        if kind == "scaling":
-            predictions = [scaling.predict(block) for block in scaling.BLOCKS]
-            print_table(scaling.table(predictions))
-            click.echo(f"figures: {report.store(kind, predictions, 'cpu', out)}")
-            continue
-        outcomes = report.bench(kind, device, seconds, lambda name: click.echo(f"  {name}", err=True))
-        print_table(report.table(kind, outcomes))
-        click.echo(f"figures: {report.store(kind, outcomes, device, out)}")
+        found, table = report.bench(kind, device, seconds, lambda name: click.echo(f"  {name}", err=True))
+        print_table(table)
+        click.echo(f"figures: {report.store(kind, found, device, out)}")

@@ -1,8 +1,8 @@
-"""Run the races of a kind, print them, store them."""
+"""Run the measurements of a kind, as a table and as a file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 from rich import box
 from rich.table import Table
 
-from rad_bench.bench import blocks, metrics, rollout, seeds, startup, step
+from rad_bench.bench import blocks, metrics, profile, rollout, scaling, seeds, startup, step
+from rad_bench.bench.profile import Profile
 from rad_bench.bench.race import Outcome, Race, run
 from rad_bench.bench.scaling import Prediction
 from rad_bench.distributed import Group
 from rad_bench.environment import be_deterministic, choose_device, environment, write_figures
+from rad_bench.registry import block_names
 
 KINDS: dict[str, Callable[[torch.device], Iterator[Race]]] = {
     "blocks": blocks.races, "rollout": rollout.races, "metrics": metrics.races, "seeds": seeds.races,
@@ -22,15 +24,31 @@ KINDS: dict[str, Callable[[torch.device], Iterator[Race]]] = {
 }  # fmt: skip
 
 
-def bench(kind: str, device_name: str, seconds: float, report: Callable[[str], None]) -> list[Outcome]:
-    """Run the races of a kind; `report(name)` is called before each."""
+Found = Sequence[Outcome | Profile | Prediction]
+
+
+def bench(kind: str, device_name: str, seconds: float, report: Callable[[str], None]) -> tuple[Found, Table]:
+    """Measure what there is of a kind; `report(name)` is called before each piece. Returns it and its table."""
     device = choose_device(device_name, Group())
     be_deterministic(1, device)
+    if kind == "scaling":
+        predictions = [scaling.predict(block) for block in _told(scaling.BLOCKS, report)]
+        return predictions, scaling.table(predictions)
+    if kind == "profile":
+        profiles = [profile.profile(block, device, seconds) for block in _told(block_names(), report)]
+        return profiles, profile.table(profiles)
     outcomes = []
     for race in KINDS[kind](device):
         report(race.name)
         outcomes.append(run(race, device, seconds))
-    return outcomes
+    return outcomes, table(kind, outcomes)
+
+
+def _told(names: Iterable[str], report: Callable[[str], None]) -> Iterator[str]:
+    """Iterate over names, each reported when its turn comes."""
+    for name in names:
+        report(name)
+        yield name
 
 
 def table(kind: str, outcomes: list[Outcome]) -> Table:
@@ -48,12 +66,12 @@ def table(kind: str, outcomes: list[Outcome]) -> Table:
     return found
 
 
-def store(kind: str, outcomes: Sequence[Outcome | Prediction], device_name: str, folder: Path) -> Path:
-    """Write the outcomes with all that they ran on. Raises `UserError` if that cannot be."""
-    device = choose_device(device_name, Group())
-    what = "predictions" if kind == "scaling" else "races"
+def store(kind: str, found: Found, device_name: str, folder: Path) -> Path:
+    """Write what was found with all that it ran on. Raises `UserError` if that cannot be."""
+    device = choose_device("cpu" if kind == "scaling" else device_name, Group())
+    what = {"profile": "profiles", "scaling": "predictions"}.get(kind, "races")
     record: dict[str, Any] = {
-        "kind": kind, "environment": environment(device, 1, 1), what: [outcome.record() for outcome in outcomes],
+        "kind": kind, "environment": environment(device, 1, 1), what: [each.record() for each in found],
     }  # fmt: skip
     path = folder / f"{kind}-{device.type}.json"
     write_figures(path, record)
