@@ -41,6 +41,9 @@ class RoomsData(Config):
     panels: int = Field(1, ge=1, le=16, description="independently coloured panels on each wall")
     pillar: bool = True
     fov: float = Field(60.0, gt=10, lt=150, description="horizontal field of view, degrees")
+    linger: int = Field(
+        0, ge=0, le=1000, description="training clips look to and fro for up to so many frames, as held-out episodes do"
+    )
 
 
 class FilesData(Config):

@@ -3,7 +3,8 @@
 Every episode is a new room, [-1, 1] in x and y, whose wall panels and pillar have random colours. In `rotation` the
 agent turns on the spot, one heading a frame; in `walking` it turns or takes a step. An episode opens with a look
 around, a full turn or (two in five) half of one, and goes on in sweeps, so that views return after a while.
-Held-out episodes linger in one direction for stretches of all lengths, which spreads the gaps over the horizon.
+Held-out episodes linger in one direction for stretches of all lengths, which spreads the gaps over the horizon;
+training clips do so for up to `linger` frames.
 
 Letters: B episodes, T frames, R rays (columns of a frame), S sub-columns that are averaged into one.
 """
@@ -151,6 +152,8 @@ class Rooms:
         """Return the turn that leads to each frame: -1, 0 or 1 headings; 0 for the first."""
         turns = [0, *self._look_around(rng)]
         while len(turns) < frames:
+            if self.config.linger:
+                turns += _linger(rng, int(rng.integers(self.config.linger + 1)))
             turns += _sweep(rng, 2, self.config.headings)
         return np.array(turns[:frames])
 

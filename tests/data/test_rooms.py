@@ -170,6 +170,17 @@ def test_held_out_gaps_spread_over_the_horizon(preset: Preset) -> None:
     assert (kind == "recent").sum() >= 100 and (kind == "novel").sum() >= 20
 
 
+def test_training_clips_linger_if_asked_and_held_out_episodes_stay_the_same() -> None:
+    plain, lingering = (Rooms(RoomsData(size=8, linger=linger)) for linger in (0, 6))
+    assert equal(plain.held_out(3, 60, 20), lingering.held_out(3, 60, 20))
+    shares = []
+    for data in (plain, lingering):
+        heading = (data.training_batch(0, 0, 200, 24).poses[..., 2] / (math.pi / 4)).round().int() % 8
+        just_seen = [heading[:, t, None].eq(heading[:, t - 3 : t]).any(1) for t in range(8, 24)]
+        shares.append(float(torch.stack(just_seen).float().mean()))
+    assert shares[0] < 0.15 < 0.2 < shares[1]
+
+
 @pytest.mark.parametrize("headings", [4, 5, 12, 72])
 @pytest.mark.parametrize("context", [2, 6, 40])
 def test_scripts_have_the_asked_length_for_any_headings(headings: int, context: int) -> None:
