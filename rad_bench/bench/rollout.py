@@ -22,11 +22,13 @@ FRAME_SHAPE, ACTIONS, VIDEOS = (3, 32, 32), 4, 32
 EARLY, LATE = 50, 1000
 WINDOW, GENERATED = 16, 4
 PIECE = 50  # frames committed at a time
+MANY, FEW = 64, 8  # videos
 
 
 def races(device: torch.device) -> Iterator[Race]:
-    """Yield the race of the cache, then early against late for every block."""
+    """Yield the races of the cache and of many videos at once, then early against late for every block."""
     yield _cached(device)
+    yield _batched(device)
     for name in block_names():
         yield _early_and_late(name, device)
 
@@ -69,6 +71,30 @@ def _cached(device: torch.device) -> Race:
         return [frames[:, matter:]]
 
     return Race(f"rollout with a cache, window {WINDOW}", "recomputed", ours, recomputed, 1e-3, "at least 8")
+
+
+@torch.no_grad()
+def _batched(device: torch.device) -> Race:
+    """Generate a frame of many videos at once, and of a few at a time."""
+    trunk, diffusion = perturbed_trunk("mamba2", device), Diffusion(DiffusionConfig())
+    motion = torch.randn(MANY, 1, motion_size(trunk.config.motion, ACTIONS), device=device)
+    clean = torch.rand(MANY, 1, *FRAME_SHAPE, device=device) * 2 - 1
+    noise = torch.randn(MANY, *FRAME_SHAPE, device=device)
+    cache = trunk.commit(clean, motion, trunk.start(MANY))
+    groups = torch.arange(MANY, device=device).split(FEW)
+    caches = [cache.select(group) for group in groups]
+
+    def together() -> Sequence[Tensor]:
+        return [rollout(trunk, diffusion, motion, cache, lambda _: noise).frames]
+
+    def apart() -> Sequence[Tensor]:
+        found = [
+            rollout(trunk, diffusion, motion[group], few, lambda _, group=group: noise[group]).frames  # type: ignore[misc]
+            for group, few in zip(groups, caches, strict=True)
+        ]
+        return [torch.cat(found)]
+
+    return Race(f"mamba2: {MANY} videos at once", f"{FEW} at a time", together, apart, 1e-3, "at least 5 on a GPU")
 
 
 @torch.no_grad()
