@@ -25,9 +25,10 @@ from rad_bench.training import Trainer
 
 TRUNK = "rest of the trunk"  # embedding, modulation, residuals, head, loss
 METHODS = {  # of a layer -> the part that they are
+    "_remember": "memory",
     "spatial.project": "attention in space", "spatial.attend": "attention in space",
     "temporal.project": "attention in time", "temporal.attend": "attention in time",
-    "_remember": "memory", "mlp.forward": "feed-forward",
+    "mlp.forward": "feed-forward",
 }  # fmt: skip
 NOISE, UPDATE = "noise", "optimiser, average"
 PARTS = (*dict.fromkeys(METHODS.values()), TRUNK, NOISE, UPDATE)
@@ -153,13 +154,9 @@ def table(profiles: list[Profile]) -> Table:
     """Return the profiles as a table, a row a block."""
     found = Table(title="bench profile", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     found.add_column("memory")
-    for heading in ("step, ms", "memory, % of FLOPs", *(f"{part}, % of time" for part in ("memory", *_others()))):
+    for heading in ("step, ms", "memory, % of FLOPs", *(f"{part}, % of time" for part in PARTS)):
         found.add_column(heading, justify="right")
     for p in profiles:
-        shares = (f"{100 * p.shares[part]:.0f}" for part in ("memory", *_others()))
+        shares = (f"{100 * p.shares[part]:.0f}" for part in PARTS)
         found.add_row(p.block, f"{p.step_ms:.1f}", f"{100 * p.memory_flops:.0f}", *shares)
     return found
-
-
-def _others() -> list[str]:
-    return [part for part in PARTS if part != "memory"]
