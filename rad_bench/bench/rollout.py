@@ -1,9 +1,10 @@
-"""Rollouts: cached against recomputed, and the thousandth frame against the fiftieth."""
+"""Rollouts: cached against recomputed, many videos at once, with and without memory, frame 1000 against frame 50."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,11 +27,15 @@ MANY, FEW = 64, 8  # videos
 
 
 def races(device: torch.device) -> Iterator[Race]:
-    """Yield the races of the cache and of many videos at once, then early against late for every block."""
+    """Yield the races of the cache and of many videos at once, then each block's, and early against late."""
     yield _cached(device)
     yield _batched(device)
+    bare = functools.partial(_generating("none", device, EARLY).step, EARLY)
     for name in block_names():
-        yield _early_and_late(name, device)
+        made = _generating(name, device, EARLY, LATE)
+        if name != "none":
+            yield Race("a frame without memory", f"with {name}", bare, functools.partial(made.step, EARLY), None)
+        yield _early_and_late(name, made)
 
 
 def perturbed_trunk(name: str, device: torch.device, **changes: int) -> Trunk:
@@ -97,32 +102,43 @@ def _batched(device: torch.device) -> Race:
     return Race(f"mamba2: {MANY} videos at once", f"{FEW} at a time", together, apart, 1e-3, "at least 5 on a GPU")
 
 
+@dataclass(frozen=True)
+class Generating:
+    """Generates a frame of some videos, after early or late ones."""
+
+    caches: dict[int, Cache]
+    step: Callable[[int], Sequence[Tensor]]  # of the number of frames before
+
+
 @torch.no_grad()
-def _early_and_late(name: str, device: torch.device) -> Race:
-    trunk = perturbed_trunk(name, device)
-    diffusion = Diffusion(DiffusionConfig())
+def _generating(name: str, device: torch.device, *after: int) -> Generating:
+    trunk, diffusion = perturbed_trunk(name, device), Diffusion(DiffusionConfig())
     caches, cache = {}, trunk.start(VIDEOS)
     motion = torch.randn(VIDEOS, 1, motion_size(trunk.config.motion, ACTIONS), device=device)
     frames = torch.rand(VIDEOS, PIECE, *FRAME_SHAPE, device=device) * 2 - 1
     noise = torch.randn(VIDEOS, *FRAME_SHAPE, device=device)
-    while cache.frames < LATE:
+    while cache.frames < max(after):
         cache = trunk.commit(frames, motion.expand(-1, PIECE, -1), cache)
-        if cache.frames in (EARLY, LATE):
+        if cache.frames in after:
             caches[cache.frames] = cache
 
-    def step(at: int) -> Sequence[Tensor]:
-        return [rollout(trunk, diffusion, motion, caches[at], lambda _: noise).frames]
+    def step(frames: int) -> Sequence[Tensor]:
+        return [rollout(trunk, diffusion, motion, caches[frames], lambda _: noise).frames]
 
-    grows = _bytes(caches[LATE]) / _bytes(caches[EARLY])
-    early, late = (count_flops(functools.partial(step, at)) for at in (EARLY, LATE))
+    return Generating(caches, step)
+
+
+def _early_and_late(name: str, made: Generating) -> Race:
+    early, late = (_bytes(made.caches[at]) for at in (EARLY, LATE))
+    flops = [count_flops(functools.partial(made.step, at)) for at in (EARLY, LATE)]
     return Race(
         f"{name}: frame {EARLY}",
         f"frame {LATE}",
-        functools.partial(step, EARLY),
-        functools.partial(step, LATE),
+        functools.partial(made.step, EARLY),
+        functools.partial(made.step, LATE),
         None,
         "grows" if name == "attention" else "at most 1.05",
-        {"times_the_flops": late / early, "cache_growth": grows, "cache_bytes_late": _bytes(caches[LATE])},
+        {"times_the_flops": flops[1] / flops[0], "cache_growth": late / early, "cache_bytes_late": late},
     )
 
 

@@ -81,7 +81,7 @@ def test_seeds_in_one_pass_have_the_losses_and_gradients_of_seeds_alone(block):
 
 @pytest.mark.parametrize("block", ["none", "lstm", "attention"])
 def test_only_a_memory_that_grows_grows(block):
-    notes = rollout._early_and_late(block, CPU).notes
+    notes = rollout._early_and_late(block, rollout._generating(block, CPU, rollout.EARLY, rollout.LATE)).notes
     assert (notes["cache_growth"] > 2) is (notes["times_the_flops"] > 1.5) is (block == "attention")
     if block != "attention":
         assert notes["cache_growth"] == notes["times_the_flops"] == 1
