@@ -53,8 +53,9 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[..., L, D] -> rotated q, rotated k and v, each [..., L, H, P]."""
-        q, k, v = rearrange(self.qkv(x), "... (three h p) -> three ... h p", three=3, h=self.heads).unbind(0)
-        return rotate(q, rotation), rotate(k, rotation), v
+        qk, v = rearrange(self.qkv(x), "... (three h p) -> three ... h p", three=3, h=self.heads).split([2, 1])
+        q, k = rotate(qk, rotation)
+        return q, k, v[0]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
         """Attend from [..., Q, H, P] to [..., K, H, P]; `visible` is [Q, K]."""
