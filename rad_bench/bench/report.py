@@ -20,7 +20,7 @@ from rad_bench.registry import block_names
 
 KINDS: dict[str, Callable[[torch.device], Iterator[Race]]] = {
     "blocks": blocks.races, "rollout": rollout.races, "metrics": metrics.races, "seeds": seeds.races,
-    "startup": startup.races, "step": step.races,
+    "startup": startup.races, "step": step.races, "compile": step.compiled_races,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What a memory adds to a training step, in time and in FLOPs, at the preset of memory_blocks.yaml.
+"""A training step at the preset of memory_blocks.yaml: what a memory adds, in time and FLOPs; what compiling takes off.
 
 The whole step: clips (prepared before), noise, forward, backward, clipping, optimiser, average. FLOPs are those of the
 forward pass; the backward pass of a product has twice as many on both sides.
@@ -6,6 +6,8 @@ forward pass; the backward pass of a product has twice as many on both sides.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +19,14 @@ from rad_bench.bench.seeds import BUDGET
 from rad_bench.config import LaunchConfig, RunConfig
 from rad_bench.data import Episodes, open_dataset
 from rad_bench.distributed import Group
+from rad_bench.errors import UserError
 from rad_bench.model.budget import ModelPlan, build_trunk
 from rad_bench.model.codec import open_codec
 from rad_bench.registry import block_names
 from rad_bench.training import Trainer, make_trainer
+
+UNROLLED = ("ttt",)  # by the compiler, a gradient step a frame, for many minutes
+COMPILED_TOLERANCE = 1e-4  # of the first step's loss
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,22 @@ def races(device: torch.device) -> Iterator[Race]:
             yield Race("a training step without memory", f"with {name}", bare, full, None, notes=notes)
 
 
-def stepping(name: str, device: torch.device) -> Stepping:
+def compiled_races(device: torch.device) -> Iterator[Race]:
+    """Yield steps whose layers `torch.compile` has compiled against the same steps without, which learn the same."""
+    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UserError("bench compile: PyTorch compiles for a CPU by a C++ compiler, and there is no g++ here.")
+    for name in block_names():
+        if name not in UNROLLED:
+            eager, compiled = (stepping(name, device, LaunchConfig(compile=compile)) for compile in (False, True))
+            yield Race(f"a step with {name}, compiled", "eager", compiled, eager, COMPILED_TOLERANCE)
+
+
+def stepping(name: str, device: torch.device, launch: LaunchConfig = LaunchConfig()) -> Stepping:
     """Return training steps of the preset around the named block."""
     run = RunConfig.model_validate({"memory": name, "match": {"by": "parameters", "budget": BUDGET}})
     dataset = open_dataset(run.data)
     codec = open_codec(run.autoencoder, dataset.frame_shape)
     trunk, plan = build_trunk(run, codec.frame_shape, dataset.action_size)
-    trainer = make_trainer(run, trunk.to(device), codec, device, LaunchConfig(), Group())
+    trainer = make_trainer(run, trunk.to(device), codec, device, launch, Group())
     clips = dataset.training_batch(0, 0, run.training.batch, run.training.frames)
     return Stepping(trainer, clips, plan)

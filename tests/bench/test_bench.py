@@ -12,6 +12,7 @@ from blocks.memory import Path, kernels_are_off
 from rad_bench.bench import blocks, metrics, race, report, rollout, seeds, startup, step
 from rad_bench.bench.race import Race
 from rad_bench.cli import cli
+from rad_bench.errors import UserError
 from rad_bench.registry import block_names
 
 CPU = torch.device("cpu")
@@ -115,3 +116,18 @@ def test_a_run_is_timed_to_its_first_step_and_one_that_takes_none_says_why(monke
     monkeypatch.setattr(startup, "MEMORY", "no_such_block")
     with pytest.raises(RuntimeError, match="no_such_block"):
         startup._first_step(CPU)
+
+
+def test_compiled_steps_race_against_the_same_steps(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append(self))
+    monkeypatch.setattr(step.shutil, "which", lambda name: name)
+    found = next(step.compiled_races(CPU))
+    assert compiled == list(found.ours.trainer.trunk.layers)
+    assert race._difference(found.ours(), found.other()) <= found.tolerance
+
+
+def test_compiling_without_a_compiler_is_a_users_error(monkeypatch):
+    monkeypatch.setattr(step.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="g\\+\\+"):
+        next(step.compiled_races(CPU))
