@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blocks.memory import MemoryBlock, State, leaves, map_state
 
@@ -95,10 +95,10 @@ def _probe(
     return Probe(block, x, noisy)
 
 
-def perturb(block: MemoryBlock, size: float = 0.1, generator: torch.Generator | None = None) -> None:
+def perturb(module: nn.Module, size: float = 0.1, generator: torch.Generator | None = None) -> None:
     """Move all parameters off their first values, by a generator of the CPU, PyTorch's own if none is given."""
     with torch.no_grad():
-        for parameter in block.parameters():
+        for parameter in module.parameters():
             noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
             parameter.add_(size * noise.to(parameter))
 

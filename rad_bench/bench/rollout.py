@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blocks.contract import perturb
 from rad_bench.bench.race import Race
 from rad_bench.config import DiffusionConfig, TrunkConfig
 from rad_bench.model.budget import count_flops
@@ -41,10 +42,7 @@ def races(device: torch.device) -> Iterator[Race]:
 def perturbed_trunk(name: str, device: torch.device, **changes: int) -> Trunk:
     """A trunk at the default preset, its weights perturbed: zero-initialised ones would hide differences."""
     trunk = Trunk(TrunkConfig(**changes), find_block(name), FRAME_SHAPE, ACTIONS, 0).to(device)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in trunk.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator).to(device))
+    perturb(trunk, 0.05, torch.Generator().manual_seed(1))
     return trunk.eval()
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from blocks.contract import perturb
 from blocks.memory import without_kernels
 from rad_bench.bench.race import Race
 from rad_bench.config import RunConfig
@@ -73,9 +74,7 @@ def make_solo(name: str, seed: int, device: torch.device) -> Solo:
     codec = open_codec(run.autoencoder, dataset.frame_shape)
     trunk, _ = build_trunk(run, codec.frame_shape, dataset.action_size)
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in trunk.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    perturb(trunk, 0.02, generator)
     training, diffusion = run.training, Diffusion(run.diffusion, codec.bound)
     clips = dataset.training_batch(seed, 0, training.batch, training.frames)
     motion = motion_features(run.trunk.motion, clips.actions, clips.egomotion)

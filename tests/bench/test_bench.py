@@ -123,8 +123,12 @@ def test_compiled_steps_race_against_the_same_steps(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append(self))
     monkeypatch.setattr(step.shutil, "which", lambda name: name)
     found = next(step.compiled_races(CPU))
-    assert compiled == list(found.ours.trainer.trunk.layers)
+    trunk = found.ours.trainer.trunk
+    assert compiled == list(trunk.layers)
     assert race._difference(found.ours(), found.other()) <= found.tolerance
+    with torch.no_grad():
+        trunk.layers[0].mlp[0].weight.mul_(2)  # had it been compiled to something else
+    assert race._difference(found.ours(), found.other()) > found.tolerance
 
 
 def test_compiling_without_a_compiler_is_a_users_error(monkeypatch):
