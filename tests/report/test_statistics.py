@@ -134,7 +134,7 @@ def test_a_memory_whose_readout_is_ignored_is_said_to_be_used_at_the_stated_rate
 
 def test_all_pairs_together_are_wrong_no_more_often_than_one_in_twenty():
     rng, wrong = np.random.default_rng(0), []
-    for _ in range(600):
+    for _ in range(300):
         index = pd.MultiIndex.from_product([range(5), range(4)], names=["seed", "episode"])
         blocks = {name: pd.Series(rng.normal(0, 1, 20), index) for name in "abcde"}
         wrong.append(min(pair.p_holm for pair in compare_pairs(blocks)) < 0.05)

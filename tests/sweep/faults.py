@@ -88,6 +88,5 @@ def empty_checkpoints(slurm, sweep):
         (run / name).write_bytes(b"")
 
 
-IN_A_JOB = (
-    requeue, time_out, preempt, node_down, kill_job, truncate_checkpoint, corrupt_checkpoint, empty_checkpoints,
-)  # fmt: skip
+TO_CHECKPOINTS = (truncate_checkpoint, corrupt_checkpoint, empty_checkpoints)
+IN_A_JOB = (requeue, time_out, preempt, node_down, kill_job, *TO_CHECKPOINTS)

@@ -65,10 +65,10 @@ def assert_undisturbed(sweep, undisturbed, steps=400, **which):
         assert [step for step in logged if step] == list(range(10, steps + 1, 10))
 
 
-# Checkpoints that are cut short or corrupted are tests/test_run.py's, without a SLURM; the soak has them on one.
+# Spoilt checkpoints are tests/test_run.py's, without a SLURM; the soak has them on one.
 @pytest.mark.parametrize(
     "fault",
-    [fault for fault in faults.IN_A_JOB if fault not in (faults.truncate_checkpoint, faults.corrupt_checkpoint)],
+    [fault for fault in faults.IN_A_JOB if fault not in faults.TO_CHECKPOINTS],
     ids=lambda fault: fault.__name__,
 )
 def test_a_disturbed_job_goes_on_and_ends_with_the_same_frames(tmp_path, slurm, undisturbed_one, fault):
