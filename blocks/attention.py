@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.memory import MemoryBlock, Prefetched, State
+from rad_bench.blocks.memory import MemoryBlock, Prefetched, State
 
 
 class Attention(MemoryBlock):

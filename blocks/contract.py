@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks.memory import MemoryBlock, State, leaves, map_state
+from rad_bench.blocks.memory import MemoryBlock, State, leaves, map_state
 
 SEQUENCES, FRAMES, DIM = 3, 37, 16
 # Relative to the largest value compared, or to 1 if that is smaller.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.memory import MemoryBlock, State
+from rad_bench.blocks.memory import MemoryBlock, State
 
 
 class FeedForward(MemoryBlock):

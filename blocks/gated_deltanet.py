@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
+from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
 
 
 @dataclass(frozen=True)

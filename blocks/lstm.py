@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
+from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
 
 sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward  # (gradient, output)
 

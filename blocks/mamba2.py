@@ -26,8 +26,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from blocks import mamba_kernels
-from blocks.memory import MemoryBlock, Path, Prefetched, State, in_full_precision
+from rad_bench.blocks.fast import mamba2_kernels as mamba_kernels
+from rad_bench.blocks.memory import MemoryBlock, Path, Prefetched, State, in_full_precision
 
 
 @dataclass(frozen=True)

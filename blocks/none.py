@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blocks.memory import MemoryBlock, State
+from rad_bench.blocks.memory import MemoryBlock, State
 
 
 class NoMemory(MemoryBlock):

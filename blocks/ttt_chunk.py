@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blocks.memory import Prefetched, State, in_full_precision, map_state
-from blocks.ttt import TTT, inner_model
+from rad_bench.blocks.memory import Prefetched, State, in_full_precision, map_state
+from rad_bench.blocks.ttt import TTT, inner_model
 
 
 class ChunkTTT(TTT):

@@ -9,11 +9,11 @@ import torch
 
 from rad_bench.config import LaunchConfig, RunConfig
 from rad_bench.data import Dataset, open_dataset
+from rad_bench.look.load import Trained
 from rad_bench.model.budget import build_trunk
 from rad_bench.model.codec import Pixels
-from rad_bench.run import execute
-from rad_bench.run_folder import Run, RunFolder, save_run
-from rad_bench.trained import Trained
+from rad_bench.run.execute import execute
+from rad_bench.store.run_folder import Run, RunFolder, save_run
 
 TINY: dict[str, Any] = {
     "data": {"name": "rooms", "size": 16},

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from blocks.contract import perturb
-from blocks.memory import without_kernels
 from rad_bench.bench.race import Race
+from rad_bench.blocks.contract import perturb
+from rad_bench.blocks.memory import without_kernels
 from rad_bench.config import RunConfig
 from rad_bench.data import open_dataset
 from rad_bench.model.budget import build_trunk
 from rad_bench.model.codec import open_codec
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_features
+from rad_bench.model.registry import block_names
 from rad_bench.model.trunk import Trunk
-from rad_bench.registry import block_names
 
 SEEDS = 8
 BUDGET = 70_000  # memory parameters of each model in memory_blocks.yaml

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rad_bench.config import DataConfig, MemoryMazeData, MinecraftData, RoomsData
 from rad_bench.data.episodes import Dataset, Episodes
-from rad_bench.data.recordings import Recordings, Source
+from rad_bench.data.recordings import Recordings
+from rad_bench.data.source import Source
 from rad_bench.errors import UserError
 
 

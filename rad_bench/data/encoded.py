@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rad_bench.data.episodes import Episodes
 from rad_bench.data.index import cache_folder
-from rad_bench.data.recordings import Item, Recordings
+from rad_bench.data.recordings import Recordings
+from rad_bench.data.source import Item
 from rad_bench.errors import UserError
 
 

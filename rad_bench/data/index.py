@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from rad_bench.data.recordings import UNREADABLE, Item, Listing
+from rad_bench.data.source import UNREADABLE, Item, Listing
 from rad_bench.errors import UserError
-from rad_bench.run_folder import write_atomically
+from rad_bench.store.atomic import write_atomically
 
 
 def list_files(folder: Path, patterns: Iterable[str], inspect: Callable[[Path, str], Item], kind: str) -> Listing:

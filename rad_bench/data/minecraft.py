@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from rad_bench.data.index import list_files
-from rad_bench.data.recordings import Item, Recording
+from rad_bench.data.source import Item, Recording
 from rad_bench.errors import UserError
 
 INSPECTION = "minecraft 1"
@@ -57,6 +57,9 @@ class MinecraftFiles:
 
     def surfaces(self, recording: Recording) -> NDArray[np.int64]:
         return np.zeros((len(recording.frames), 0), np.int64)
+
+    def surroundings(self, recording: Recording) -> None:
+        return None
 
 
 def _poses(columns: NDArray[Any]) -> NDArray[np.float64]:

@@ -24,7 +24,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rad_bench.data.recordings import Item, Listing, Recording, Recordings
+from rad_bench.data.maze_view import maze_around, maze_surfaces
+from rad_bench.data.recordings import Recordings
+from rad_bench.data.source import Item, Listing, Recording
 from rad_bench.errors import UserError
 
 INDEX = "pack.json"
@@ -68,9 +70,12 @@ class Packed:
     def surfaces(self, recording: Recording) -> NDArray[np.int64]:
         if recording.layout is None or recording.poses is None:
             return np.zeros((len(recording.frames), 0), np.int64)
-        from rad_bench.data.memory_maze import maze_surfaces
-
         return maze_surfaces(recording.layout, recording.poses.numpy())
+
+    def surroundings(self, recording: Recording) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+        if recording.layout is None or recording.poses is None:
+            return None
+        return maze_around(recording.layout, recording.poses.numpy())
 
 
 def _load_layouts(path: Path) -> dict[str, NDArray[np.bool_]]:

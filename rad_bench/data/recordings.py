@@ -9,81 +9,26 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from rad_bench.data.episodes import Episodes, Hidden, egomotion_from_poses, poses_from_egomotion
+from rad_bench.data.source import UNREADABLE, Item, Listing, Recording, Source
 from rad_bench.errors import UserError
 
 VERSION = 2  # of how recordings become episodes; part of the data's identity
 CACHE_BYTES = 1 << 30  # a data set that fits, once decoded and resized, is decoded once and kept
 PROBE = 3  # first word of the random key of probe clips
 NAMED = 10  # bad files that a message names; the others are counted
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 TRAINING_FOLDERS, HELD_OUT_FOLDERS = {"train", "training"}, {"test", "validation", "eval"}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One recorded episode."""
-
-    name: str  # its path below the data set's folder, with /
-    length: int  # frames
-    height: int  # pixels
-    width: int
-    content: str  # stands for the content in the data's identity
-    variant: str = ""  # of the format; a data set has one
-
-
-@dataclass(frozen=True)
-class Recording:
-    """T frames of an item."""
-
-    frames: Tensor  # [T, 3, H, W] uint8
-    actions: Tensor  # [T, A] float32; row t is what led to frame t
-    poses: Tensor | None  # [T, 3] float64
-    layout: NDArray[np.bool_] | None = None  # [N, N], true where free, in the poses' coordinates
-
-    def part(self, start: int, stop: int) -> Recording:
-        """Return frames start..stop-1, as views."""
-        poses = None if self.poses is None else self.poses[start:stop]
-        return Recording(self.frames[start:stop], self.actions[start:stop], poses, self.layout)
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a folder holds: good items by name, and why the others are left out."""
-
-    items: list[Item]
-    left_out: list[str]
-
-
-class Source(Protocol):
-    """A format of recordings in files below a folder."""
-
-    kind: str  # the data's name in a config
-    action_size: int
-    has_poses: bool
-    listing: Listing
-
-    def read(self, item: Item, start: int, stop: int) -> Recording:
-        """Return frames start..stop-1 of an item at their own size. Raises one of `UNREADABLE`."""
-        ...
-
-    def surfaces(self, recording: Recording) -> NDArray[np.int64]:
-        """Return which surface each ray of each view meets, [T, R]; R = 0 where the world's layout is unknown."""
-        ...
 
 
 class FilesConfig(Protocol):
@@ -168,7 +113,7 @@ class Recordings:
     def probe_clips(self, training: bool, count: int, frames: int) -> Episodes:
         """Return random clips whose hidden part is where the agent stands and, with a map, what is around it.
 
-        `position` is x and y in the first frame's body frame; for `layout` see `maze_around`.
+        `position` is x and y in the first frame's body frame; for `layout` see `Source.surroundings`.
         """
         items = [item for item in (self.training if training else self.held_out_items) if item.length >= frames]
         rng = np.random.default_rng([PROBE, training, count, frames])
@@ -180,13 +125,9 @@ class Recordings:
         episodes = self.as_episodes(drawn, parts)
         place = poses_from_egomotion(episodes.egomotion)[:, -1, :2]
         hidden = {"position": Hidden(place, torch.ones_like(place, dtype=torch.bool))}
-        mapped = [
-            (part.layout, part.poses.numpy()) for part in parts if part.layout is not None and part.poses is not None
-        ]
-        if len(mapped) == len(parts):
-            from rad_bench.data.memory_maze import maze_around  # only mazes have layouts
-
-            free, shown = (np.stack(part) for part in zip(*(maze_around(*clip) for clip in mapped), strict=True))
+        around = [found for part in parts if (found := self.source.surroundings(part)) is not None]
+        if len(around) == len(parts):
+            free, shown = (np.stack(arrays) for arrays in zip(*around, strict=True))
             hidden["layout"] = Hidden(torch.from_numpy(free).double(), torch.from_numpy(shown))
         return replace(episodes, hidden=hidden)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blocks.memory import leaves, map_state
+from rad_bench.blocks.memory import leaves, map_state
 from rad_bench.config import RunConfig
 from rad_bench.evaluation.tasks import Task
 from rad_bench.model.cache import Cache

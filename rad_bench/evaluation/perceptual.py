@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rad_bench.torchvision import import_torchvision
+from rad_bench.model.torchvision_import import import_torchvision
 
 WEIGHTS = "alexnet-owt-7be5be79.pth"
 BACKBONE_SHA256 = "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"

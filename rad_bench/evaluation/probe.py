@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from blocks.memory import leaves
+from rad_bench.blocks.memory import leaves
 from rad_bench.config import RunConfig
 from rad_bench.data import Dataset, Episodes
 from rad_bench.model.codec import Codec

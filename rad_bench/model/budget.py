@@ -25,12 +25,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from blocks.memory import MemoryBlock, state_bytes
+from rad_bench.blocks.memory import MemoryBlock, state_bytes
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
+from rad_bench.model.registry import check_options, find_block
 from rad_bench.model.scan import Scan
 from rad_bench.model.trunk import Trunk, memory_layers
-from rad_bench.registry import check_options, find_block
 
 LARGEST = 1 << 14  # of a size option
 TOLERANCE = 0.02  # of a budget

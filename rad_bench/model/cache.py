@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from blocks.memory import State, map_state, state_bytes
+from rad_bench.blocks.memory import State, map_state, state_bytes
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class KL:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  a run has one codec, on one or two devices
     def _model(self, device: str) -> Any:
-        from rad_bench.torchvision import import_torchvision
+        from rad_bench.model.torchvision_import import import_torchvision
 
         import_torchvision()
         try:

@@ -23,8 +23,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from blocks.memory import MemoryBlock, State
-from blocks.none import NoMemory
+from rad_bench.blocks.memory import MemoryBlock, State
+from rad_bench.blocks.none import NoMemory
 from rad_bench.config import TrunkConfig
 from rad_bench.model.cache import Cache, LayerCache
 from rad_bench.model.motion import motion_size

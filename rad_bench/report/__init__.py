@@ -11,11 +11,11 @@ def write_report(sweep_folder: Path) -> Path:
     from rad_bench.report.ablation import ablation_rows
     from rad_bench.report.answer import answer
     from rad_bench.report.evidence import budgets, gaps, parity
-    from rad_bench.report.memory import memory_rows, probes
     from rad_bench.report.page import write_page
     from rad_bench.report.plots import draw_plots
     from rad_bench.report.reading import read_sweep
     from rad_bench.report.summary import no_formula, summarise, summary_table
+    from rad_bench.report.usage import memory_rows, probes
 
     sweep = read_sweep(sweep_folder)
     rows, pairs = summarise(sweep)

@@ -9,8 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from rad_bench.report.intervals import Estimate, compare_pairs, estimate, holm
 from rad_bench.report.reading import Sweep
-from rad_bench.report.statistics import Estimate, compare_pairs, estimate, holm
 
 DEFAULT = "default"  # value of an option that is not given
 

@@ -7,8 +7,8 @@ import numpy as np
 from rad_bench.evaluation.evaluate import CONTROLS, COPY_LAST
 from rad_bench.report.ablation import AblationRow
 from rad_bench.report.caveats import caveats, scope
+from rad_bench.report.intervals import Estimate, Pair, best_group, smallest_shown
 from rad_bench.report.reading import Sweep, base_name
-from rad_bench.report.statistics import Estimate, Pair, best_group, smallest_shown
 from rad_bench.report.summary import Row
 from rad_bench.report.table import byte_text, listing, number_text, p_text, show
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rad_bench.report.memory import FRAMES_PER_POINT
+from rad_bench.report.intervals import episode_means, estimate
 from rad_bench.report.reading import Sweep, read_losses, training_log
-from rad_bench.report.statistics import episode_means, estimate
+from rad_bench.report.usage import FRAMES_PER_POINT
 
 GAP_EDGES = (0, 6, 9, 12, 16, 20, 25, 30, 40, 60, 100, 200, 400, 1000)
 LEAST_EPISODES = 8  # that a point of a curve rests on; frames of few episodes carry no interval

@@ -12,9 +12,9 @@ import jinja2
 from markupsafe import Markup
 
 from rad_bench.report import evidence
+from rad_bench.report.gallery import strip_groups
 from rad_bench.report.plots import INK, PAPER, Plot
 from rad_bench.report.reading import Sweep
-from rad_bench.report.strips import strip_groups
 from rad_bench.report.table import Table
 
 

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rad_bench.errors import UserError, one_line
 from rad_bench.evaluation.evaluate import CONTROLS
-from rad_bench.report.statistics import episode_means
-from rad_bench.results_folder import check_links, check_name, read_plan
-from rad_bench.run_folder import RunFolder
+from rad_bench.report.intervals import episode_means
+from rad_bench.store.run_folder import RunFolder
+from rad_bench.store.sweep_folder import check_links, check_name, read_plan
 
 # Others follow in alphabetical order, controls last.
 ORDER = ("none", "feedforward", "lstm", "mamba2", "ttt", "attention")

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from rad_bench.evaluation.evaluate import CONTROLS
-from rad_bench.report.reading import Sweep, base_name
-from rad_bench.report.statistics import (
+from rad_bench.report.intervals import (
     Estimate,
     Pair,
     best_group,
@@ -21,6 +20,7 @@ from rad_bench.report.statistics import (
     estimate,
     memory_verdict,
 )
+from rad_bench.report.reading import Sweep, base_name
 
 AGAINST_RAW = {"psnr": 1, "ssim": 1, "lpips": -1}  # -1: less is better
 AGAINST_DECODED = {f"{metric}_decoded": sign for metric, sign in AGAINST_RAW.items()}  # where there is an autoencoder

@@ -10,7 +10,7 @@ from itertools import groupby
 import numpy as np
 
 from rad_bench.errors import one_line
-from rad_bench.report.statistics import Estimate
+from rad_bench.report.intervals import Estimate
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import numpy as np
 
 from rad_bench.evaluation.evaluate import CONTROLS
 from rad_bench.report.ablation import AblationRow
-from rad_bench.report.memory import MemoryRow
-from rad_bench.report.statistics import LEAST_LOSS, Estimate, Pair
+from rad_bench.report.intervals import LEAST_LOSS, Estimate, Pair
 from rad_bench.report.summary import METRICS, Row
 from rad_bench.report.table import Table, byte_text, number_text, p_text, show
+from rad_bench.report.usage import MemoryRow
 
 BOLD = "bold: not distinguishable from the best on its task (paired t, Holm, 5 %)"
 NO_BOLD = "nothing is bold: without several seeds nothing can be told apart"

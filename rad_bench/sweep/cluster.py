@@ -15,11 +15,11 @@ import submitit
 
 from rad_bench.config import LaunchConfig
 from rad_bench.errors import UserError
-from rad_bench.lease import ruling_claim
-from rad_bench.sweep import queue
+from rad_bench.store.lease import ruling_claim
+from rad_bench.sweep import squeue
 from rad_bench.sweep.journal import Submission, new_submission, read_submissions
 from rad_bench.sweep.launch import Missing, Notes, RunJob, make_executor
-from rad_bench.sweep.queue import SilentError, Task
+from rad_bench.sweep.squeue import SilentError, Task
 
 CONFIRM_SECONDS = 3.0  # before a job that has ended without a result is believed to have none
 REFUSED_SECONDS = 60.0  # before sbatch is asked again
@@ -55,8 +55,8 @@ class ClusterLaunch:
         """Take over what earlier commands left in the queue, and submit the rest. Raises `UserError`."""
         self.submissions = read_submissions(self.sweep_folder)
         try:
-            tasks = queue.ask(self.submissions)
-            queue.cancel(self._orphans(tasks))
+            tasks = squeue.ask(self.submissions)
+            squeue.cancel(self._orphans(tasks))
         except SilentError as error:
             raise UserError(f"SLURM does not answer, and jobs of this sweep may be in its queue: {error}.") from None
         self.to_submit = [name for name in self.runs if not (name in tasks and tasks[name].is_live)]
@@ -82,7 +82,7 @@ class ClusterLaunch:
     def _poll(self) -> float:
         """Ask SLURM for all runs; return in how many seconds to ask again."""
         try:
-            tasks = queue.ask(self.submissions)
+            tasks = squeue.ask(self.submissions)
         except SilentError:
             return self.pause  # a controller may be away for hours, while its jobs run on
         gone = []
@@ -93,7 +93,7 @@ class ClusterLaunch:
             waiting.absences = 0 if task is not None and task.is_live else waiting.absences + 1
             if waiting.absences >= 2:  # the queue lags, and so may a shared file system
                 gone.append(name)
-        told = queue.forgotten(self.submissions) if any(name not in tasks for name in gone) else {}
+        told = squeue.forgotten(self.submissions) if any(name not in tasks for name in gone) else {}
         for name in gone:
             self._ended(name, tasks.get(name) or told.get(name))
         self._submit()
@@ -149,7 +149,7 @@ class ClusterLaunch:
         if not groups:
             return
         try:
-            largest = queue.largest_array()
+            largest = squeue.largest_array()
         except SilentError as error:
             self.refused = str(error)
             return

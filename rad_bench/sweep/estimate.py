@@ -15,8 +15,8 @@ from statistics import mean
 from rad_bench.config import RunConfig
 from rad_bench.evaluation.strips import shown
 from rad_bench.model.trunk import Trunk
-from rad_bench.run_folder import RunFolder
-from rad_bench.training import LOG_EVERY
+from rad_bench.store.run_folder import RunFolder
+from rad_bench.training.loop import LOG_EVERY
 
 STORED = 270  # bytes that a checkpoint's archive adds to a tensor: headers, names, alignment
 NAMED = 85  # bytes of a tensor's entry in a safetensors header
@@ -86,7 +86,7 @@ def measured(folders: Iterable[Path], steps: int, device: str, threads: int) -> 
 def start_seconds() -> float:
     """Return how long a process takes until a run could begin."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import rad_bench.run"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", "import rad_bench.run.execute"], check=True, capture_output=True)
     return time.perf_counter() - began
 
 

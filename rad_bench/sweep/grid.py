@@ -12,10 +12,10 @@ from typing import Any
 from rad_bench.config import LaunchConfig, RunConfig, SweepConfig
 from rad_bench.data import Dataset, open_dataset
 from rad_bench.errors import UserError, did_you_mean, one_line
-from rad_bench.identity import run_key
-from rad_bench.registry import block_identity, check_options
-from rad_bench.run_folder import Run
-from rad_bench.strict_yaml import DEEPEST
+from rad_bench.model.registry import block_identity, check_options
+from rad_bench.run.identity import run_key
+from rad_bench.store.run_folder import Run
+from rad_bench.store.strict_yaml import DEEPEST
 from rad_bench.sweep.load import absolute_paths, merge, split_assignment, validate
 
 MOST_RUNS = 10_000

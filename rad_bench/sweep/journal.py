@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from rad_bench.run_folder import write_atomically
+from rad_bench.store.atomic import write_atomically
 
 FILE, PREFIX = "journal.json", "rad-bench-"
 

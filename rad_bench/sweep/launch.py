@@ -21,8 +21,9 @@ import torch
 
 from rad_bench.config import LaunchConfig
 from rad_bench.errors import UserError
-from rad_bench.lease import SupersededError, hold
-from rad_bench.run_folder import RunFolder, write_atomically
+from rad_bench.store.atomic import write_atomically
+from rad_bench.store.lease import SupersededError, hold
+from rad_bench.store.run_folder import RunFolder
 
 POLL_SECONDS = 0.5
 FOREVER_MINUTES = 60 * 24 * 365
@@ -50,8 +51,8 @@ class RunJob(submitit.helpers.Checkpointable):
 
         `gpus` are those to use of this machine's; None: those that the scheduler shows.
         """
-        from rad_bench.distributed import join
-        from rad_bench.run import execute
+        from rad_bench.run.execute import execute
+        from rad_bench.training.distributed import join
 
         if gpus is not None:  # submitit's local executor hides them all
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)

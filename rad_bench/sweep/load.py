@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rad_bench import strict_yaml
 from rad_bench.config import FilesData, RunConfig, SweepConfig
 from rad_bench.errors import UserError, did_you_mean
+from rad_bench.store import strict_yaml
 
 LARGEST_FILE = 1 << 20  # bytes; a sweep is written by hand
 LONGEST_CHAIN = 8  # of `extends`

@@ -9,13 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from rad_bench import strict_yaml
 from rad_bench.errors import UserError, unwritten
-from rad_bench.identity import decisive
+from rad_bench.report.intervals import Estimate, difference
 from rad_bench.report.reading import CONTROLS, Sweep, read_sweep, shared_frames
-from rad_bench.report.statistics import Estimate, difference
-from rad_bench.results_folder import read_plan
-from rad_bench.run_folder import RunFolder, write_atomically
+from rad_bench.run.identity import decisive
+from rad_bench.store import strict_yaml
+from rad_bench.store.atomic import write_atomically
+from rad_bench.store.run_folder import RunFolder
+from rad_bench.store.sweep_folder import read_plan
 from rad_bench.sweep.sweep import Outcome, finish, planned_runs
 
 

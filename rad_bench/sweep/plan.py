@@ -12,21 +12,21 @@ import torch
 from rich import box
 from rich.table import Table
 
-from blocks.contract import check_block
+from rad_bench.blocks.contract import check_block
 from rad_bench.config import LaunchConfig, RunConfig, SweepConfig
 from rad_bench.data import open_dataset
-from rad_bench.distributed import Group
-from rad_bench.environment import be_deterministic, choose_device, device_name
 from rad_bench.errors import UserError
-from rad_bench.identity import Machine, training_key
 from rad_bench.model.budget import ModelPlan, build_trunk, make_trunk
 from rad_bench.model.codec import open_codec
-from rad_bench.registry import check_options, find_block, is_built_in
-from rad_bench.reuse import find_trained
-from rad_bench.run_folder import Run, RunFolder
+from rad_bench.model.registry import check_options, find_block, is_built_in
+from rad_bench.run.identity import Machine, training_key
+from rad_bench.run.reuse import find_trained
+from rad_bench.store.run_folder import Run, RunFolder
 from rad_bench.sweep.estimate import Cost, Disk, disk, measured, wall_seconds
 from rad_bench.sweep.grid import launch_of
 from rad_bench.sweep.timing import probe_cost
+from rad_bench.training.device import be_deterministic, choose_device, device_name
+from rad_bench.training.distributed import Group
 
 CHECKED_WIDTH = 64  # channels
 

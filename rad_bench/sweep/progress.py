@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from rad_bench.lease import ruling_claim
-from rad_bench.run_folder import RunFolder
+from rad_bench.store.lease import ruling_claim
+from rad_bench.store.run_folder import RunFolder
 from rad_bench.sweep.plan import show_seconds
 
 TAIL_BYTES = 4096

@@ -12,21 +12,22 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from rad_bench import strict_yaml
 from rad_bench.config import SweepConfig
-from rad_bench.distributed import check_shares
 from rad_bench.errors import UserError, unwritten
 from rad_bench.evaluation.evaluate import CONTROLS
-from rad_bench.lease import BusyError, hold, ruling_claim
-from rad_bench.results_folder import check_links, read_plan
-from rad_bench.run_folder import Run, RunFolder, replace_atomically, save_run, write_atomically
-from rad_bench.sweep import queue
+from rad_bench.run.watch import check_tensorboard
+from rad_bench.store import strict_yaml
+from rad_bench.store.atomic import replace_atomically, write_atomically
+from rad_bench.store.lease import BusyError, hold, ruling_claim
+from rad_bench.store.run_folder import Run, RunFolder, save_run
+from rad_bench.store.sweep_folder import check_links, read_plan
+from rad_bench.sweep import squeue
 from rad_bench.sweep.cluster import ClusterLaunch, Waiting
 from rad_bench.sweep.grid import cut_to, launch_of
 from rad_bench.sweep.journal import read_submissions
 from rad_bench.sweep.launch import Missing, Notes, choose_cluster, launch_here, launch_in_process
 from rad_bench.sweep.progress import ProgressView, RunStatus, run_status
-from rad_bench.watch import check_tensorboard
+from rad_bench.training.distributed import check_shares
 
 LAUNCHERS = "launchers"  # claims on the launching of a sweep
 
@@ -169,8 +170,8 @@ def sweep_status(sweep_folder: Path, runs: list[Run]) -> tuple[list[RunStatus], 
     if not submissions or all(status.state == "done" for status in statuses):
         return statuses, ""
     try:
-        tasks = queue.ask(submissions)
-    except queue.SilentError as error:
+        tasks = squeue.ask(submissions)
+    except squeue.SilentError as error:
         return statuses, str(error)
     told = []
     for status in statuses:
@@ -191,9 +192,9 @@ def cancel_sweep(sweep_folder: Path) -> list[str]:
         os.kill(launcher.process, signal.SIGINT)  # it takes its processes with it
         done.append(f"told {launcher} to stop")
     try:
-        tasks = [task for task in queue.ask(read_submissions(sweep_folder)).values() if task.is_live]
-        queue.cancel(tasks)
-    except queue.SilentError as error:
+        tasks = [task for task in squeue.ask(read_submissions(sweep_folder)).values() if task.is_live]
+        squeue.cancel(tasks)
+    except squeue.SilentError as error:
         raise UserError(f"{sweep_folder}: {error}; its jobs are not cancelled.") from None
     if tasks:
         done.append(f"cancelled {len(tasks)} jobs")
@@ -217,7 +218,7 @@ def aggregate(sweep_folder: Path, tables: dict[str, pd.DataFrame]) -> None:
 
 def planned_runs(sweep_folder: Path) -> list[Run]:
     """Return the runs that a sweep folder was last asked for."""
-    from rad_bench.run_folder import load_run
+    from rad_bench.store.run_folder import load_run
 
     folders = [sweep_folder / "runs" / name for name in read_plan(sweep_folder)["planned"]]
     for folder in folders:

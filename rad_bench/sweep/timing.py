@@ -20,7 +20,6 @@ from torch import Tensor
 from rad_bench.config import EvaluationConfig, LaunchConfig, RunConfig
 from rad_bench.data import Dataset, Episodes
 from rad_bench.data.recordings import Recordings
-from rad_bench.distributed import Group
 from rad_bench.evaluation import evaluate
 from rad_bench.evaluation.consistency import self_similarity
 from rad_bench.evaluation.interventions import read_context
@@ -34,7 +33,8 @@ from rad_bench.model.motion import motion_features
 from rad_bench.model.rollout import frame_noise, rollout
 from rad_bench.model.trunk import Trunk
 from rad_bench.sweep.estimate import Cost
-from rad_bench.training import make_trainer, training_batches
+from rad_bench.training.distributed import Group
+from rad_bench.training.loop import make_trainer, training_batches
 
 ENOUGH = 0.5  # seconds, after which a piece of work is not timed again
 TOO_LONG = 2.0  # seconds; a piece that would take longer is timed in part

@@ -7,13 +7,24 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from blocks.lstm import LSTM
-from blocks.memory import Path, kernels_are_off
-from rad_bench.bench import blocks, metrics, race, report, rollout, seeds, startup, step
+from rad_bench.bench import (
+    block_speed,
+    race,
+    rollout_speed,
+    scoring_speed,
+    seeds,
+    startup,
+    step_speed,
+)
+from rad_bench.bench import (
+    suite as report,
+)
 from rad_bench.bench.race import Race
-from rad_bench.cli import cli
+from rad_bench.blocks.lstm import LSTM
+from rad_bench.blocks.memory import Path, kernels_are_off
+from rad_bench.cli.main import cli
 from rad_bench.errors import UserError
-from rad_bench.registry import block_names
+from rad_bench.model.registry import block_names
 
 CPU = torch.device("cpu")
 
@@ -42,7 +53,10 @@ def test_a_race_whose_outputs_differ_is_void(ours, other, tolerance, valid):
 
 @pytest.mark.parametrize(
     "found",
-    [*blocks.races(CPU), *(race for kind in (rollout, metrics) for race in itertools.islice(kind.races(CPU), 2))],
+    [
+        *block_speed.races(CPU),
+        *(race for kind in (rollout_speed, scoring_speed) for race in itertools.islice(kind.races(CPU), 2)),
+    ],
     ids=lambda found: found.name,
 )
 def test_both_ways_of_the_published_races_agree(found):
@@ -61,9 +75,9 @@ class Kernel(LSTM):
 
 
 def test_kernels_race_against_pytorch_alone(monkeypatch):
-    monkeypatch.setattr(blocks, "block_names", lambda: ["lstm"])
-    monkeypatch.setattr(blocks, "find_block", lambda name: Kernel)
-    found = next(each for each in blocks.races(CPU) if each.name == "lstm, 1 token a frame, by kernels")
+    monkeypatch.setattr(block_speed, "block_names", lambda: ["lstm"])
+    monkeypatch.setattr(block_speed, "find_block", lambda name: Kernel)
+    found = next(each for each in block_speed.races(CPU) if each.name == "lstm, 1 token a frame, by kernels")
     assert found.other_name == "PyTorch"
     layer = found.ours.args[0]
     for way, with_kernel in ((found.ours, True), (found.other, False), (found.other, False), (found.ours, True)):
@@ -82,7 +96,9 @@ def test_seeds_in_one_pass_have_the_losses_and_gradients_of_seeds_alone(block):
 
 @pytest.mark.parametrize("block", ["none", "lstm", "attention"])
 def test_only_a_memory_that_grows_grows(block):
-    notes = rollout._early_and_late(block, rollout._generating(block, CPU, rollout.EARLY, rollout.LATE)).notes
+    notes = rollout_speed._early_and_late(
+        block, rollout_speed._generating(block, CPU, rollout_speed.EARLY, rollout_speed.LATE)
+    ).notes
     assert (notes["cache_growth"] > 2) is (notes["times_the_flops"] > 1.5) is (block == "attention")
     if block != "attention":
         assert notes["cache_growth"] == notes["times_the_flops"] == 1
@@ -98,7 +114,7 @@ def test_figures_are_stored_with_what_they_were_measured_on(tmp_path, monkeypatc
 
 
 def test_steps_with_and_without_memory_train_and_tell_their_flops():
-    for found in itertools.islice(step.races(CPU), 2):
+    for found in itertools.islice(step_speed.races(CPU), 2):
         first, second = float(found.other()[0]), float(found.other()[0])
         assert second < first  # the same clips once more
         assert found.notes["times_the_flops"] > 1
@@ -111,7 +127,7 @@ def test_a_process_counts_with_the_cpu_time_that_it_took():
 
 def test_a_run_is_timed_to_its_first_step_and_one_that_takes_none_says_why(monkeypatch):
     (loss,) = startup._first_step(CPU)
-    (first,) = step.stepping(startup.MEMORY, CPU)()
+    (first,) = step_speed.stepping(startup.MEMORY, CPU)()
     assert loss == first
     monkeypatch.setattr(startup, "MEMORY", "no_such_block")
     with pytest.raises(RuntimeError, match="no_such_block"):
@@ -121,8 +137,8 @@ def test_a_run_is_timed_to_its_first_step_and_one_that_takes_none_says_why(monke
 def test_compiled_steps_race_against_the_same_steps(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append(self))
-    monkeypatch.setattr(step.shutil, "which", lambda name: name)
-    found = next(step.compiled_races(CPU))
+    monkeypatch.setattr(step_speed.shutil, "which", lambda name: name)
+    found = next(step_speed.compiled_races(CPU))
     trunk = found.ours.trainer.trunk
     assert compiled == list(trunk.layers)
     assert race._difference(found.ours(), found.other()) <= found.tolerance
@@ -132,6 +148,6 @@ def test_compiled_steps_race_against_the_same_steps(monkeypatch):
 
 
 def test_compiling_without_a_compiler_is_a_users_error(monkeypatch):
-    monkeypatch.setattr(step.shutil, "which", lambda name: None)
+    monkeypatch.setattr(step_speed.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="g\\+\\+"):
-        next(step.compiled_races(CPU))
+        next(step_speed.compiled_races(CPU))

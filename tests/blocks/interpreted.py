@@ -16,10 +16,10 @@ os.environ.update(TRITON_INTERPRET="1", MAMBA_DETERMINISTIC="1")
 
 import torch
 
-from blocks import mamba_kernels
-from blocks.contract import differences, perturb, trace
-from blocks.mamba2 import Mamba2
-from blocks.memory import MemoryBlock, leaves
+from rad_bench.blocks.contract import differences, perturb, trace
+from rad_bench.blocks.fast import mamba2_kernels as mamba_kernels
+from rad_bench.blocks.mamba2 import Mamba2
+from rad_bench.blocks.memory import MemoryBlock, leaves
 
 torch.set_num_threads(1)
 torch.cuda.device = lambda *_: contextlib.nullcontext()

@@ -5,20 +5,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from blocks.attention import Attention
-from blocks.contract import CHECKS, check_block, differences, trace
-from blocks.gated_deltanet import GatedDeltaNet, _in_chunks, _read, _write_chunks
-from blocks.gated_deltanet import _write as write_delta
-from blocks.lstm import LSTM
-from blocks.mamba2 import Mamba2
-from blocks.memory import MemoryBlock, Prefetched, map_state
-from blocks.minlstm import MinLSTM
-from blocks.mlstm import MLSTM
-from blocks.mlstm import _recall as recall_mlstm
-from blocks.mlstm import _write as write_mlstm
-from blocks.ttt import TTT
-from blocks.ttt_chunk import ChunkTTT
-from rad_bench.registry import block_names, find_block
+from rad_bench.blocks.attention import Attention
+from rad_bench.blocks.contract import CHECKS, check_block, differences, trace
+from rad_bench.blocks.gated_deltanet import GatedDeltaNet, _in_chunks, _read, _write_chunks
+from rad_bench.blocks.gated_deltanet import _write as write_delta
+from rad_bench.blocks.lstm import LSTM
+from rad_bench.blocks.mamba2 import Mamba2
+from rad_bench.blocks.memory import MemoryBlock, Prefetched, map_state
+from rad_bench.blocks.minlstm import MinLSTM
+from rad_bench.blocks.mlstm import MLSTM
+from rad_bench.blocks.mlstm import _recall as recall_mlstm
+from rad_bench.blocks.mlstm import _write as write_mlstm
+from rad_bench.blocks.ttt import TTT
+from rad_bench.blocks.ttt_chunk import ChunkTTT
+from rad_bench.model.registry import block_names, find_block
 
 VARIANTS = {
     "lstm": [{"hidden": 12}],

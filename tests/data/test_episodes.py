@@ -8,13 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rad_bench.data.episodes import (
-    Episodes,
-    egomotion_from_poses,
-    invert_egomotion,
-    poses_from_egomotion,
-    wrap,
-)
+from rad_bench.data.episodes import Episodes, egomotion_from_poses, invert_egomotion, poses_from_egomotion, wrap
 
 
 def random_poses(*shape: int) -> Tensor:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rad_bench.config import MemoryMazeData
 from rad_bench.data import open_dataset, recordings
 from rad_bench.data.episodes import egomotion_from_poses
-from rad_bench.data.memory_maze import RAYS
+from rad_bench.data.maze_view import RAYS
 from rad_bench.data.recordings import Recordings
 from rad_bench.errors import UserError
 

@@ -18,8 +18,8 @@ from rad_bench.data.recordings import Recordings, resize
 from rad_bench.errors import UserError
 from rad_bench.report import write_report
 from rad_bench.report.reading import read_frames
-from rad_bench.run import execute
-from rad_bench.run_folder import RunFolder, save_run
+from rad_bench.run.execute import execute
+from rad_bench.store.run_folder import RunFolder, save_run
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from rad_bench.sweep.sweep import aggregate

@@ -10,7 +10,7 @@ from rad_bench.errors import UserError
 from rad_bench.evaluation.evaluate import evaluate, held_out
 from rad_bench.evaluation.interventions import partners, read_context, roll_out
 from rad_bench.evaluation.tasks import Task, make_task
-from rad_bench.evaluation.video import film
+from rad_bench.look.film import film
 from rad_bench.model.budget import build_trunk
 from rad_bench.model.codec import open_codec
 from rad_bench.model.diffusion import Diffusion

@@ -7,7 +7,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from rad_bench.evaluation import perceptual
 from rad_bench.evaluation.metrics import metric_card, mse, psnr, ssim
-from rad_bench.torchvision import import_torchvision
+from rad_bench.model.torchvision_import import import_torchvision
 
 
 def pairs(size, count=4):

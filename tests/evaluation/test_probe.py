@@ -5,7 +5,7 @@ import torch
 
 from rad_bench.config import MemoryMazeData, RoomsData, RunConfig
 from rad_bench.data import open_dataset
-from rad_bench.data.memory_maze import maze_shown
+from rad_bench.data.maze_view import maze_shown
 from rad_bench.evaluation.probe import _score, probe
 from rad_bench.model.budget import build_trunk
 from rad_bench.model.codec import Pixels

@@ -5,7 +5,7 @@ import torch
 
 from rad_bench.config import RunConfig
 from rad_bench.model import budget
-from rad_bench.registry import block_names, find_block
+from rad_bench.model.registry import block_names, find_block
 
 READS_VALUES = {"ttt_chunk"}  # and so takes real tensors in any case
 

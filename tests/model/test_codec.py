@@ -13,11 +13,11 @@ from rad_bench.data import open_dataset
 from rad_bench.data.encoded import Encoded
 from rad_bench.errors import UserError
 from rad_bench.model.codec import KL, Pixels, open_codec
-from rad_bench.run import execute
-from rad_bench.run_folder import RunFolder, save_run
+from rad_bench.model.torchvision_import import import_torchvision
+from rad_bench.run.execute import execute
+from rad_bench.store.run_folder import RunFolder, save_run
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
-from rad_bench.torchvision import import_torchvision
 
 pytest.importorskip("diffusers", reason="diffusers is not installed (extra: latents)")
 

@@ -5,8 +5,8 @@ import torch
 
 from rad_bench.config import TrunkConfig
 from rad_bench.model.motion import motion_size
+from rad_bench.model.registry import block_names, find_block
 from rad_bench.model.trunk import Trunk
-from rad_bench.registry import block_names, find_block
 
 REGIMES = {
     "frame-wise": {"window": 3},

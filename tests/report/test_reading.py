@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rad_bench import cli
+from rad_bench.cli import main as cli
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
 from rad_bench.report.curves import loss_curves
 from rad_bench.report.evidence import evidence
+from rad_bench.report.intervals import compare_pairs, episode_means
 from rad_bench.report.reading import (
     form_name,
     read_frames,
@@ -22,8 +23,7 @@ from rad_bench.report.reading import (
     read_sweep,
     shared_frames,
 )
-from rad_bench.report.statistics import compare_pairs, episode_means
-from rad_bench.run_folder import Run, save_run
+from rad_bench.store.run_folder import Run, save_run
 from tests.report.synthetic import write_sweep
 
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from rad_bench import run
-from rad_bench.cli import cli
+from rad_bench.cli.main import cli
 from rad_bench.evaluation.evaluate import evaluate
-from rad_bench.run_folder import RunFolder, save_run
+from rad_bench.run import execute
+from rad_bench.store.run_folder import RunFolder, save_run
 from rad_bench.sweep import plan, timing
 from rad_bench.sweep.estimate import Cost, measured, wall_seconds
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
-from rad_bench.training import Trainer
+from rad_bench.training.loop import Trainer
 from tests.sweep.tiny import GRU, TINY
 
 
@@ -47,8 +47,8 @@ def half_done(tmp_path_factory):
             return evaluate(*given)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "evaluate", keep)
-            run.execute(RunFolder(at), sweep.launch)
+            patch.setattr(execute, "evaluate", keep)
+            execute.execute(RunFolder(at), sweep.launch)
     return folder
 
 

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from rad_bench import cli
+from rad_bench.cli import main as cli
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
 from rad_bench.report.reading import read_sweep
-from rad_bench.run_folder import Run, load_run, save_run
+from rad_bench.store.run_folder import Run, load_run, save_run
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from rad_bench.sweep.merge import compare, merge

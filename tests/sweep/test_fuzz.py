@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from rad_bench.errors import UserError
-from rad_bench.registry import block_names, find_block
+from rad_bench.model.registry import block_names, find_block
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from tests.sweep.tiny import ROOT, TINY

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rad_bench.errors import UserError
-from rad_bench.run_folder import load_run, save_run
+from rad_bench.store.run_folder import load_run, save_run
 from rad_bench.sweep.merge import compare, merge
 from tests.report.synthetic import write_sweep
 from tests.sweep.tiny import TINY, rad_bench

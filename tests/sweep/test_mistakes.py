@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rad_bench import strict_yaml
-from rad_bench.distributed import Group
-from rad_bench.environment import choose_device
 from rad_bench.errors import UserError
+from rad_bench.store import strict_yaml
+from rad_bench.training.device import choose_device
+from rad_bench.training.distributed import Group
 
 GOOD = """
 name: tiny
@@ -62,7 +62,7 @@ MISTAKES = {
 def rad_bench(*arguments, cwd):
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "rad_bench.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "rad_bench", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -76,7 +76,7 @@ def assert_refused(result, *words):
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_named_and_nothing_is_launched(tmp_path, monkeypatch, capsys, mistake):
-    from rad_bench import cli
+    from rad_bench.cli import main as cli
 
     content, *words = MISTAKES[mistake]
     path = tmp_path / "bad.yaml"

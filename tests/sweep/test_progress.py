@@ -7,8 +7,8 @@ import re
 
 from rich.console import Console
 
-from rad_bench.lease import hold
-from rad_bench.run_folder import RunFolder
+from rad_bench.store.lease import hold
+from rad_bench.store.run_folder import RunFolder
 from rad_bench.sweep import progress
 from rad_bench.sweep.progress import ProgressView, run_status
 

@@ -12,11 +12,11 @@ import pytest
 
 from rad_bench.config import LaunchConfig
 from rad_bench.errors import UserError
-from rad_bench.run import execute
-from rad_bench.run_folder import RunFolder, save_run
+from rad_bench.look.load import load_trained
+from rad_bench.run.execute import execute
+from rad_bench.store.run_folder import RunFolder, save_run
 from rad_bench.sweep.grid import cut_to, plan_runs
 from rad_bench.sweep.load import load_sweep
-from rad_bench.trained import load_trained
 from tests.sweep.tiny import GRU, ROOT, TINY, command, rad_bench
 
 

@@ -25,7 +25,7 @@ ON_SLURM = TINY.replace(
 GRU = """
 import torch
 from torch import nn
-from blocks.memory import MemoryBlock
+from rad_bench.blocks.memory import MemoryBlock
 
 class GRU(MemoryBlock):
     def __init__(self, dim: int, hidden: int = 8) -> None:
@@ -61,7 +61,7 @@ class NeverWorks(GRU):
 def command(*arguments, environment=None):
     """Return the command line of `rad-bench ARGUMENTS` and its environment, the given one or this process's."""
     ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return [sys.executable, "-m", "rad_bench.cli", *map(str, arguments)], {**(environment or os.environ), **ours}
+    return [sys.executable, "-m", "rad_bench", *map(str, arguments)], {**(environment or os.environ), **ours}
 
 
 def rad_bench(*arguments, cwd, expect=0, environment=None):

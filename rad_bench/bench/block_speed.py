@@ -1,0 +1,92 @@
+"""Blocks: the parallel form that training uses against the base class's loop over `step`, gradients included.
+
+Where another package's kernels compute a block here, also these against the block's form in PyTorch alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rad_bench.bench.race import Race
+from rad_bench.blocks.lstm import LSTM
+from rad_bench.blocks.memory import MemoryBlock, without_kernels
+from rad_bench.model.registry import block_names, find_block
+
+SEQUENCES, FRAMES, NOISY, TOKENS, DIM = 32, 24, 16, 1, 64  # a step of training at the default preset
+FRAME_TOKENS = 4  # of a frame, where it is one sequence: `scan: frame`
+TOLERANCE = 1e-3  # fp32; gradients through 24 frames
+
+
+def races(device: torch.device) -> Iterator[Race]:
+    """Yield the races of all built-in blocks, at one token a frame and at several."""
+    for tokens in (TOKENS, FRAME_TOKENS):
+        for name in block_names():
+            block = find_block(name)
+            if block.prefetch is MemoryBlock.prefetch and block.retrieve is MemoryBlock.retrieve:
+                continue  # the loop is all there is
+            torch.manual_seed(0)
+            layer = block(DIM).to(device)
+            clean = torch.randn(SEQUENCES * TOKENS // tokens, FRAMES, tokens, DIM, device=device)
+            noisy = torch.randn(len(clean), NOISY, tokens, DIM, device=device)
+            case = f"{name}, {tokens} token{'s' if tokens > 1 else ''} a frame"
+            yield Race(
+                case,
+                "a loop over `step`",
+                functools.partial(_train, layer, clean, noisy, type(layer)),
+                functools.partial(_train, layer, clean, noisy, MemoryBlock),  # type: ignore[type-abstract]
+                TOLERANCE,
+                "at least 1",
+            )
+            with without_kernels():
+                plain = layer.path(device, torch.float32).name
+            if plain != layer.path(device, torch.float32).name:
+                ours = functools.partial(_train, layer, clean, noisy, type(layer))
+                yield Race(f"{case}, by kernels", plain, ours, without_kernels()(ours), TOLERANCE, "at least 1")
+    yield _against_nn_lstm(device)
+
+
+def _train(layer: MemoryBlock, clean: Tensor, noisy: Tensor, form: type[MemoryBlock]) -> Sequence[Tensor]:
+    """Forward and backward through a clip, clean and noisy stream, by the block's own form or the reference's."""
+    layer.zero_grad(set_to_none=True)
+    clean, noisy = clean.detach().requires_grad_(), noisy.detach().requires_grad_()
+    prefetched = form.prefetch(layer, clean, layer.initial_state(len(clean)))
+    y_noisy = form.retrieve(layer, noisy, prefetched)
+    (prefetched.y_STKD.square().mean() + y_noisy.square().mean()).backward()
+    assert clean.grad is not None and noisy.grad is not None
+    gradients = [parameter.grad for parameter in layer.parameters() if parameter.grad is not None]
+    return [prefetched.y_STKD, y_noisy, clean.grad, noisy.grad, *gradients]
+
+
+def _against_nn_lstm(device: torch.device) -> Race:
+    """The clean stream alone, since PyTorch's LSTM does not give its cells before each frame."""
+    torch.manual_seed(0)
+    layer = LSTM(DIM).to(device)
+    plain = nn.LSTM(DIM, layer.hidden, batch_first=True).to(device)
+    weights = dict(plain.named_parameters())
+    with torch.no_grad():
+        weights["weight_ih_l0"].copy_(layer.input.weight)
+        weights["weight_hh_l0"].copy_(layer.recurrent.weight)
+        weights["bias_ih_l0"].copy_(layer.input.bias)
+        weights["bias_hh_l0"].zero_()
+    x = torch.randn(SEQUENCES, FRAMES, TOKENS, DIM, device=device)
+
+    def ours() -> Sequence[Tensor]:
+        layer.zero_grad(set_to_none=True)
+        y = layer.prefetch(x, layer.initial_state(SEQUENCES)).y_STKD[:, :, 0]
+        y.square().mean().backward()
+        assert layer.input.weight.grad is not None
+        return [y, layer.input.weight.grad]
+
+    def theirs() -> Sequence[Tensor]:
+        plain.zero_grad(set_to_none=True)
+        y = layer.output(plain(x[:, :, 0])[0])
+        y.square().mean().backward()
+        gradient = weights["weight_ih_l0"].grad
+        assert gradient is not None
+        return [y, gradient]
+
+    return Race("lstm, clean stream", "torch.nn.LSTM", ours, theirs, TOLERANCE, "at least 1")

@@ -1,0 +1,119 @@
+"""The verbs about blocks and speed: `rad-bench check`, `blocks` and `bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rad_bench.cli.console import print_table
+from rad_bench.errors import UserError
+
+
+@click.command()
+@click.argument("block", required=False)
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the block. Repeatable.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu or cuda. A BLOCK is held to it on the CPU, in fp64, unless one is named.",
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results/check"), show_default=True,
+              help="Folder of the figures; without BLOCK.")  # fmt: skip
+def check(block: str | None, options: tuple[str, ...], device: str, out: Path) -> None:
+    """Hold BLOCK (a name, file.py:Class or module:Class) to the contract of memory blocks.
+
+    Without BLOCK: hold all built-in ones to it on this machine's device, in fp32, and set what computes there against
+    the reference, in fp32 and bf16.
+    """
+    if block is None:
+        if options:
+            raise UserError("--option: it needs to be told of which BLOCK.")
+        return _check_on_device(device, out)
+    import torch
+    from rich.table import Table
+
+    from rad_bench.blocks.contract import check_block
+    from rad_bench.config import MemoryConfig
+    from rad_bench.model.registry import check_options, find_block
+    from rad_bench.sweep.load import split_assignment
+    from rad_bench.training.device import choose_device
+    from rad_bench.training.distributed import Group
+
+    given = dict(split_assignment(text, "--option") for text in options)
+    place = choose_device("cpu" if device == "auto" else device, Group())
+    precision = torch.float64 if place.type == "cpu" else torch.float32  # fast paths are made for fp32
+    outcomes = check_block(find_block(block), check_options(MemoryConfig(name=block, options=given)), place, precision)
+    table = Table("check", "", "detail")
+    for outcome in outcomes:
+        table.add_row(outcome.name, "pass" if outcome.passed else "FAIL", outcome.detail)
+    print_table(table)
+    failed = sum(not outcome.passed for outcome in outcomes)
+    if failed:
+        raise SystemExit(
+            f"{block}: {failed} of {len(outcomes)} checks failed; the block must not be compared with others."
+        )
+    click.echo(f"{block}: all {len(outcomes)} checks passed.")
+
+
+def _check_on_device(device: str, out: Path) -> None:
+    from rad_bench.model.registry import block_names
+    from rad_bench.run.parity import check_on_device, check_table
+
+    found = check_on_device(block_names(), device, out, lambda name: click.echo(f"  {name}", err=True))
+    click.echo(f"figures: {out}")
+    print_table(check_table(found))
+    if failed := sorted({each.block for each in found if not each.passed}):
+        raise SystemExit(f"{', '.join(failed)}: what computes here is not what `step` says.")
+
+
+@click.command()
+@click.option("--device", default="auto", show_default=True, help="Which paths are told: those on auto, cpu or cuda.")
+def blocks(device: str) -> None:
+    """List the built-in blocks, their options, and what computes them on this machine."""
+    import torch
+    from rich.table import Table
+
+    from rad_bench.model.registry import block_names, block_options, find_block
+    from rad_bench.training.device import choose_device, device_name
+    from rad_bench.training.distributed import Group
+
+    place = choose_device(device, Group())
+    table, paths = Table("block", "what it is", "options (default)", "sized by"), []
+    for name in block_names():
+        block = find_block(name)
+        fields = block_options(block).model_fields.items()
+        options = ", ".join(f"{key} ({field.default})" for key, field in fields)
+        summary = (block.__doc__ or "").strip().splitlines()[0]
+        table.add_row(name, summary, options or "none", block.size_option or "-")
+        path = block(8).path(place, torch.float32)
+        paths.append(f"  {name}: {path.name}; {path.why}" if path.why else f"  {name}: {path.name}")
+    print_table(table)
+    click.echo(f"What computes them on {device_name(place)}, in fp32:")
+    click.echo("\n".join(paths))
+    click.echo("`rad-bench check` sets each against the reference, the loop over `step`.")
+
+
+@click.command()
+@click.argument(
+    "kinds",
+    nargs=-1,
+    type=click.Choice(["blocks", "rollout", "metrics", "seeds", "startup", "step", "compile", "profile", "scaling"]),
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--seconds", type=click.FloatRange(0.01, 600), default=2.0, show_default=True, help="Of each comparison.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results/bench"), show_default=True,
+              help="Folder of the figures.")  # fmt: skip
+def bench(kinds: tuple[str, ...], device: str, seconds: float, out: Path) -> None:
+    """Compare speeds as ratios, each side by side in one process; all such KINDS if none is named.
+
+    `profile` tells where a training step's time goes. `scaling` predicts, from counts and measurements here, what a
+    model of RAD's size would need.
+    """
+    from rad_bench.bench import suite as report
+
+    for kind in kinds or tuple(report.KINDS):
+        found, table = report.bench(kind, device, seconds, lambda name: click.echo(f"  {name}", err=True))
+        print_table(table)
+        click.echo(f"figures: {report.store(kind, found, device, out)}")

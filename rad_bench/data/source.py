@@ -1,0 +1,70 @@
+"""What a format of recorded episodes has to offer: its items, and frames of them."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One recorded episode."""
+
+    name: str  # its path below the data set's folder, with /
+    length: int  # frames
+    height: int  # pixels
+    width: int
+    content: str  # stands for the content in the data's identity
+    variant: str = ""  # of the format; a data set has one
+
+
+@dataclass(frozen=True)
+class Recording:
+    """T frames of an item."""
+
+    frames: Tensor  # [T, 3, H, W] uint8
+    actions: Tensor  # [T, A] float32; row t is what led to frame t
+    poses: Tensor | None  # [T, 3] float64
+    layout: NDArray[np.bool_] | None = None  # [N, N], true where free, in the poses' coordinates
+
+    def part(self, start: int, stop: int) -> Recording:
+        """Return frames start..stop-1, as views."""
+        poses = None if self.poses is None else self.poses[start:stop]
+        return Recording(self.frames[start:stop], self.actions[start:stop], poses, self.layout)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder holds: good items by name, and why the others are left out."""
+
+    items: list[Item]
+    left_out: list[str]
+
+
+class Source(Protocol):
+    """A format of recordings in files below a folder."""
+
+    kind: str  # the data's name in a config
+    action_size: int
+    has_poses: bool
+    listing: Listing
+
+    def read(self, item: Item, start: int, stop: int) -> Recording:
+        """Return frames start..stop-1 of an item at their own size. Raises one of `UNREADABLE`."""
+        ...
+
+    def surfaces(self, recording: Recording) -> NDArray[np.int64]:
+        """Return which surface each ray of each view meets, [T, R]; R = 0 where the world's layout is unknown."""
+        ...
+
+    def surroundings(self, recording: Recording) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+        """Return which places around the last pose are free, and which any view has shown, [P] each; None: no map."""
+        ...

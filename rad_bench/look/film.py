@@ -1,0 +1,228 @@
+"""A video of trained runs beside the truth, frame by frame: the very frames that the evaluation scored.
+
+a bar over all frames, coloured by what could be known; a line of words; the truth; a row a run; a column an episode
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from rad_bench.errors import UserError, did_you_mean
+from rad_bench.evaluation.evaluate import held_out, reach
+from rad_bench.evaluation.interventions import partners, roll_out
+from rad_bench.evaluation.revisits import classify_task
+from rad_bench.evaluation.tasks import Task, make_task
+from rad_bench.look.load import Trained
+from rad_bench.store.atomic import write_atomically
+
+# What could be known of a frame, in the report's colours; those the model was given stand out from all of these.
+COLOURS = {
+    "context": "#333333", "recent": "#BBBBBB", "revisit": "#0072B2", "partial": "#E69F00", "novel": "#CC79A7",
+    "unknown": "#DDDDDD",
+}  # fmt: skip
+MEMORY = {"keep": "", "reset": ", memory reset after the context", "swap": ", another episode's memory"}
+TILE = 192  # pixels that the side of a frame has at least, after enlargement
+GAP, BAR, LABEL = 8, 8, 120  # pixels: between tiles, height of the bar, width of the labels
+TEXT, LINE = 14, 19  # pixels: size of letters, distance of lines
+
+
+@dataclass(frozen=True)
+class Film:
+    """The same episodes as truth and as each run generated them. T = context + horizon."""
+
+    task: str
+    intervention: str
+    context: int
+    episodes: list[int]
+    kinds: list[list[str]]  # [B][T], `context` first; what is recent is by the first run's reach
+    gaps: list[list[float]]  # [B][T] frames out of sight, NaN where that says nothing
+    rows: dict[str, Tensor]  # label -> uint8 [B, T, 3, h, w], the truth first
+
+
+def film(runs: Sequence[Trained], task_name: str | None, intervention: str, episodes: Sequence[int]) -> Film:
+    """Roll the runs out on held-out episodes, by default the one with most revisits.
+
+    Raises `UserError` for a task or an episode that is not the evaluation's, and for runs whose truths differ.
+    """
+    first = runs[0]
+    name = task_name or first.run.config.evaluation.tasks[0]
+    found: list[tuple[Trained, Task]] = [(trained, _task(trained, name, intervention)) for trained in runs]
+    truth = found[0][1]
+    kinds, gaps = classify_task(truth, reach(first.run.config), first.dataset.has_poses, first.dataset.same_view)
+    shown = list(episodes) or [int((kinds == "revisit").sum(1).argmax())]
+    for trained, task in found:
+        if len(task.truth) <= max(shown):
+            raise UserError(
+                f"--episode {max(shown)}: {trained.folder.path} was evaluated on {len(task.truth)} episodes, numbered "
+                f"from 0 to {len(task.truth) - 1}."
+            )
+        if task.context != truth.context or not torch.equal(task.truth, truth.truth):
+            raise UserError(
+                f"{trained.folder.path} and {first.folder.path} were evaluated on different episodes, contexts or "
+                "horizons, so that no truth is common to both; make a video of each."
+            )
+    C = truth.context
+    rows = {"truth": truth.truth[shown]}
+    for trained, task in found:
+        model = trained.run.config, trained.trunk, task, trained.codec, trained.device
+        frames = roll_out(*model, only={intervention: shown}).frames[intervention]
+        label = _label(trained, runs)
+        while label in rows:
+            label += "'"
+        rows[label] = torch.cat([truth.truth[shown, :C], frames], 1)
+    return Film(
+        name, intervention, C, shown,
+        [["context"] * C + kinds[e].tolist() for e in shown],
+        [[math.nan] * C + gaps[e].tolist() for e in shown],
+        rows,
+    )  # fmt: skip
+
+
+def _task(trained: Trained, name: str, intervention: str) -> Task:
+    config = trained.run.config
+    for option, asked, known in (
+        ("task", name, config.evaluation.tasks), ("intervention", intervention, config.evaluation.interventions),
+    ):  # fmt: skip
+        if asked not in known:
+            hint = did_you_mean(asked, known)
+            raise UserError(f"--{option} {asked}: {trained.folder.path} was not evaluated so{hint}")
+    task = make_task(name, held_out(config, trained.dataset), config.evaluation, config.trunk.frames_per_step)
+    if intervention == "swap" and partners(task) is None:
+        raise UserError(
+            f"--intervention swap: all episodes that {trained.folder.path} was evaluated on are clips of one "
+            "recording, and no other's memory is there to swap theirs with."
+        )
+    return task
+
+
+def _label(trained: Trained, runs: Sequence[Trained]) -> str:
+    alone = [other.run.label for other in runs].count(trained.run.label) == 1
+    return trained.run.label if alone else trained.name
+
+
+def draw(film: Film) -> list[Image.Image]:
+    """Return the film's pictures, one a frame, all of one even size."""
+    B, T, _, h, w = film.rows["truth"].shape
+    scale = math.ceil(TILE / min(h, w))
+    width, height = w * scale, h * scale
+    top = 3 * GAP + 3 * LINE + BAR
+    size = LABEL + B * (width + GAP), top + len(film.rows) * (height + GAP)
+    empty = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), "white")
+    font = ImageFont.load_default(TEXT)
+    pen = ImageDraw.Draw(empty)
+    pen.text((GAP, GAP), film.task + MEMORY[film.intervention], "black", font)
+    for row, label in enumerate(film.rows):
+        pen.text((GAP, top + row * (height + GAP)), _fold(label, font, LABEL - 2 * GAP), "black", font)
+    lefts = [LABEL + b * (width + GAP) for b in range(B)]
+    for b, left in enumerate(lefts):
+        pen.text((left, GAP + LINE), f"episode {film.episodes[b]}", "black", font)
+        for t, kind in enumerate(film.kinds[b]):
+            pen.rectangle(_segment(left, width, t, T), COLOURS[kind])
+    pictures = []
+    for t in range(T):
+        picture = empty.copy()
+        pen = ImageDraw.Draw(picture)
+        pen.text((GAP, GAP + 2 * LINE), f"frame {t + 1} / {T}", "black", font)
+        for b, left in enumerate(lefts):
+            pen.text((left, GAP + 2 * LINE), _words(film, b, t), "black", font)
+            x, y, right, _ = _segment(left, width, t, T)
+            middle = (x + right) / 2
+            pen.polygon([(middle - 4, y - 5), (middle + 4, y - 5), (middle, y + 1)], "black")
+            for row, frames in enumerate(film.rows.values()):
+                tile = Image.fromarray(frames[b, t].permute(1, 2, 0).numpy()).resize(
+                    (width, height), Image.Resampling.NEAREST
+                )
+                corner = left, top + row * (height + GAP)
+                picture.paste(tile, corner)
+                edge = (corner[0] - 3, corner[1] - 3, corner[0] + width + 2, corner[1] + height + 2)
+                pen.rectangle(edge, outline=COLOURS[film.kinds[b][t]], width=3)
+        pictures.append(picture)
+    return pictures
+
+
+def _segment(left: int, width: int, t: int, frames: int) -> tuple[int, int, int, int]:
+    """Return frame t's part of the bar over a column, as left, top, right, bottom (inclusive)."""
+    y = 2 * GAP + 3 * LINE
+    return left + t * width // frames, y, max(left + t * width // frames, left + (t + 1) * width // frames - 1), y + BAR
+
+
+def _words(film: Film, b: int, t: int) -> str:
+    kind, gap = film.kinds[b][t], film.gaps[b][t]
+    if kind == "context":
+        return "context (given)"
+    return f"{kind}, {gap:g} frames out of sight" if math.isfinite(gap) and gap > 0 and kind != "recent" else kind
+
+
+def _fold(text: str, font: Any, width: int) -> str:
+    """Break a label into lines of at most `width` pixels."""
+    lines: list[str] = []
+    line = ""
+    for letter in text:
+        if font.getlength(line + letter) > width:
+            lines, line = [*lines, line], ""
+        line += letter
+    return "\n".join([*lines, line])
+
+
+def write_video(pictures: Sequence[Image.Image], path: Path, fps: int) -> None:
+    """Write pictures as .gif, or as .mp4 (H.264; needs PyAV). Raises `UserError` for what cannot be written."""
+    encode = _encoder(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, encode(pictures, fps))
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written: {error.strerror or error}.") from None
+
+
+def _encoder(path: Path) -> Callable[[Sequence[Image.Image], int], bytes]:
+    known = {".gif": _gif, ".mp4": _mp4}
+    if path.suffix.lower() not in known:
+        raise UserError(f"--out {path}: its suffix says the format{did_you_mean(path.suffix, known)}")
+    if path.suffix.lower() == ".mp4":
+        _pyav()
+    return known[path.suffix.lower()]
+
+
+def check_format(path: Path) -> None:
+    """Raise `UserError` if there is no writing videos under that name: known before anything is computed."""
+    _encoder(path)
+
+
+def _gif(pictures: Sequence[Image.Image], fps: int) -> bytes:
+    file = io.BytesIO()
+    # 256 colours a picture, of its own: the frames hold few.
+    indexed = [picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) for picture in pictures]
+    indexed[0].save(file, "GIF", save_all=True, append_images=indexed[1:], duration=1000 // fps, loop=0)
+    return file.getvalue()
+
+
+def _mp4(pictures: Sequence[Image.Image], fps: int) -> bytes:
+    av, file = _pyav(), io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
+        stream.width, stream.height = pictures[0].size
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
+            pixels: NDArray[np.uint8] = np.asarray(picture)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def _pyav() -> Any:
+    try:
+        import av
+    except ImportError:
+        raise UserError("an .mp4 needs PyAV: pip install 'rad-bench[video]'; a .gif needs nothing.") from None
+    return av

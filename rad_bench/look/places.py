@@ -1,0 +1,199 @@
+"""Where a person walks: what the arrow keys mean in a data set's world, and what can be said of a pose there.
+
+A step is one that the data hold, so that the model is asked nothing it was never taught: in the embedded world the
+generator's own actions, in a maze the typical motion of the recorded action of that name. There is no step back.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rad_bench.config import RunConfig
+from rad_bench.data import Dataset, rooms
+from rad_bench.data.collect.mazes import explorer
+from rad_bench.data.encoded import Encoded
+from rad_bench.data.episodes import egomotion_from_poses
+from rad_bench.data.maze_view import FOV, maze_surfaces
+from rad_bench.data.memory_maze import MemoryMazeFiles
+from rad_bench.data.recordings import Recordings
+from rad_bench.data.rooms import Room, Rooms
+from rad_bench.errors import UserError
+
+LEFT, RIGHT, FORWARD = "left", "right", "forward"
+ITEMS = 20  # training recordings that typical motions are taken from
+STILL = 1e-3  # cells or radians up to which an action led nowhere
+MARGIN = 0.25  # cells kept between the walker of a maze and the walls ahead
+WALL = [128, 128, 128]  # colour of a maze's walls as seen from above
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Something that stands in a place, as seen from above."""
+
+    points: Floats  # [P, 2] in the place's coordinates
+    colour: list[int]
+    filled: bool
+
+
+class Place(Protocol):
+    """The surroundings of one held-out episode. Poses are (x, y, heading), as its data set has them."""
+
+    fov: float  # degrees
+
+    def step(self, pose_3: Floats, key: str) -> tuple[Floats, Floats] | None:
+        """Return the action [A] of a key and the pose it leads to; None where a wall is in the way."""
+        ...
+
+    def surfaces(self, pose_3: Floats) -> NDArray[np.int64]:
+        """Return which surface each ray of the view meets, [R]."""
+        ...
+
+    def look(self, pose_3: Floats) -> NDArray[np.uint8] | None:
+        """Return the true view, [3, h, w]; None where it cannot be drawn."""
+        ...
+
+    def plan(self) -> list[Shape]:
+        """Return what stands here."""
+        ...
+
+
+@dataclass(frozen=True)
+class Places:
+    """The places of all held-out episodes of a run, and the keys that mean something there."""
+
+    keys: tuple[str, ...]
+    of: list[Place]  # by episode
+
+
+def open_places(run: RunConfig, dataset: Dataset) -> Places:
+    """Return the places of a run's held-out episodes. Raises `UserError` where keys cannot be mapped to motions."""
+    if isinstance(dataset, Encoded):
+        dataset = dataset.data
+    config = run.evaluation
+    frames = config.context + config.horizon
+    if isinstance(dataset, Rooms):
+        keys = (LEFT, RIGHT) if dataset.config.preset == "rotation" else (LEFT, RIGHT, FORWARD)
+        return Places(
+            keys, [RoomPlace(dataset, dataset.room(e, frames, config.context)) for e in range(config.episodes)]
+        )
+    if isinstance(dataset, Recordings) and dataset.source.kind == MemoryMazeFiles.kind:
+        motions = typical_motions(dataset)
+        layouts = [
+            dataset.clip(item, start, start + 1).layout
+            for item, start in dataset.held_out_places(config.episodes, frames)
+        ]
+        if motions and all(layout is not None for layout in layouts):
+            return Places(tuple(motions), [MazePlace(layout, motions) for layout in layouts if layout is not None])
+        raise UserError(
+            f"play: data.path {dataset.config.path} holds no {'map of its mazes' if motions else 'single steps'}, so "
+            "arrow keys cannot be mapped to its motions; `rad-bench rollout` shows this run along its episodes' paths."
+        )
+    raise UserError(
+        f"play: this run was trained on {run.data.name} recordings, whose motions (a mouse's turns, jumps, speeds) do "
+        "not map to single steps of arrow keys; `rad-bench rollout` shows it along its episodes' own paths. Runs on "
+        "rooms and memory_maze can be played."
+    )
+
+
+class RoomPlace:
+    """A room of the embedded world. Implements `Place`."""
+
+    actions: ClassVar = {LEFT: rooms.LEFT, RIGHT: rooms.RIGHT, FORWARD: rooms.FORWARD}
+
+    def __init__(self, dataset: Rooms, room: Room) -> None:
+        self.room, self.fov = room, dataset.config.fov
+        self._one_hot = np.eye(dataset.action_size, dtype=np.float32)
+
+    def step(self, pose_3: Floats, key: str) -> tuple[Floats, Floats] | None:
+        action = self.actions[key]
+        pose = self.room.step(pose_3, action)
+        return None if pose is None else (self._one_hot[action], pose)
+
+    def surfaces(self, pose_3: Floats) -> NDArray[np.int64]:
+        return self.room.surfaces(pose_3[None])[0]
+
+    def look(self, pose_3: Floats) -> NDArray[np.uint8] | None:
+        return self.room.look(pose_3[None])[0] if self.room.contains(pose_3) else None
+
+    def plan(self) -> list[Shape]:
+        return [Shape(points, colour, len(points) > 2) for points, colour in self.room.plan()]
+
+
+class MazePlace:
+    """A recorded maze, known by its map; there is no drawing of views nobody recorded. Implements `Place`."""
+
+    actions: ClassVar = {LEFT: explorer.LEFT, RIGHT: explorer.RIGHT, FORWARD: explorer.FORWARD}
+    fov = FOV
+
+    def __init__(self, free: NDArray[np.bool_], motions: dict[str, Floats]) -> None:
+        self.free, self.motions = free, motions
+
+    def step(self, pose_3: Floats, key: str) -> tuple[Floats, Floats] | None:
+        pose = follow(pose_3, self.motions[key])
+        way = pose[:2] - pose_3[:2]
+        length = float(np.linalg.norm(way))
+        if key == FORWARD and length and not self._is_free(pose[:2] + way / length * MARGIN):
+            return None
+        return np.eye(6, dtype=np.float32)[self.actions[key]], pose
+
+    def _is_free(self, place_2: Floats) -> bool:
+        column, row = np.floor(place_2).astype(int)
+        rows, columns = self.free.shape
+        return 0 <= row < rows and 0 <= column < columns and bool(self.free[row, column])
+
+    def surfaces(self, pose_3: Floats) -> NDArray[np.int64]:
+        return maze_surfaces(self.free, pose_3[None].astype(np.float64))[0]
+
+    def look(self, pose_3: Floats) -> NDArray[np.uint8] | None:
+        return None
+
+    def plan(self) -> list[Shape]:
+        square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], float)
+        walls = np.argwhere(~np.pad(self.free, 1)) - 1  # with the border around the grid
+        return [Shape(square + (column, row), WALL, True) for row, column in walls]
+
+
+def typical_motions(data: Recordings) -> dict[str, Floats]:
+    """Return the egomotion (forward, sideways, turn) that each key's action leads to: its median over recordings.
+
+    Steps that a wall stopped are left out. Keys whose action was never recorded have none.
+    """
+    motions, actions = [], []
+    for item in data.training[:ITEMS]:
+        recording = data.clip(item, 0, item.length)
+        if recording.poses is not None:
+            motions.append(egomotion_from_poses(recording.poses)[1:])
+            actions.append(recording.actions[1:].argmax(-1))
+    if not motions:
+        return {}
+    motion, action = torch.cat(motions).numpy(), torch.cat(actions).numpy()
+    moves = np.abs(motion).max(1) > STILL
+    typical = {key: motion[moves & (action == number)] for key, number in MazePlace.actions.items()}
+    return {key: np.median(rows, 0) for key, rows in typical.items() if len(rows)}
+
+
+def follow(pose_3: Floats, egomotion_3: Floats) -> Floats:
+    """Return the pose that an egomotion leads to from a pose; also: a pose that is given relative to another."""
+    x, y, heading = (float(part) for part in pose_3)
+    forward, sideways, turn = (float(part) for part in egomotion_3)
+    return np.array([
+        x + forward * math.cos(heading) - sideways * math.sin(heading),
+        y + forward * math.sin(heading) + sideways * math.cos(heading),
+        heading + turn,
+    ])  # fmt: skip
+
+
+def relative_to(pose_3: Floats, points_P2: Floats) -> Floats:
+    """Return points as seen from a pose: ahead and to the left, [P, 2]."""
+    x, y, heading = (float(part) for part in pose_3)
+    dx, dy = points_P2[:, 0] - x, points_P2[:, 1] - y
+    ahead = dx * math.cos(heading) + dy * math.sin(heading)
+    left: Floats = dy * math.cos(heading) - dx * math.sin(heading)
+    return np.stack([ahead, left], -1)

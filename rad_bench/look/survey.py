@@ -1,0 +1,178 @@
+"""What a folder of recordings holds: numbers for `rad-bench data check`, a picture for `rad-bench data show`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rad_bench.config import EvaluationConfig
+from rad_bench.data.episodes import Episodes, egomotion_from_poses
+from rad_bench.data.recordings import Recordings
+from rad_bench.data.source import Item, Recording
+from rad_bench.errors import UserError
+
+GAP_EDGES = (0, 6, 12, 25, 50, 100, 200, 400, 1000, 10_000)
+JUMP = 10.0  # a step this many times the data set's median moving step is no walk but a jump
+DARK = 8.0  # mean grey level below which a frame is called black
+
+
+@dataclass
+class Survey:
+    """What was found in a data set."""
+
+    episodes: int = 0
+    frames: int = 0
+    left_out: list[str] = field(default_factory=list)  # files, with reasons
+    suspects: list[str] = field(default_factory=list)  # good files that hold something odd
+    lengths: tuple[int, float, int] = (0, 0.0, 0)  # shortest, median, longest
+    sizes: dict[str, int] = field(default_factory=dict)  # "height x width" -> episodes
+    pixels: tuple[int, float, int] = (255, 0.0, 0)  # lowest, mean, highest value
+    actions: list[float] = field(default_factory=list)  # mean of each column
+    step: tuple[float, float] = (0.0, 0.0)  # median and largest distance between neighbouring poses that differ
+    kinds: dict[str, float] = field(default_factory=dict)  # share of the second halves, the first as context
+    gaps: dict[str, float] = field(default_factory=dict)  # share of revisits by gap
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return what was found as (what, text)."""
+
+        def shares(part: dict[str, float]) -> str:
+            return ", ".join(f"{name} {share:.0%}" for name, share in part.items())
+
+        shortest, median, longest = self.lengths
+        low, mean, high = self.pixels
+        lines = [
+            ("episodes", f"{self.episodes:,} good, {len(self.left_out)} left out"),
+            ("frames", f"{self.frames:,}; an episode has {shortest} to {longest}, median {median:g}"),
+            ("size", ", ".join(f"{size} ({count} episodes)" for size, count in self.sizes.items())),
+            ("pixels", f"{low} to {high}, mean {mean:.1f}"),
+            ("actions, mean of each column", ", ".join(f"{mean:.3f}" for mean in self.actions)),
+        ]
+        if not self.kinds:
+            return [
+                *lines,
+                ("poses", "none: motion must be action; no retrieval, and no frame is known to be a revisit"),
+            ]
+        return [
+            *lines,
+            ("distance between poses", f"median {self.step[0]:.3f} when moving, largest {self.step[1]:.3f}"),
+            ("second half, given the first", shares(self.kinds)),
+            ("revisits, by frames out of sight", shares(self.gaps) or "none"),
+        ]
+
+    @property
+    def clean(self) -> bool:
+        """Return whether nothing is wrong with any file."""
+        return not self.left_out and not self.suspects
+
+
+def survey(data: Recordings, report: Callable[[int, int], None]) -> Survey:
+    """Read every frame of every item once; `report(done, of)` is called after each."""
+    items = sorted([*data.training, *data.held_out_items], key=lambda item: item.name)
+    found = Survey(len(items), sum(item.length for item in items), list(data.left_out))
+    lengths = [item.length for item in items]
+    found.lengths = min(lengths), float(np.median(lengths)), max(lengths)
+    steps: list[NDArray[np.float64]] = []
+    kinds: list[NDArray[Any]] = []
+    gaps: list[NDArray[np.float64]] = []
+    means, actions, low, high = [], np.zeros(data.action_size), 255, 0
+    for done, item in enumerate(items, 1):
+        recording = data.clip(item, 0, item.length)
+        size = f"{item.height} x {item.width}"
+        found.sizes[size] = found.sizes.get(size, 0) + 1
+        brightness = recording.frames.float().mean((1, 2, 3))
+        low, high = min(low, int(recording.frames.min())), max(high, int(recording.frames.max()))
+        means.append(float(brightness.mean()))
+        if (black := int((brightness < DARK).sum())) > 0:
+            found.suspects.append(f"{item.name}: {black} black frames")
+        actions += recording.actions[1:].double().mean(0).numpy() / len(items)
+        if recording.poses is not None:
+            steps.append(np.linalg.norm(egomotion_from_poses(recording.poses)[1:, :2].numpy(), axis=1))
+            kind, gap = _revisits(data, item, recording)
+            kinds.append(kind.ravel())
+            gaps.append(gap.ravel()[kind.ravel() == "revisit"])
+        report(done, len(items))
+    found.pixels, found.actions = (low, float(np.mean(means)), high), actions.tolist()
+    if steps:
+        _add_motion(found, items, steps)
+        _add_revisits(found, np.concatenate(kinds), np.concatenate(gaps))
+    return found
+
+
+def _revisits(data: Recordings, item: Item, recording: Recording) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
+    """Classify the second half of an item, with the first as context and attention's default reach."""
+    from rad_bench.evaluation.revisits import classify_task
+    from rad_bench.evaluation.tasks import make_task
+
+    half = item.length // 2
+    config = EvaluationConfig(tasks=("continuation",), context=max(half, 2), horizon=max(item.length - half, 1))
+    episodes: Episodes = data.as_episodes([(item, 0)], [recording], with_surfaces=True)
+    return classify_task(make_task("continuation", episodes, config, 1), 6, data.has_poses, data.same_view)
+
+
+def _add_motion(found: Survey, items: list[Item], steps: list[NDArray[np.float64]]) -> None:
+    every = np.concatenate(steps)
+    moving = every[every > 1e-6]
+    median = float(np.median(moving)) if len(moving) else 0.0
+    found.step = median, float(every.max())
+    for item, own in zip(items, steps, strict=True):
+        jumps = np.flatnonzero(own > JUMP * median)
+        if len(jumps):
+            found.suspects.append(
+                f"{item.name}: jumps {own[jumps[0]]:.2f} at frame {jumps[0] + 1} ({len(jumps)} jumps)"
+            )
+
+
+def _add_revisits(found: Survey, kinds: NDArray[Any], gaps: NDArray[np.float64]) -> None:
+    names, counts = np.unique(kinds, return_counts=True)
+    found.kinds = {str(name): float(count / len(kinds)) for name, count in zip(names, counts, strict=True)}
+    counts, _ = np.histogram(gaps, GAP_EDGES)
+    bins = zip(GAP_EDGES, GAP_EDGES[1:], counts, strict=False)
+    found.gaps = {f"{low} to {high}": float(c / max(len(gaps), 1)) for low, high, c in bins if c}
+
+
+def draw(data: Recordings, out: Path, episodes: int = 6, frames: int = 12) -> None:
+    """Write a PNG: a row an episode, with evenly spaced frames and, where there are poses, the path from above."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    items = sorted([*data.training, *data.held_out_items], key=lambda item: item.name)
+    items = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(episodes, len(items))).round().astype(int))]
+    with plt.rc_context({"font.size": 7}):
+        figure = plt.figure(figsize=(1.1 * frames + 2.6, 1.5 * len(items)), layout="constrained")
+        grid = figure.add_gridspec(len(items), frames + 2)
+        for row, item in enumerate(items):
+            recording = data.clip(item, 0, item.length)
+            shown = np.linspace(0, item.length - 1, min(frames, item.length)).round().astype(int)
+            for column, number in enumerate(shown):
+                axes = figure.add_subplot(grid[row, column])
+                axes.imshow(recording.frames[number].permute(1, 2, 0).numpy(), interpolation="nearest")
+                axes.set(xticks=[], yticks=[], title=f"{number}")
+                if column == 0:
+                    part = "held out" if item in data.held_out_items else "training"
+                    axes.set_ylabel(f"{Path(item.name).stem[-18:]}\n{part}", rotation=0, ha="right", va="center")
+            if recording.poses is not None:
+                _draw_path(figure.add_subplot(grid[row, frames:]), recording, shown)
+        try:
+            figure.savefig(out, dpi=110)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--out {out}: cannot be written: {getattr(error, 'strerror', None) or error}.") from None
+        finally:
+            plt.close(figure)
+
+
+def _draw_path(axes: Any, recording: Recording, shown: NDArray[np.int64]) -> None:
+    assert recording.poses is not None
+    x, y, heading = recording.poses.numpy().T
+    if recording.layout is not None:
+        height, width = recording.layout.shape
+        axes.imshow(recording.layout, cmap="gray", vmin=-1, vmax=1, origin="lower", extent=(0, width, 0, height))
+    axes.scatter(x, y, c=np.arange(len(x)), s=1, cmap="viridis")
+    axes.quiver(x[shown], y[shown], np.cos(heading[shown]), np.sin(heading[shown]), color="#D55E00", width=0.008)
+    axes.set(aspect="equal", xticks=[], yticks=[], title="path, dark to bright")

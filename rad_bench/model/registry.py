@@ -1,0 +1,167 @@
+"""From a block's name in a config to its class and checked options."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from rad_bench import blocks
+from rad_bench.blocks.memory import MemoryBlock
+from rad_bench.config import MemoryConfig
+from rad_bench.errors import UserError, did_you_mean
+
+_NOT_BLOCKS = {"memory", "contract", "fast"}
+
+
+def block_names() -> list[str]:
+    """Return the names of the built-in blocks: the files in `blocks/` that define one."""
+    return sorted(m.name for m in pkgutil.iter_modules(blocks.__path__) if m.name not in _NOT_BLOCKS)
+
+
+def find_block(name: str) -> type[MemoryBlock]:
+    """Return the block class that `name` stands for: `lstm`, `path/to/file.py:Class` or `package.module:Class`."""
+    if ":" not in name:
+        if name not in block_names():
+            hint = did_you_mean(name, block_names())
+            raise UserError(f"memory: there is no block '{name}'{hint} Own blocks: 'file.py:Class' or 'module:Class'.")
+        module = importlib.import_module(f"rad_bench.blocks.{name}")
+        found = [c for c in _block_classes(module) if c.__module__ == module.__name__]
+        if len(found) != 1:
+            raise UserError(f"memory: blocks/{name}.py must define exactly one block, and defines {len(found)}.")
+        return found[0]
+    place, _, class_name = name.rpartition(":")
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    found_class = getattr(module, class_name, None)
+    if found_class is None:
+        classes = [c.__name__ for c in _block_classes(module)]
+        raise UserError(f"memory: {place} has no class '{class_name}'{did_you_mean(class_name, classes)}")
+    if not (inspect.isclass(found_class) and issubclass(found_class, MemoryBlock)):
+        raise UserError(f"memory: {class_name} in {place} is not a subclass of rad_bench.blocks.memory.MemoryBlock.")
+    if inspect.isabstract(found_class):
+        missing = ", ".join(sorted(found_class.__abstractmethods__))
+        raise UserError(f"memory: {class_name} in {place} lacks {missing}, which every block must define.")
+    return found_class
+
+
+@functools.cache
+def block_options(block: type[MemoryBlock]) -> type[pydantic.BaseModel]:
+    """Return a pydantic model of the block's options: the constructor's keyword arguments after `dim`."""
+    try:
+        return _options_model(block)
+    except (NameError, TypeError, pydantic.errors.PydanticUserError) as error:
+        raise UserError(
+            f"memory: the options of {block.__name__} cannot be read from its constructor: {error}."
+        ) from None
+
+
+def _options_model(block: type[MemoryBlock]) -> type[pydantic.BaseModel]:
+    hints = typing.get_type_hints(block.__init__)
+    fields: dict[str, Any] = {}
+    for parameter in list(inspect.signature(block.__init__).parameters.values())[1:]:
+        if parameter.name == "dim" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (hints.get(parameter.name, Any), default)
+    config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    return pydantic.create_model(f"{block.__name__}Options", __config__=config, **fields)
+
+
+def check_options(memory: MemoryConfig) -> dict[str, Any]:
+    """Return the options with defaults filled in. Raises `UserError` naming the wrong option and the accepted ones."""
+    block = find_block(memory.name)
+    model = block_options(block)
+    try:
+        return model.model_validate(memory.options).model_dump()
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        option = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            reason = f"has no option '{option}'{did_you_mean(option, model.model_fields)}"
+        elif problem["type"] == "missing":
+            reason = f"needs the option '{option}', which has no default."
+        else:
+            reason = f"option '{option}' is {problem['input']!r:.80}: {problem['msg']}."
+        raise UserError(f"memory: block '{memory.name}' {reason}") from None
+
+
+def is_built_in(memory: MemoryConfig) -> bool:
+    """Return whether the block is one of `blocks/`."""
+    return ":" not in memory.name
+
+
+def block_identity(memory: MemoryConfig) -> str:
+    """Return what stands for the block in a run's identity: its name, or a user's class and its files' content."""
+    if is_built_in(memory):
+        return memory.name
+    content = b"".join(path.read_bytes() for path in block_files(memory))
+    return f"{find_block(memory.name).__name__}@{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def block_files(memory: MemoryConfig) -> list[Path]:
+    """Return the files of a user's block: the one that defines it, and those beside it that it takes something from."""
+    first = inspect.getmodule(find_block(memory.name))
+    own = _file_of(first)
+    if own is None:
+        return []
+    found: set[Path] = set()
+    modules = [first]
+    while modules:
+        module = modules.pop()
+        file = _file_of(module)
+        if file is None or file in found or file.parent != own.parent:
+            continue
+        found.add(file)
+        for value in vars(module).values():
+            name = getattr(value, "__module__", None)
+            modules.append(value if inspect.ismodule(value) else sys.modules.get(name) if name else None)
+    return sorted(found)
+
+
+def _file_of(module: Any) -> Path | None:
+    name = getattr(module, "__file__", None)
+    return Path(name).resolve() if name and name.endswith(".py") and os.path.isfile(name) else None
+
+
+def _block_classes(module: Any) -> list[type[MemoryBlock]]:
+    return [
+        c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, MemoryBlock) and c is not MemoryBlock
+    ]
+
+
+def _load_module(name: str) -> Any:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"memory: '{name}' is no name of a module; own blocks: 'file.py:Class' or 'module:Class'.")
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # whatever the user's code raises as it is read
+        raise UserError(f"memory: cannot import '{name}': {type(error).__name__}: {error}.") from None
+
+
+def _load_file(path: Path) -> Any:
+    if not os.path.isfile(path):  # which, unlike Path.is_file, bears names that no file can have
+        raise UserError(f"memory: there is no file '{path}' (looked in {Path.cwd()}).")
+    name = f"rad_bench_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UserError(f"memory: '{path}' cannot be loaded: {type(error).__name__}: {error}.") from None
+    return module

@@ -1,1 +1,0 @@
-"""A trained world to walk in: `rad-bench play`."""

@@ -1,0 +1,54 @@
+"""What a run executes on and with: packages, device and commit, recorded beside its results."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rad_bench import __version__
+from rad_bench.training.device import device_name
+
+
+def environment(device: torch.device, threads: int, processes: int) -> dict[str, Any]:
+    """Return what the run ran on and with."""
+    packages = ("torch", "numpy", "pandas", "scikit-image", "submitit", "lpips", "torchvision", "triton", "mamba-ssm")
+    return {
+        "rad_bench": __version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "threads": threads,
+        "processes": processes,
+        "packages": {name: version(name) for name in packages},
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_nodes": os.environ.get("SLURM_JOB_NODELIST"),
+    }
+
+
+def version(package: str) -> str:
+    """Return which version of a package is installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout that this package runs from, if it is one."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        git = ["git", "-C", str(root)]
+        if not (root / ".git").exists():
+            return None
+        answer = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()[:12] + (" (dirty)" if dirty.stdout.strip() else "")

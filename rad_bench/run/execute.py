@@ -1,0 +1,218 @@
+"""One run from start to finish: data, model, training, evaluation, and `result.json` last of all."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from rad_bench.config import SCIENCE_VERSION, LaunchConfig
+from rad_bench.data import Dataset, open_dataset
+from rad_bench.data.encoded import Encoded
+from rad_bench.data.recordings import Recordings
+from rad_bench.errors import UserError
+from rad_bench.evaluation.evaluate import CONTROLS, Evaluation, evaluate, reach
+from rad_bench.evaluation.metrics import metric_card
+from rad_bench.evaluation.probe import probe
+from rad_bench.evaluation.strips import shown, strip
+from rad_bench.model.budget import ModelPlan, build_trunk
+from rad_bench.model.codec import Codec, open_codec
+from rad_bench.model.registry import block_files, block_identity, is_built_in
+from rad_bench.model.trunk import Trunk
+from rad_bench.run.environment import commit, environment
+from rad_bench.run.identity import Machine, training_key
+from rad_bench.run.parity import badge
+from rad_bench.run.reuse import Training, take_up
+from rad_bench.run.watch import Watch
+from rad_bench.store.lease import Holder
+from rad_bench.store.run_folder import Run, RunFolder, load_run
+from rad_bench.training.device import be_deterministic, check_gpus, choose_device, device_name, resident_peak
+from rad_bench.training.distributed import Group
+from rad_bench.training.loop import saved_step, train
+
+TIMED_STEPS = 5  # steps at either end of a rollout whose median time is reported
+
+
+def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> None:
+    """Bring a run to its end. Does nothing if it is done; resumes if it was begun.
+
+    All processes of the group train, unless a finished run beside this one has done so; then rank 0 goes on alone.
+    """
+    if group.told("done", paths.is_done):
+        return
+    run = load_run(paths.path)
+    block = _checked_identity(run)
+    if group.rank == 0:
+        _check_further(paths, run, launch)
+    device = choose_device(launch.device, group)
+    check_gpus(device, launch)
+    be_deterministic(launch.threads, device)
+    if group.rank == 0:
+        _write_json(paths, "environment.json", environment(device, launch.threads, group.world))
+    dataset: Dataset = open_dataset(run.config.data)
+    codec = open_codec(run.config.autoencoder, dataset.frame_shape)
+    if not codec.lossless and isinstance(dataset, Recordings):
+        dataset = Encoded(dataset, codec, device)
+    trunk, plan = build_trunk(run.config, codec.frame_shape, dataset.action_size)
+    if group.rank == 0 and not is_built_in(run.config.memory):
+        for code in block_files(run.config.memory):  # kept beside what it gave
+            paths.replace(paths.path / "block" / code.name, lambda file, code=code: file.write(code.read_bytes()))  # type: ignore[misc]
+    trunk_hash = trunk.trunk_hash()
+    parity = badge(run.config.memory.name, trunk.memory_block(), trunk.scan.tokens_per_step, device)
+    key = training_key(run.config, dataset, plan, Machine(device, launch, group.world))
+    trained = _train(run, key, trunk.to(device), dataset, codec, paths, device, launch, group)
+    if trained is None:
+        return
+    average = trained.average
+    weights = save({name: p.contiguous() for name, p in average.state_dict().items()})
+    paths.replace(paths.weights, lambda file: file.write(weights))
+
+    def log(done: int, of: int) -> None:
+        paths.append(paths.log, json.dumps({"phase": "evaluation", "done": done, "of": of}))
+
+    began = time.perf_counter()
+    evaluation = evaluate(run.config, average, dataset, codec, device, log)
+    read = probe(run.config, average, dataset, codec, device)
+    seconds = time.perf_counter() - began
+    _write_frames(run, evaluation, paths)
+    for name, frames in evaluation.strips.items():
+        image = strip(frames)
+        paths.replace(paths.strips / f"{name}.png", lambda file, image=image: image.save(file, "PNG"))  # type: ignore[misc]
+    result = _result(run, plan, trained, evaluation, device, launch.threads, group.world)
+    result["training"]["key"] = key
+    result["evaluation"] = {"seconds": seconds}
+    result["trunk_hash"] = trunk_hash
+    result["memory"]["identity"] = block
+    result["parity"] = parity
+    result["probe"] = read
+    result["strips"] = {
+        task: {"episodes": episodes, "frames": shown(evaluation.horizons[task])}
+        for task, episodes in evaluation.shown.items()
+    }
+    result["data"] = {"identity": dataset.identity, "name": run.config.data.name, "codec": codec.identity}
+    _write_json(paths, paths.result.name, result)
+    for path in (paths.checkpoint, paths.checkpoint_before, paths.start):
+        path.unlink(missing_ok=True)  # only now: a run that is killed goes on from them
+
+
+def _train(
+    run: Run, key: str, trunk: Trunk, dataset: Dataset, codec: Codec, paths: RunFolder, device: torch.device,
+    launch: LaunchConfig, group: Group,
+) -> Training | None:  # fmt: skip
+    """Train together, or take up what another run has trained from the same key; return what came of it to rank 0."""
+    standing = take_up(paths.path.parent, key, run.config.seed, trunk) if group.rank == 0 else None
+    if group.told("trained before", standing is not None):
+        return standing
+    with group.connected(device):
+        watch = Watch(run.config, dataset, codec, paths, device, launch)
+        average, progress = train(run.config, trunk, dataset, codec, paths, device, launch, group, watch)
+        watch.close()
+    return Training(average, progress, _peak_memory(device), run.name) if group.rank == 0 else None
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process has held on its device; on the CPU, at all."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
+
+
+def _checked_identity(run: Run) -> str:
+    """Return the block's identity. Raises `UserError` if it is not the one that was planned, days ago it may be."""
+    now = block_identity(run.config.memory)
+    if run.block not in ("", now):
+        raise UserError(
+            f"memory: block '{run.config.memory.name}' has changed since this run was planned ({run.block}, now {now}),"
+            " and its result would stand under the old one's name. Start the sweep again: it plans a run of the new "
+            "one."
+        )
+    return now
+
+
+def _check_further(paths: RunFolder, run: Run, launch: LaunchConfig) -> None:
+    """Raise `UserError` if SLURM has started this job `launch.attempts` times already where it would start now.
+
+    A job that is preempted or reaches its time limit goes back into the queue by itself. Where it gets further each
+    time it may do so without end; else it would do so without end as well.
+    """
+    me = Holder.this()
+    if me.job is None:
+        return
+    step = saved_step(paths)
+    try:
+        first = json.loads(paths.start.read_text())
+        begun = me.restarts - first["restarts"] if (first["job"], first["step"]) == (me.job, step) else 0
+    except (OSError, ValueError, KeyError, TypeError):  # the job's first start, or a kill's leavings
+        begun = 0
+    if begun < 1:
+        _write_json(paths, paths.start.name, {"job": me.job, "restarts": me.restarts, "step": step})
+    elif begun >= launch.attempts:
+        paths.start.unlink()  # whoever starts the job again means it to be tried again
+        trained = step >= run.config.training.steps
+        where = "in evaluation, which starts over," if trained else f"at step {step}"
+        rarer = "" if trained else ", or lower run.training.checkpoint_every"
+        raise UserError(
+            f"begun {begun} times {where} without getting further; its time limit (launch.slurm.timeout: "
+            f"{launch.slurm.timeout}) may be too short, or it is preempted too often: raise it{rarer}."
+        )
+
+
+def _write_json(paths: RunFolder, name: str, value: Any) -> None:
+    text = json.dumps(value, indent=1, sort_keys=True, default=str) + "\n"
+    paths.replace(paths.path / name, lambda file: file.write(text.encode()))
+
+
+def _write_frames(run: Run, evaluation: Evaluation, paths: RunFolder) -> None:
+    frames = evaluation.frames
+    frames.insert(0, "run", paths.path.name)
+    frames["block"] = frames["block"].where(frames["block"].isin(CONTROLS), run.label)
+    frames["seed"] = run.config.seed
+    paths.replace(paths.frames, lambda file: frames.to_parquet(file, index=False))
+
+
+def _result(
+    run: Run, plan: ModelPlan, trained: Training, evaluation: Evaluation, device: torch.device, threads: int,
+    processes: int,
+) -> dict[str, Any]:  # fmt: skip
+    config, progress = run.config, trained.progress
+    per_frame = [seconds / config.trunk.frames_per_step / evaluation.videos for seconds in evaluation.seconds]
+    return {
+        "format": 1,
+        "run": run.name,
+        "block": run.label,
+        "seed": config.seed,
+        "axes": run.axes,
+        "memory": {"name": config.memory.name, "options": plan.options},
+        "parameters": {"memory": plan.memory_parameters, "trunk": plan.trunk_parameters},
+        "match": {"by": config.match.by, "budget": plan.budget, "residual": plan.residual},
+        "flops_per_frame": {"memory": plan.memory_flops, "trunk": plan.trunk_flops},
+        "state_bytes": {str(frames): count for frames, count in plan.state_bytes.items()},
+        "window_bytes": plan.window_bytes,
+        "reach": reach(config),
+        "training": {
+            "steps": progress.step,
+            "seconds": progress.seconds,
+            "seconds_per_step": progress.seconds / progress.step,
+            "share_waiting_for_data": progress.seconds_waiting / max(progress.seconds, 1e-9),
+            "loss_first": None if math.isnan(progress.loss_first) else progress.loss_first,
+            "loss_last": progress.loss_last,
+            "peak_memory_bytes": trained.peak_memory,
+            "by": trained.by,
+        },
+        "rollout": {
+            "seconds_per_frame_start": statistics.median(per_frame[:TIMED_STEPS]),
+            "seconds_per_frame_end": statistics.median(per_frame[-TIMED_STEPS:]),
+            "videos": evaluation.videos,
+        },
+        "peak_memory_bytes": max(_peak_memory(device), trained.peak_memory),
+        "device": device_name(device),
+        "threads": threads,
+        "processes": processes,
+        "metrics": metric_card(),
+        "science_version": SCIENCE_VERSION,
+        "commit": commit(),
+        "episodes": config.evaluation.episodes,
+    }

@@ -1,0 +1,99 @@
+"""What decides a run's result, and what decides its weights alone: each a hash, equal where the other is to be."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rad_bench
+from rad_bench.config import SCIENCE_VERSION, LaunchConfig, RunConfig
+from rad_bench.data import Dataset
+from rad_bench.evaluation.metrics import metric_card
+from rad_bench.model.budget import ModelPlan
+from rad_bench.model.codec import open_codec
+from rad_bench.model.registry import block_identity, check_options, find_block
+from rad_bench.run.environment import version
+from rad_bench.training.device import device_name
+
+NOT_SCIENCE = (
+    ("data", "path"),
+    ("autoencoder", "path"),
+    ("evaluation", "batch"),
+    ("evaluation", "strips"),
+    ("training", "checkpoint_every"),
+)
+
+
+def run_key(config: RunConfig, dataset: Dataset) -> str:
+    """Return the hash of everything that decides a run's result, and of nothing else."""
+    parts = _parts(config, dataset)
+    parts["config"]["memory"]["options"] = (
+        check_options(config.memory) if config.match.by == "none" else config.memory.options
+    )
+    return _hash(parts | {"metrics": metric_card()["card"]})
+
+
+def training_key(config: RunConfig, dataset: Dataset, model: ModelPlan, machine: Machine) -> str:
+    """Return the hash of what decides the weights that a run ends with, to the last bit.
+
+    How they are evaluated is not among it, nor what led to the block's options. What they are made with is: who edits
+    a block, or trains on another number of threads, does not go on from weights of before.
+    """
+    parts = _parts(config, dataset)
+    parts["config"]["memory"]["options"] = model.options
+    for section in ("evaluation", "match"):
+        del parts["config"][section]
+    block = find_block(config.memory.name)(config.trunk.width, **model.options)
+    path = asdict(block.path(machine.device, torch.float32))
+    return _hash(parts | {"machine": machine.record(), "path": path, "sources": _sources()})
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a training runs on, and how it is carried out there."""
+
+    device: torch.device
+    launch: LaunchConfig
+    processes: int
+
+    def record(self) -> dict[str, Any]:
+        """Return what of it decides the last bits of weights, and the times they took."""
+        how = self.launch.model_dump(include={"threads", "accumulate", "compile", "activation_checkpointing"})
+        packages = {name: version(name) for name in ("torch", "triton", "mamba-ssm")}
+        return {"device": device_name(self.device), "processes": self.processes, **how, **packages}
+
+
+@functools.cache
+def _sources() -> str:
+    """Return the hash of the code that training consists of."""
+    package = Path(rad_bench.__file__).parent
+    rooms = ("blocks", "data", "model", "training")
+    files = [path for room in rooms for path in (package / room).resolve().rglob("*.py")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
+
+
+def decisive(config: RunConfig) -> dict[str, Any]:
+    """Return what of a config decides a result."""
+    science = config.model_dump(mode="json")
+    for section, leaf in NOT_SCIENCE:
+        science[section].pop(leaf, None)
+    return science
+
+
+def _parts(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
+    science = decisive(config)
+    science["memory"]["name"] = block_identity(config.memory)
+    parts: dict[str, Any] = {"config": science, "data": dataset.identity, "version": SCIENCE_VERSION}
+    if config.autoencoder.name != "none":
+        parts["autoencoder"] = open_codec(config.autoencoder, dataset.frame_shape).identity
+    return parts
+
+
+def _hash(parts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,63 @@
+"""Weights that stand already: a run that differs from a finished one in its evaluation alone trains nothing anew."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from rad_bench.model.trunk import Trunk
+from rad_bench.store.run_folder import RunFolder
+from rad_bench.training.loop import Progress
+
+
+@dataclass(frozen=True)
+class Training:
+    """What came of a training."""
+
+    average: Trunk
+    progress: Progress
+    peak_memory: int  # bytes
+    by: str  # name of the run that did it
+
+
+def find_trained(runs: Path, key: str, seed: int) -> Path | None:
+    """Return a finished run in the folder `runs` whose training has that key, if any has."""
+    for path in sorted(runs.glob(f"*-seed{seed}-*")):
+        folder = RunFolder(path)
+        try:
+            same = json.loads(folder.result.read_text(encoding="utf-8"))["training"]["key"] == key
+        except (OSError, ValueError, KeyError, TypeError):  # not finished, spoilt, or of a version that noted no key
+            continue
+        if same and folder.weights.is_file():
+            return path
+    return None
+
+
+def take_up(runs: Path, key: str, seed: int, trunk: Trunk) -> Training | None:
+    """Return what such a run left, in a copy of `trunk`; None if there is none, or its files cannot be read."""
+    path = find_trained(runs, key, seed)
+    if path is None:
+        return None
+    folder, average = RunFolder(path), copy.deepcopy(trunk).requires_grad_(False)
+    try:
+        average.load_state_dict(load_file(folder.weights))
+        told: dict[str, Any] = json.loads(folder.result.read_text(encoding="utf-8"))["training"]
+        progress = Progress(
+            step=told["steps"],
+            seconds=told["seconds"],
+            seconds_waiting=told["share_waiting_for_data"] * told["seconds"],
+            loss_first=math.nan if told["loss_first"] is None else told["loss_first"],
+            loss_last=told["loss_last"],
+        )
+        return Training(average, progress, told["peak_memory_bytes"], told["by"])
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        print(f"{path}: what it trained cannot be read, and is trained anew: {error}", file=sys.stderr)
+        return None

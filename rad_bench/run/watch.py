@@ -1,0 +1,105 @@
+"""What a person sees of a training while it runs: strips now and then, and TensorBoard. Training is not changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rad_bench.config import LaunchConfig, RunConfig
+from rad_bench.data import Dataset
+from rad_bench.errors import UserError
+from rad_bench.evaluation.evaluate import held_out, reach
+from rad_bench.evaluation.interventions import roll_out
+from rad_bench.evaluation.revisits import classify_task
+from rad_bench.evaluation.strips import strip
+from rad_bench.evaluation.tasks import Task, make_task
+from rad_bench.model.codec import Codec
+from rad_bench.model.trunk import Trunk
+from rad_bench.store.run_folder import RunFolder
+from rad_bench.training.loop import LOG_EVERY, Progress, learning_rate
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class Watch:
+    """Called after each step of training. Close it at the end."""
+
+    def __init__(
+        self, run: RunConfig, dataset: Dataset, codec: Codec, folder: RunFolder, device: torch.device,
+        launch: LaunchConfig,
+    ) -> None:  # fmt: skip
+        self.run, self.dataset, self.codec, self.folder, self.device = run, dataset, codec, folder, device
+        self.strip_every, self.tensorboard = launch.strip_every, launch.tensorboard
+        self.writer: SummaryWriter | None = None
+        if self.tensorboard:
+            check_tensorboard()
+
+    def __call__(self, progress: Progress, average: Trunk) -> None:
+        """Write what is due: curves with every line of the log, a strip every `launch.strip_every` steps."""
+        step = progress.step
+        if self.tensorboard and (step % LOG_EVERY == 0 or step == self.run.training.steps):
+            writer = self._writer(step)
+            for name, value in (
+                ("loss", progress.loss_last), ("learning rate", learning_rate(self.run.training, step - 1)),
+                ("steps a second", step / progress.seconds if progress.seconds else math.nan),
+            ):  # fmt: skip
+                writer.add_scalar(name, value, step)
+        if self.strip_every and step % self.strip_every == 0:
+            image = strip(self._task.truth[0, self._task.context :], self._generated(average))
+            target = self.folder.strips / f"training-{step:06d}.png"
+            self.folder.replace(target, lambda file: image.save(file, "PNG"))
+            if self.tensorboard:
+                self._writer(step).add_image("truth above, generated below", np.asarray(image), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write out what TensorBoard has not yet."""
+        if self.writer is not None:
+            self.writer.close()
+
+    def _writer(self, step: int) -> SummaryWriter:
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What an attempt that was lost wrote beyond its checkpoint, TensorBoard then forgets.
+            self.writer = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=step)
+        return self.writer
+
+    @functools.cached_property
+    def _task(self) -> Task:
+        """The first task, on its one episode with most revisits: the choice knows the truth alone."""
+        config = self.run.evaluation
+        task = make_task(config.tasks[0], held_out(self.run, self.dataset), config, self.run.trunk.frames_per_step)
+        kinds, _ = classify_task(task, reach(self.run), self.dataset.has_poses, self.dataset.same_view)
+        chosen = int((kinds == "revisit").sum(1).argmax())
+        alone = {
+            part.name: getattr(task, part.name)[chosen : chosen + 1]
+            for part in dataclasses.fields(task)
+            if isinstance(getattr(task, part.name), Tensor)
+        }
+        return dataclasses.replace(task, **alone)
+
+    def _generated(self, average: Trunk) -> Tensor:
+        """Generate the frames, uint8 [H, 3, h, w]. Global generators, and the trunk's mode, stay as they are."""
+        was_training = average.training
+        average.eval()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            frames = roll_out(self.run, average, self._task, self.codec, self.device, only={"keep": [0]}).frames["keep"]
+        average.train(was_training)
+        return frames[0]
+
+
+def check_tensorboard() -> None:
+    """Raise `UserError` if TensorBoard's files cannot be written here."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"launch.tensorboard: needs the package tensorboard ({error}): pip install 'rad-bench[tensorboard]'."
+        ) from None

@@ -1,0 +1,49 @@
+"""Reading a sweep's folder, which may come from somebody else: what its files name cannot lead out of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rad_bench.errors import UserError
+from rad_bench.store import strict_yaml
+
+_NAME = re.compile(r"[A-Za-z0-9=_-][A-Za-z0-9.=_-]{0,199}")
+
+
+def read_plan(sweep_folder: Path) -> dict[str, Any]:
+    """Return what sweep.yaml holds. Raises `UserError` if it is not there, or `planned` is no list of runs' names."""
+    path = sweep_folder / "sweep.yaml"
+    try:
+        plan = strict_yaml.load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        plan = None
+    if not (isinstance(plan, dict) and isinstance(plan.get("planned"), list)):
+        raise UserError(f"{sweep_folder}: is not the folder of a sweep (no readable sweep.yaml).")
+    for name in plan["planned"]:
+        check_name(name, path)
+    return plan
+
+
+def check_name(name: Any, where: Path) -> None:
+    """Raise `UserError` unless a name read from `where` is one that a run or a task may have: no path to elsewhere."""
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise UserError(f"{where}: '{name!s:.80}' is no name of a run: letters, digits and . = _ - are.")
+
+
+def check_links(folder: Path, sweep_folder: Path) -> None:
+    """Raise `UserError` if a run's folder, or anything in it, is a link that leads out of the sweep's folder."""
+    root = sweep_folder.resolve()
+    for path in (folder, *folder.rglob("*")):
+        if path.is_symlink() and not _target(path).is_relative_to(root):
+            raise UserError(f"{path}: is a link that leads out of {sweep_folder}, which is not followed.")
+
+
+def _target(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # a circle of links
+        return Path("/")

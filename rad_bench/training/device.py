@@ -1,0 +1,77 @@
+"""What a run executes on and with, and how that is made to repeat itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from rad_bench.config import LaunchConfig
+from rad_bench.errors import UserError
+from rad_bench.training.distributed import Group
+
+
+def choose_device(name: str, group: Group) -> torch.device:
+    """Return the device that `launch.device` names; auto takes a GPU where there is one, and each process its own.
+
+    Raises `UserError` if there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device '{name}': there is none of that name; auto, cpu, cuda and cuda:1 are names.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device '{name}': PyTorch {torch.__version__} sees no GPU here.")
+    if name == "cuda" and group.world > 1:
+        # A scheduler may show a process all GPUs of its node, or its own alone.
+        return torch.device("cuda", group.local_rank % torch.cuda.device_count())
+    return device
+
+
+def check_gpus(device: torch.device, launch: LaunchConfig) -> None:
+    """Raise `UserError` if this is a job of ours on SLURM that was given GPUs and would compute on the CPU instead."""
+    on_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+    if on_slurm and launch.slurm.gpus and launch.device == "auto" and device.type == "cpu":
+        no_cuda = torch.version.cuda is None and torch.version.hip is None
+        why = "it is a build for the CPU" if no_cuda else "a module was not loaded (launch.slurm.setup)"
+        raise UserError(
+            f"launch.slurm.gpus is {launch.slurm.gpus}, but PyTorch {torch.__version__} sees no GPU: {why}."
+        )
+
+
+def be_deterministic(threads: int, device: torch.device) -> None:
+    """Make the same config on the same machine give the same bits."""
+    torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    # PyTorch lets convolutions and cuDNN's recurrent layers round fp32 factors to TF32, unlike products: fp32 is fp32.
+    torch.backends.cudnn.allow_tf32 = False
+    # Filling memory before its first write only costs time: nothing here reads what was not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a device is called, such as `cpu (AMD EPYC 7763)`."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return f"cpu ({model})"
+
+
+def resident_peak() -> int:
+    """Return the most bytes of memory that this process has held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
