@@ -245,7 +245,7 @@ def test_a_collecting_process_ends_with_the_one_that_began_it() -> None:
     begin = """if True:
         import multiprocessing, time
         from concurrent.futures import ProcessPoolExecutor
-        from rad_bench.data import collect
+        from rad_bench.data.collect import mazes
         pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=mazes._prepare)
         print(pool.submit(abs, -1).result(), flush=True)
         time.sleep(60)"""

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from rad_bench.cli import main as cli
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
 from rad_bench.report.reading import read_sweep
@@ -55,7 +54,7 @@ def test_no_verb_on_a_results_folder_imports_a_block(folder, tmp_path, monkeypat
         ["merge", tmp_path / "m", folder],
     ):
         monkeypatch.setattr(sys, "argv", ["rad-bench", *map(str, verb)])
-        cli.main()
+        main()
         assert not (tmp_path / "imported").exists(), verb
     assert (tmp_path / "m" / "report" / "index.html").exists()
 
@@ -140,7 +139,7 @@ def test_a_failure_cannot_command_the_terminal(folder, monkeypatch, capsys):
     (run / "failure.txt").write_bytes(b"Error: \x1b]0;owned\x07 [/bold] [red]x[/red] :smile: \xff\n")
     os.utime(run / "failure.txt", (2**31, 2**31))
     monkeypatch.setattr(sys, "argv", ["rad-bench", "status", str(folder)])
-    cli.main()
+    main()
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and "\x07" not in shown
     assert "[/bold] [red]x[/red] :smile:" in shown
@@ -197,10 +196,10 @@ def test_giants_are_refused_before_they_are_given_memory(tmp_path):
         (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump(tree))
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
-        "from rad_bench import cli\n"
+        "from rad_bench.cli.main import main\n"
         "for n in range(3):\n"
         "    sys.argv = ['rad-bench', 'plan', f'{n}.yaml']\n"
-        "    try: cli.main()\n"
+        "    try: main()\n"
         "    except SystemExit as ended: assert ended.code == 2, ended\n"
         "    else: raise AssertionError(n)\n"
     )

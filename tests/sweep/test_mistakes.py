@@ -76,7 +76,6 @@ def assert_refused(result, *words):
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_named_and_nothing_is_launched(tmp_path, monkeypatch, capsys, mistake):
-    from rad_bench.cli import main as cli
 
     content, *words = MISTAKES[mistake]
     path = tmp_path / "bad.yaml"
@@ -84,7 +83,7 @@ def test_a_mistake_is_named_and_nothing_is_launched(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["rad-bench", "sweep", "bad.yaml"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert len(error.strip().splitlines()) == 1, error
@@ -129,8 +128,8 @@ def test_a_device_that_is_not_there_is_named(monkeypatch, device, reason):
 
 def test_help_answers_without_loading_torch(tmp_path):
     probe = (
-        "import sys; from rad_bench import cli; sys.argv = ['rad-bench', '--help']\n"
-        "try: cli.main()\nfinally: print('loaded', {'torch', 'pandas', 'pydantic', 'numpy'} & set(sys.modules))"
+        "import sys; from rad_bench.cli.main import main; sys.argv = ['rad-bench', '--help']\n"
+        "try: main()\nfinally: print('loaded', {'torch', 'pandas', 'pydantic', 'numpy'} & set(sys.modules))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     answer = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True)
