@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rad_bench.cli import main as cli
+from rad_bench.cli.main import main
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
 from rad_bench.report.curves import loss_curves
@@ -78,7 +78,7 @@ def test_spoilt_runs_are_among_the_missing_and_the_others_are_reported(folder, m
     (folder / "runs" / "lstm-seed0" / "log.jsonl").write_bytes(b"\xff\n[]\n3\n")
     monkeypatch.setattr(sys, "argv", ["rad-bench", "report", str(folder)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     assert ended.value.code == 1
     told = capsys.readouterr().err.splitlines()
     page = (folder / "report" / "index.html").read_text()
@@ -89,7 +89,7 @@ def test_spoilt_runs_are_among_the_missing_and_the_others_are_reported(folder, m
         assert f"{run}/{name}" in page
     assert re.fullmatch(r"2 of \d runs are not done\.", told[-1])  # a sweep takes them as done, and tries neither again
     monkeypatch.setattr(sys, "argv", ["rad-bench", "status", str(folder)])
-    cli.main()
+    main()
     assert capsys.readouterr().out.splitlines()[-1].endswith("2 unreadable")
     assert "2 planned runs are missing" in page
     assert "lstm-seed0/log.jsonl: 3 of 3 lines cannot be read" in page

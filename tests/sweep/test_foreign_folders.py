@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from rad_bench.cli.main import main
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
 from rad_bench.report.reading import read_sweep

@@ -76,6 +76,7 @@ def assert_refused(result, *words):
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_named_and_nothing_is_launched(tmp_path, monkeypatch, capsys, mistake):
+    from rad_bench.cli.main import main
 
     content, *words = MISTAKES[mistake]
     path = tmp_path / "bad.yaml"
