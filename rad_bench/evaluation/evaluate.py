@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 import zlib
 from collections.abc import Callable
@@ -17,17 +16,13 @@ from torch import Tensor
 from rad_bench.config import RunConfig
 from rad_bench.data import Dataset, Episodes
 from rad_bench.evaluation.consistency import self_similarity
+from rad_bench.evaluation.controls import CEILING, COPY_LAST
 from rad_bench.evaluation.interventions import roll_out
-from rad_bench.evaluation.metrics import SSIM_SMALLEST, few_at_a_time, metric_card, mse, psnr, ssim
-from rad_bench.evaluation.perceptual import LPIPS_SMALLEST, lpips, lpips_unavailable
+from rad_bench.evaluation.metrics import DECODED, METRICS, SSIM_SMALLEST, few_at_a_time, metric_card
 from rad_bench.evaluation.revisits import classify_task
 from rad_bench.evaluation.tasks import Task, make_task
 from rad_bench.model.codec import Codec
 from rad_bench.model.trunk import Trunk
-
-COPY_LAST = "copy-last"  # the control that repeats the last context frame
-CEILING = "autoencoder"  # the control that is the truth, encoded and decoded
-CONTROLS = (COPY_LAST, CEILING)  # rows that are no run, under these names as `block`
 
 
 @dataclass
@@ -121,22 +116,18 @@ def _score(
     columns |= frame_metrics(frames.expand_as(truth), truth, device)
     if decoded is not None:  # what the autoencoder itself made of the truth: how far the trunk is from its target
         against = frame_metrics(frames.expand_as(truth), decoded, device)
-        columns |= {f"{name}_decoded": values for name, values in against.items()}
+        columns |= {name + DECODED: values for name, values in against.items()}
     return pd.DataFrame({**columns, "card": metric_card()["card"]})
 
 
 def frame_metrics(frames: Tensor, truth: Tensor, device: torch.device) -> dict[str, np.ndarray]:
     """Return each metric of each frame, [B * H], of uint8 videos [B, H, C, h, w]; one that cannot be had is absent."""
     smallest = min(frames.shape[-2:])
-    found: dict[str, list[Tensor]] = collections.defaultdict(list)
+    usable = {name: m for name, m in METRICS.items() if smallest >= m.smallest and m.unavailable() is None}
+    found: dict[str, list[Tensor]] = {name: [] for name in usable}
     for x, y in few_at_a_time(frames.flatten(0, 1), truth.flatten(0, 1), device):
-        error = mse(x, y)
-        found["psnr"].append(psnr(error))
-        found["mse"].append(error)
-        if smallest >= SSIM_SMALLEST:
-            found["ssim"].append(ssim(x, y))
-        if lpips_unavailable() is None and smallest >= LPIPS_SMALLEST:
-            found["lpips"].append(lpips(x, y))
+        for name, metric in usable.items():
+            found[name].append(metric.score(x, y))
     return {name: torch.cat(values).cpu().numpy() for name, values in found.items()}
 
 

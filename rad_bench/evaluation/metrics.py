@@ -1,4 +1,7 @@
-"""Frame metrics on [0, 1] RGB, defined once. What each number means is printed and hashed: the metric card."""
+"""Frame metrics on [0, 1] RGB, defined once: `METRICS` drives scoring, the metric card, and all that the report shows.
+
+The report reads this table and must not wait for torch, so each function imports torch when it is called.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from rad_bench.evaluation.perceptual import LPIPS_DEFINITION, LPIPS_SMALLEST, lpips, lpips_unavailable
 
-from rad_bench.evaluation.perceptual import lpips_definition
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 SIGMA, RADIUS = 1.5, 5  # of SSIM's Gaussian window; scikit-image truncates at 3.5 sigma
 SSIM_SMALLEST = 2 * RADIUS + 1  # pixels
@@ -19,31 +25,27 @@ K1, K2 = 0.01, 0.03
 AT_A_TIME = {"cpu": 2**15}  # pixels: what metrics make of them stays in a CPU's cache
 AT_A_TIME_ELSEWHERE = 2**22
 SMALLEST_MSE = 1 / 255**2  # one grey level: frames are 8-bit, and identical ones would have no finite PSNR
-
-DEFINITIONS = {
-    "psnr": "10 log10(1 / MSE) of a frame, RGB in [0, 1] clamped, data range 1.0, MSE at least one 8-bit grey level "
-    "squared (48.13 dB); mean over frames, then over episodes",
-    "revisit": "a frame of whose rays at least 90 % meet surfaces met in the true context, and whose gap is beyond "
-    "attention's reach; gap: median over rays of the longest stretch since then without that surface; without a map a "
-    "frame is one surface, met where a pose lies within data.same_place and data.same_heading of its own; in the "
-    "embedded world all that shows one colour is one surface",
-    "ssim": "scikit-image structural_similarity of a frame: Gaussian weights, sigma 1.5, no sample covariance, data "
-    "range 1.0, mean over channels; frames smaller than 11 pixels have none",
-    "nmr": "SSIM of revisit pairs within a rollout, less that of pairs of different views as far apart, over the same "
-    "for neighbouring frames of the same view; a revisit pair shows the same view, which was out of sight for more "
-    "than attention's reach in between; views same from 90 %, different and out of sight to 10 % of shared surfaces; "
-    "without a map within data.same_place and data.same_heading, different from three times as far on",
-    "probe": "R^2 of ridge regression from the memory's state after a context to what is hidden, over what was shown",
-    "mse": "mean squared error of a frame; the pooled PSNR is 10 log10(1 / mean MSE)",
-}
+DECODED = "_decoded"  # ends the columns that score against what the autoencoder makes of the truth
 
 
-@functools.cache
-def metric_card() -> dict[str, str]:
-    """Return the definitions of all metrics and, under `card`, their hash."""
-    definitions = {**DEFINITIONS, "lpips": lpips_definition()}
-    digest = hashlib.sha256(json.dumps(definitions, sort_keys=True).encode()).hexdigest()[:16]
-    return {**definitions, "card": digest}
+@dataclass(frozen=True)
+class Metric:
+    """A score of single frames, and how the report writes it."""
+
+    score: Callable[[Tensor, Tensor], Tensor]  # frames and their truth, [N, C, H, W] in [0, 1] -> [N]
+    definition: str  # for the metric card, whose hash decides which scores may be compared
+    label: str
+    unit: str
+    digits: int  # after the point
+    higher_is_better: bool
+    smallest: int = 1  # pixels a side that a frame needs
+    unavailable: Callable[[], str | None] = lambda: None  # why it cannot be computed here
+    reported: bool = True  # False: stored in frames.parquet, for what is derived from it
+
+    @property
+    def title(self) -> str:
+        """Return the label with the unit, as a column or an axis names it."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
 
 
 def few_at_a_time(frames: Tensor, truth: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -55,12 +57,14 @@ def few_at_a_time(frames: Tensor, truth: Tensor, device: torch.device) -> Iterat
 
 def mse(frames: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error of each frame: [..., C, H, W] in [0, 1] -> [...], float64."""
+    import torch
+
     return (frames - truth).square().mean((-3, -2, -1), dtype=torch.float64)
 
 
-def psnr(mse: Tensor) -> Tensor:
-    """PSNR in dB of frames with that mean squared error."""
-    return -10 * torch.log10(mse.clamp(min=SMALLEST_MSE))
+def psnr(frames: Tensor, truth: Tensor) -> Tensor:
+    """PSNR of each frame in dB: [..., C, H, W] in [0, 1] -> [...], float64."""
+    return -10 * mse(frames, truth).clamp(min=SMALLEST_MSE).log10()
 
 
 def ssim(frames: Tensor, truth: Tensor) -> Tensor:
@@ -69,6 +73,8 @@ def ssim(frames: Tensor, truth: Tensor) -> Tensor:
     The Gaussian window is applied as two banded matrix products over the region where it fits, and in fp32 about each
     frame's mean, which keeps what variances lose below 1e-5.
     """
+    import torch
+
     middle = frames.mean((-2, -1), keepdim=True)
     x, y = frames - middle, truth - middle
     rows, columns = (_window(size, x.device) for size in x.shape[-2:])
@@ -87,6 +93,8 @@ def ssim(frames: Tensor, truth: Tensor) -> Tensor:
 @functools.cache
 def _window(size: int, device: torch.device) -> Tensor:
     """The Gaussian filter as a matrix [size - 2 * RADIUS, size]."""
+    import torch
+
     if size < SSIM_SMALLEST:
         raise ValueError(f"SSIM needs frames of at least {SSIM_SMALLEST} pixels, got {size}")
     taps = torch.tensor([math.exp(-0.5 * (i / SIGMA) ** 2) for i in range(-RADIUS, RADIUS + 1)], dtype=torch.float64)
@@ -94,3 +102,61 @@ def _window(size: int, device: torch.device) -> Tensor:
     for row in range(len(matrix)):
         matrix[row, row : row + len(taps)] = taps / taps.sum()
     return matrix.float().to(device)
+
+
+METRICS = {
+    "psnr": Metric(
+        psnr,
+        "10 log10(1 / MSE) of a frame, RGB in [0, 1] clamped, data range 1.0, MSE at least one 8-bit grey level "
+        "squared (48.13 dB); mean over frames, then over episodes",
+        "PSNR", "dB", 2, higher_is_better=True,
+    ),
+    "mse": Metric(
+        mse,
+        "mean squared error of a frame; the pooled PSNR is 10 log10(1 / mean MSE)",
+        "MSE", "", 4, higher_is_better=False, reported=False,
+    ),
+    "ssim": Metric(
+        ssim,
+        "scikit-image structural_similarity of a frame: Gaussian weights, sigma 1.5, no sample covariance, data range "
+        "1.0, mean over channels; frames smaller than 11 pixels have none",
+        "SSIM", "", 3, higher_is_better=True, smallest=SSIM_SMALLEST,
+    ),
+    "lpips": Metric(
+        lpips,
+        LPIPS_DEFINITION,
+        "LPIPS", "", 3, higher_is_better=False, smallest=LPIPS_SMALLEST, unavailable=lpips_unavailable,
+    ),
+}  # fmt: skip
+
+FURTHER_DEFINITIONS = {  # of what the card fixes beside the scores of single frames
+    "revisit": "a frame of whose rays at least 90 % meet surfaces met in the true context, and whose gap is beyond "
+    "attention's reach; gap: median over rays of the longest stretch since then without that surface; without a map a "
+    "frame is one surface, met where a pose lies within data.same_place and data.same_heading of its own; in the "
+    "embedded world all that shows one colour is one surface",
+    "nmr": "SSIM of revisit pairs within a rollout, less that of pairs of different views as far apart, over the same "
+    "for neighbouring frames of the same view; a revisit pair shows the same view, which was out of sight for more "
+    "than attention's reach in between; views same from 90 %, different and out of sight to 10 % of shared surfaces; "
+    "without a map within data.same_place and data.same_heading, different from three times as far on",
+    "probe": "R^2 of ridge regression from the memory's state after a context to what is hidden, over what was shown",
+}
+
+
+def metric_card() -> dict[str, str]:
+    """Return the definitions of all that is measured, or why it is not, and under `card` their hash."""
+    scores = {}
+    for name, metric in METRICS.items():
+        reason = metric.unavailable()
+        scores[name] = metric.definition if reason is None else f"unavailable: {reason.split(':')[0]}"
+    definitions = {**scores, **FURTHER_DEFINITIONS}
+    digest = hashlib.sha256(json.dumps(definitions, sort_keys=True).encode()).hexdigest()[:16]
+    return {**definitions, "card": digest}
+
+
+def score_columns() -> dict[str, Metric]:
+    """Return the columns of scores that frames.parquet may hold; those against decoded truth say so in their label."""
+    decoded = {
+        name + DECODED: replace(metric, label=f"{metric.label} against decoded truth")
+        for name, metric in METRICS.items()
+    }
+    return {**METRICS, **decoded}

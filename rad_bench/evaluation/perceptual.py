@@ -2,7 +2,7 @@
 
 The backbone's weights are torchvision's file, in torch's hub folder; those of the linear layers come with the package.
 Nothing is ever downloaded from here, and a file whose SHA-256 is not the published one is not used: the column is then
-absent, and the report says why.
+absent, and the report says why. torch is imported by what computes: the report reads the definition alone.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import functools
 import hashlib
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from rad_bench.model.torchvision_import import import_torchvision
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 WEIGHTS = "alexnet-owt-7be5be79.pth"
 BACKBONE_SHA256 = "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"
 LINEAR_SHA256 = "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"  # as lpips 0.1.4 has them
 LPIPS_SMALLEST = 31  # pixels; AlexNet's pooling leaves nothing of smaller frames
+LPIPS_DEFINITION = (
+    f"lpips package, AlexNet v0.1, SHA-256 of the backbone {BACKBONE_SHA256[:8]}..., of the linear weights "
+    f"{LINEAR_SHA256[:8]}...; frames of at least {LPIPS_SMALLEST} pixels, at their own size, in [-1, 1]"
+)
 
 
 @functools.cache
@@ -38,6 +41,8 @@ def lpips_unavailable() -> str | None:
 
 def weights_path() -> Path:
     """Return where torch's hub keeps the backbone's weights."""
+    import torch
+
     return Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
 
 
@@ -48,19 +53,10 @@ def linear_weights_path() -> Path:
     return Path(package.origin).parent / "weights" / "v0.1" / "alex.pth"
 
 
-def lpips_definition() -> str:
-    """Return LPIPS's entry in the metric card."""
-    reason = lpips_unavailable()
-    if reason is not None:
-        return f"unavailable: {reason.split(':')[0]}"
-    return (
-        f"lpips package, AlexNet v0.1, SHA-256 of the backbone {BACKBONE_SHA256[:8]}..., of the linear weights "
-        f"{LINEAR_SHA256[:8]}...; frames of at least {LPIPS_SMALLEST} pixels, at their own size, in [-1, 1]"
-    )
-
-
 def lpips(frames: Tensor, truth: Tensor) -> Tensor:
     """LPIPS of each frame: [N, C, H, W] in [0, 1] -> [N]. Only to be called where `lpips_unavailable()` is None."""
+    import torch
+
     network = _network().to(frames.device)
     with torch.no_grad():
         values: Tensor = network(frames.float() * 2 - 1, truth.float() * 2 - 1).flatten()
@@ -69,6 +65,8 @@ def lpips(frames: Tensor, truth: Tensor) -> Tensor:
 
 @functools.cache
 def _network() -> nn.Module:
+    from rad_bench.model.torchvision_import import import_torchvision
+
     import_torchvision()
     import lpips as package
 

@@ -21,7 +21,7 @@ from rad_bench.data.episodes import egomotion_from_poses, poses_from_egomotion
 from rad_bench.errors import UserError
 from rad_bench.evaluation.evaluate import held_out, reach
 from rad_bench.evaluation.interventions import read_context
-from rad_bench.evaluation.metrics import mse, psnr
+from rad_bench.evaluation.metrics import psnr
 from rad_bench.evaluation.revisits import classify
 from rad_bench.evaluation.tasks import Task, make_task
 from rad_bench.look.load import Trained
@@ -212,4 +212,4 @@ def memory_norm(cache: Cache) -> float | None:
 
 
 def _psnr(frame: Tensor, truth: Tensor | None) -> float | None:
-    return None if truth is None else float(psnr(mse(frame[None].float() / 255, truth[None].float() / 255))[0])
+    return None if truth is None else float(psnr(frame[None].float() / 255, truth[None].float() / 255)[0])

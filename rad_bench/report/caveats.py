@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.report.curves import LEAST_EPISODES
 from rad_bench.report.intervals import seeds_note
 from rad_bench.report.reading import Sweep, base_name

@@ -42,9 +42,9 @@ def gap_curves(revisits: pd.DataFrame, blocks: list[str]) -> list[Curve]:
     return _curves(revisits, "gap", gap_bins(revisits["gap"]), blocks)
 
 
-def horizon_curves(frames: pd.DataFrame, blocks: list[str]) -> list[Curve]:
-    """Return each block's PSNR against the generated frame, a few frames a point."""
-    return _curves(frames, "frame", frames["frame"] // FRAMES_PER_POINT, blocks)
+def horizon_curves(frames: pd.DataFrame, blocks: list[str], score: str = "psnr") -> list[Curve]:
+    """Return each block's score against the generated frame, a few frames a point."""
+    return _curves(frames, "frame", frames["frame"] // FRAMES_PER_POINT, blocks, score)
 
 
 def loss_curves(sweep: Sweep) -> list[Curve]:
@@ -59,8 +59,8 @@ def loss_curves(sweep: Sweep) -> list[Curve]:
     return curves
 
 
-def _curves(frames: pd.DataFrame, x: str, bins: pd.Series, blocks: list[str]) -> list[Curve]:
-    """Return each block's PSNR against column `x`, a point a bin, but for bins of few episodes."""
+def _curves(frames: pd.DataFrame, x: str, bins: pd.Series, blocks: list[str], score: str = "psnr") -> list[Curve]:
+    """Return each block's score against column `x`, a point a bin, but for bins of few episodes."""
     centre = frames[x].groupby(bins).transform("mean")
     curves = []
     for block in blocks:
@@ -71,7 +71,7 @@ def _curves(frames: pd.DataFrame, x: str, bins: pd.Series, blocks: list[str]) ->
             if part["episode"].nunique() >= LEAST_EPISODES
         ]
         if parts:
-            values = [estimate(episode_means(part)) for _, part in parts]
+            values = [estimate(episode_means(part, score)) for _, part in parts]
             bounds = [v.low for v in values], [v.high for v in values]
             curves.append(Curve(block, [at for at, _ in parts], [v.mean for v in values], *bounds))
     return curves

@@ -9,7 +9,7 @@ from collections import defaultdict
 import pandas as pd
 
 from rad_bench.errors import one_line
-from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.report.curves import GAP_EDGES, LEAST_EPISODES, gap_bins
 from rad_bench.report.reading import Sweep, read_losses, trained_by, training_log
 from rad_bench.report.table import Table

@@ -103,6 +103,17 @@ def compare_pairs(by_block: dict[str, pd.Series]) -> list[Pair]:
     return [Pair(*pair, q) for pair, q in zip(found, corrected, strict=True)]
 
 
+def find_pair(first: str, second: str, pairs: Sequence[Pair]) -> Pair | None:
+    """Return the comparison `first` - `second`, stored in either order; None without common frames."""
+    for pair in pairs:
+        if pair.difference.seeds and (pair.first, pair.second) == (first, second):
+            return pair
+        if pair.difference.seeds and (pair.first, pair.second) == (second, first):
+            d = pair.difference
+            return Pair(first, second, Estimate(-d.mean, -d.high, -d.low, d.seeds), pair.p, pair.p_holm)
+    return None
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction; NaN stays NaN and does not count."""
     p = np.asarray(p_values, float)

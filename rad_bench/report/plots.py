@@ -19,7 +19,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.evaluation.controls import CONTROLS
+from rad_bench.evaluation.metrics import METRICS
 from rad_bench.report.curves import LEAST_EPISODES, Curve, gap_curves, horizon_curves, loss_curves
 from rad_bench.report.reading import Sweep, base_name, form_name
 from rad_bench.report.style import Style, block_styles
@@ -108,8 +109,12 @@ def _curve_plots(
         revisits = frames[task][frames[task]["kind"] == "revisit"]
         caption = f"{task}: revisit PSNR against the frames a view was out of sight; {bands}"
         found.append((f"gap-{task}", caption, gap_curves(revisits, blocks), "frames out of sight (gap)", y))
-        caption = f"{task}: revisit PSNR against the generated frame; {bands}"
-        found.append((f"horizon-{task}", caption, horizon_curves(revisits, blocks), "generated frame", y))
+        for name, metric in METRICS.items():
+            if metric.reported and name in revisits:
+                caption = f"{task}: revisit {metric.label} against the generated frame; {bands}"
+                curves = horizon_curves(revisits, blocks, name)
+                stem = "horizon" if name == "psnr" else f"horizon-{name}"
+                found.append((f"{stem}-{task}", caption, curves, "generated frame", f"revisit {metric.title}"))
     for task, every in frames.items():
         caption = f"{task}: PSNR of all frames, whose classes change along the horizon; {bands}"
         curves = horizon_curves(every, blocks)

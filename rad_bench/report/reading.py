@@ -12,7 +12,8 @@ from pandas.api import types
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rad_bench.errors import UserError, one_line
-from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.evaluation.controls import CONTROLS
+from rad_bench.evaluation.metrics import score_columns
 from rad_bench.report.intervals import episode_means
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.store.sweep_folder import check_links, check_name, read_plan
@@ -21,9 +22,7 @@ from rad_bench.store.sweep_folder import check_links, check_name, read_plan
 ORDER = ("none", "feedforward", "lstm", "mamba2", "ttt", "attention")
 TEXTS = ("run", "block", "task", "intervention", "kind", "card")
 NUMBERS = ("seed", "episode", "frame", "gap", "psnr", "mse", "truth")
-FURTHER_NUMBERS = (  # where they were measured
-    "ssim", "lpips", "psnr_decoded", "ssim_decoded", "lpips_decoded", "self_revisit", "self_other", "self_neighbour",
-)  # fmt: skip
+SELF_SIMILARITY = ("self_revisit", "self_other", "self_neighbour")  # where it was measured, as further scores are
 
 
 class _Part(BaseModel):
@@ -209,7 +208,7 @@ def read_frames(path: Path) -> pd.DataFrame:
     missing = {*TEXTS, *NUMBERS} - {*frames}
     if missing or not len(frames):
         raise UserError(f"{path}: is no table of frames: it has no {', '.join(sorted(missing)) or 'rows'}.")
-    for column in (*TEXTS, *NUMBERS, *FURTHER_NUMBERS):
+    for column in (*TEXTS, *NUMBERS, *score_columns(), *SELF_SIMILARITY):
         if column in frames and not _fits(frames[column], column):
             raise UserError(
                 f"{path}: is no table of frames: its column '{column}' is {frames[column].dtype}, or has gaps."

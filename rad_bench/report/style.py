@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from matplotlib.colors import to_hex, to_rgb
 
-from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.report.reading import base_name
 
 # The first five are after Okabe & Ito, which colour-blind readers can tell apart. All are of middling lightness: seen

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.evaluation.controls import CONTROLS
+from rad_bench.evaluation.metrics import Metric, score_columns
 from rad_bench.report.intervals import (
     Estimate,
     Pair,
@@ -21,10 +22,6 @@ from rad_bench.report.intervals import (
     memory_verdict,
 )
 from rad_bench.report.reading import Sweep, base_name
-
-AGAINST_RAW = {"psnr": 1, "ssim": 1, "lpips": -1}  # -1: less is better
-AGAINST_DECODED = {f"{metric}_decoded": sign for metric, sign in AGAINST_RAW.items()}  # where there is an autoencoder
-METRICS = {**AGAINST_RAW, **AGAINST_DECODED}
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,17 @@ class Row:
     best: dict[
         str, bool | None
     ]  # metric -> not distinguishable from the best; None where nothing can be told, on one seed
-    cost: dict[str, float]
+    cost: dict[str, float]  # empty for controls
+
+    @property
+    def carries_state(self) -> bool:
+        """True if its memory holds anything at the horizon's end."""
+        return bool(self.cost and self.cost["state_bytes_end"])
+
+    @property
+    def state_grows(self) -> bool:
+        """True if its memory takes more room the longer the rollout."""
+        return bool(self.cost and self.cost["state_bytes_start"] != self.cost["state_bytes_end"])
 
 
 def summarise(sweep: Sweep) -> tuple[list[Row], dict[str, list[Pair]]]:
@@ -54,17 +61,23 @@ def summarise(sweep: Sweep) -> tuple[list[Row], dict[str, list[Pair]]]:
         kept = {block: sweep.revisits(task, block) for block in sweep.blocks}
         trained = [block for block, values in kept.items() if block not in CONTROLS and len(values)]
         best: dict[str, set[str] | None] = {}
-        for metric, sign in METRICS.items():
-            if metric in sweep.frames:
-                values = {block: sign * sweep.revisits(task, block, column=metric) for block in trained}
-                found = compare_pairs(values)
-                pairs.setdefault(task, found)
-                told = any(np.isfinite(pair.p) for pair in found)
-                best[metric] = best_group(values, found) if told else None
+        for name, metric in measured(sweep).items():
+            sign = 1 if metric.higher_is_better else -1
+            values = {block: sign * sweep.revisits(task, block, column=name) for block in trained}
+            found = compare_pairs(values)
+            told = any(np.isfinite(pair.p) for pair in found)
+            best[name] = best_group(values, found) if told else None
+            if name == "psnr":
+                pairs[task] = found
         for block in sweep.blocks:
             own = {metric: None if group is None else block in group for metric, group in best.items()}
             rows.append(_row(sweep, task, block, kept, own))
     return rows, pairs
+
+
+def measured(sweep: Sweep) -> dict[str, Metric]:
+    """Return the metrics that the report shows of a sweep, by their column in its frames."""
+    return {name: m for name, m in score_columns().items() if m.reported and name in sweep.frames}
 
 
 def none_of(block: str, blocks: Iterable[str]) -> str | None:
@@ -92,7 +105,7 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
         block=block,
         task=task,
         seeds=own["seed"].nunique(),
-        revisit={m: estimate(sweep.revisits(task, block, column=m)) for m in METRICS if m in frames},
+        revisit={m: estimate(sweep.revisits(task, block, column=m)) for m in measured(sweep)},
         kinds={k: _mean(own[own["kind"] == k]) for k in ("recent", "partial", "novel")} | {"all": _mean(own)},
         pooled_psnr=float(-10 * np.log10(revisits["mse"].mean())) if len(revisits) else np.nan,
         drops=drops,

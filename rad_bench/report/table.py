@@ -12,6 +12,8 @@ import numpy as np
 from rad_bench.errors import one_line
 from rad_bench.report.intervals import Estimate
 
+MOST_NAMED = 6  # names in a sentence; the tables hold all
+
 
 @dataclass(frozen=True)
 class Table:
@@ -98,15 +100,6 @@ def p_text(p: float) -> str:
     return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 
-def byte_text(count: float) -> str:
-    """Write a number of bytes with its nearest unit."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
-
-
 def number_text(value: float, digits: int = 2, signed: bool = False) -> str:
     """Write a number, nothing for NaN, and no sign before a zero."""
     if not np.isfinite(value):
@@ -116,7 +109,9 @@ def number_text(value: float, digits: int = 2, signed: bool = False) -> str:
 
 
 def listing(names: list[str]) -> str:
-    """Write `a, b and c`."""
+    """Write `a, b and c`; of many names the first few and the number of the rest."""
+    if len(names) > MOST_NAMED:
+        names = [*names[:MOST_NAMED], f"{len(names) - MOST_NAMED} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.evaluation.controls import CONTROLS
+from rad_bench.evaluation.metrics import score_columns
 from rad_bench.report.ablation import AblationRow
 from rad_bench.report.intervals import LEAST_LOSS, Estimate, Pair
-from rad_bench.report.summary import METRICS, Row
-from rad_bench.report.table import Table, byte_text, number_text, p_text, show
+from rad_bench.report.summary import Row
+from rad_bench.report.table import Table, number_text, p_text, show
 from rad_bench.report.usage import MemoryRow
+from rad_bench.units import show_bytes
 
 BOLD = "bold: not distinguishable from the best on its task (paired t, Holm, 5 %)"
 NO_BOLD = "nothing is bold: without several seeds nothing can be told apart"
@@ -17,10 +19,11 @@ NAMED_COLUMNS = 6  # of the matrix; more are numbered
 
 
 def headline(rows: list[Row]) -> Table:
-    """Quality on revisit frames: one line a block, PSNR, SSIM, LPIPS where there is one, and the other classes."""
-    metrics = [metric for metric in METRICS if metric != "psnr" and any(metric in row.revisit for row in rows)]
+    """Quality on revisit frames: one line a block, with every metric that was measured, and PSNR of other classes."""
+    columns = {column for row in rows for column in row.revisit}
+    metrics = {name: metric for name, metric in score_columns().items() if name in columns and name != "psnr"}
     header = ["block", "task", "seeds", "revisit PSNR, dB", "over none, dB"]
-    header += [f"revisit {_metric_name(metric)}" for metric in metrics]
+    header += [f"revisit {metric.title}" for metric in metrics.values()]
     header += ["pooled PSNR", "recent", "partial", "novel", "all"]
     cells, bold = [], set()
     for number, row in enumerate(rows):
@@ -28,7 +31,7 @@ def headline(rows: list[Row]) -> Table:
         control = row.block in CONTROLS
         line = [row.block, row.task, "" if control else str(row.seeds), _shown(row, "psnr", 2)]
         line.append("" if control else show(row.over_none, signed=True))
-        line += [_shown(row, metric, 2 if metric.startswith("psnr") else 3) for metric in metrics]
+        line += [_shown(row, name, metric.digits) for name, metric in metrics.items()]
         line += [number_text(row.pooled_psnr), *(number_text(value) for value in row.kinds.values())]
         cells.append(line)
         bold |= {(number, 5 + place) for place, metric in enumerate(metrics) if row.best.get(metric)}
@@ -36,11 +39,6 @@ def headline(rows: list[Row]) -> Table:
             bold |= {(number, 0), (number, 3)}
     caption = f"PSNR by frame class; {BOLD if bold else NO_BOLD}; over none: each block alone, not corrected"
     return Table("headline", caption, header, cells, bold).without_empty_columns()
-
-
-def _metric_name(metric: str) -> str:
-    name, _, decoded = metric.partition("_")
-    return name.upper() + (" against decoded truth" if decoded else "")
 
 
 def paper(rows: list[Row]) -> Table:
@@ -53,8 +51,9 @@ def paper(rows: list[Row]) -> Table:
     cells: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
     for block in dict.fromkeys(row.block for row in rows):
-        c = next(row.cost for row in rows if row.block == block)
-        line = [block, *((state_text(c), f"{1000 * c['seconds_per_frame_end']:.2f}") if c else ("", ""))]
+        row = next(row for row in rows if row.block == block)
+        time = f"{1000 * row.cost['seconds_per_frame_end']:.2f}" if row.cost else ""
+        line = [block, state_text(row) if row.cost else "", time]
         for task in tasks:
             row = by_place[block, task]
             line += [_shown(row, "psnr", 1), show(row.drops.get("swap"), 1)]
@@ -74,10 +73,9 @@ def _shown(row: Row, metric: str, digits: int) -> str:
     return number_text(row.revisit[metric].mean, digits) if row.block in CONTROLS else show(row.revisit[metric], digits)
 
 
-def state_text(cost: dict[str, float]) -> str:
+def state_text(row: Row) -> str:
     """Say how many bytes a block carries at the horizon's end, and whether they grow."""
-    grows = " (grows)" if cost["state_bytes_start"] != cost["state_bytes_end"] else ""
-    return byte_text(cost["state_bytes_end"]) + grows
+    return show_bytes(row.cost["state_bytes_end"]) + (" (grows)" if row.state_grows else "")
 
 
 def interventions(rows: list[Row]) -> Table:

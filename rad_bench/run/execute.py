@@ -16,7 +16,8 @@ from rad_bench.data import Dataset, open_dataset
 from rad_bench.data.encoded import Encoded
 from rad_bench.data.recordings import Recordings
 from rad_bench.errors import UserError
-from rad_bench.evaluation.evaluate import CONTROLS, Evaluation, evaluate, reach
+from rad_bench.evaluation.controls import CONTROLS
+from rad_bench.evaluation.evaluate import Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.evaluation.probe import probe
 from rad_bench.evaluation.strips import shown, strip

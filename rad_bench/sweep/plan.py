@@ -27,6 +27,7 @@ from rad_bench.sweep.grid import launch_of
 from rad_bench.sweep.timing import probe_cost
 from rad_bench.training.device import be_deterministic, choose_device, device_name
 from rad_bench.training.distributed import Group
+from rad_bench.units import show_bytes, show_seconds, two_digits
 
 CHECKED_WIDTH = 64  # channels
 
@@ -208,7 +209,7 @@ def time_lines(
     return (
         f"an estimate, on {device_name(device)} with {launch.threads} thread{'s'[: launch.threads > 1]} a run, whose "
         f"process takes {show_seconds(start)} to start\n"
-        f"time, about: {_rounded(sum(seconds) / 3600)} {unit} for the {_count(len(seconds))}{without}; "
+        f"time, about: {two_digits(sum(seconds) / 3600)} {unit} for the {_count(len(seconds))}{without}; "
         f"{show_seconds(wall_seconds(seconds, launch.parallel))} at {launch.parallel} at a time, if they do not slow "
         "each other down" + _busy()
     )
@@ -236,32 +237,6 @@ def limit_line(
     if partition is not None:
         lines.append(f"times were taken on this machine, not on the nodes of partition {partition}")
     return "\n".join(lines)
-
-
-def show_seconds(seconds: float) -> str:
-    """Return a duration to two digits: 34 ms, 1.2 s, 48 s, 11 min, 3.5 h."""
-    for unit, size, most in (
-        ("ms", 1e-3, 0.995),
-        ("s", 1.0, 99.5),
-        ("min", 60.0, 99.5 * 60),
-        ("h", 3600.0, float("inf")),
-    ):
-        if seconds < most:
-            return f"{_rounded(seconds / size)} {unit}"
-    raise AssertionError
-
-
-def show_bytes(count: float) -> str:
-    """Return a size to two digits: 390 kB, 7.1 MB, 12 GB."""
-    for unit, size in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
-        if count < 999.5 * size:
-            return f"{_rounded(count / size)} {unit}"
-    return f"{_rounded(count / 1e12)} TB"
-
-
-def _rounded(value: float) -> str:
-    two = float(f"{value:.2g}")
-    return f"{two:,.0f}" if two >= 10 else f"{two:g}"
 
 
 def _reason(error: Exception) -> str:

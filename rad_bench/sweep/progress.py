@@ -13,7 +13,7 @@ from rich.table import Column
 
 from rad_bench.store.lease import ruling_claim
 from rad_bench.store.run_folder import RunFolder
-from rad_bench.sweep.plan import show_seconds
+from rad_bench.units import show_seconds
 
 TAIL_BYTES = 4096
 QUIET_SECONDS = 30.0  # between lines where there is no terminal

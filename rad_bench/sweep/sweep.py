@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rad_bench.config import SweepConfig
 from rad_bench.errors import UserError, unwritten
-from rad_bench.evaluation.evaluate import CONTROLS
+from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.run.watch import check_tensorboard
 from rad_bench.store import strict_yaml
 from rad_bench.store.atomic import replace_atomically, write_atomically

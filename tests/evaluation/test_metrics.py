@@ -20,7 +20,7 @@ def pairs(size, count=4):
 @pytest.mark.parametrize("size", [11, 32, 64])
 def test_psnr_and_ssim_equal_scikit_image(size):
     frames, truth = pairs(size)
-    for x, y, our_psnr, our_ssim in zip(frames, truth, psnr(mse(frames, truth)), ssim(frames, truth), strict=True):
+    for x, y, our_psnr, our_ssim in zip(frames, truth, psnr(frames, truth), ssim(frames, truth), strict=True):
         a, b = x.permute(1, 2, 0).double().numpy(), y.permute(1, 2, 0).double().numpy()
         assert abs(our_psnr - peak_signal_noise_ratio(b, a, data_range=1.0)) < 1e-5
         theirs = structural_similarity(
@@ -37,7 +37,7 @@ def test_psnr_and_ssim_equal_scikit_image(size):
 
 def test_identical_frames_have_the_psnr_of_one_grey_level_and_ssim_one():
     frames, _ = pairs(32)
-    torch.testing.assert_close(psnr(mse(frames, frames)), torch.full((4,), 48.1308, dtype=torch.float64))
+    torch.testing.assert_close(psnr(frames, frames), torch.full((4,), 48.1308, dtype=torch.float64))
     torch.testing.assert_close(ssim(frames, frames), torch.ones(4, dtype=torch.float64))
     assert not mse(frames, frames).any()
 
@@ -50,11 +50,11 @@ def test_ssim_refuses_frames_smaller_than_its_window():
 @pytest.fixture
 def weights_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    for cached in (perceptual.lpips_unavailable, perceptual._network, metric_card):
+    for cached in (perceptual.lpips_unavailable, perceptual._network):
         cached.cache_clear()
     yield tmp_path / "checkpoints"
     monkeypatch.undo()
-    for cached in (perceptual.lpips_unavailable, perceptual._network, metric_card):
+    for cached in (perceptual.lpips_unavailable, perceptual._network):
         cached.cache_clear()
 
 
@@ -84,8 +84,7 @@ def test_linear_weights_other_than_the_packages_published_ones_are_refused(weigh
     changed = tmp_path / "alex.pth"
     changed.write_bytes(perceptual.linear_weights_path().read_bytes()[:-1] + b"?")
     monkeypatch.setattr(perceptual, "linear_weights_path", lambda: changed)
-    for cached in (perceptual.lpips_unavailable, metric_card):
-        cached.cache_clear()
+    perceptual.lpips_unavailable.cache_clear()
     assert "unverified: SHA-256 of alex.pth" in perceptual.lpips_unavailable()
     assert metric_card()["lpips"].startswith("unavailable")
 
@@ -97,8 +96,7 @@ def test_unverified_weights_are_refused_and_verified_ones_used(weights_folder, m
     perceptual.lpips_unavailable.cache_clear()
     monkeypatch.setattr(perceptual, "BACKBONE_SHA256", digest[:8] + "0" * 56)  # what a file name can tell is not enough
     assert "unverified" in perceptual.lpips_unavailable()
-    for cached in (perceptual.lpips_unavailable, metric_card):
-        cached.cache_clear()
+    perceptual.lpips_unavailable.cache_clear()
     monkeypatch.setattr(perceptual, "BACKBONE_SHA256", digest)  # as if this file were the published one
     assert perceptual.lpips_unavailable() is None
     assert metric_card()["card"] != card_without

@@ -66,7 +66,7 @@ def test_nothing_is_complained_of_asked_for_or_left_undrawn(page, address):
     assert len(pictures) == 2 * (1 + 2 * 3) - 1 and all(width == 14 for width in pictures)  # one strip is spoilt
     assert page.value("[...document.querySelectorAll('img')].every(image => image.alt)")
     sizes = page.value("[...document.querySelectorAll('figure[role=img] svg')].map(e => e.getBBox().width)")
-    assert len(sizes) == 13 and min(sizes) > 100
+    assert len(sizes) == 15 and min(sizes) > 100
     assert page.value(
         "[...document.querySelectorAll('[role=img]')].every(e => e.getAttribute('aria-label').length > 20)"
     )

@@ -4,6 +4,8 @@ import hashlib
 import html.parser
 import json
 import re
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -193,3 +195,13 @@ def test_no_label_is_read_as_markup_mathematics_or_a_formula(tmp_path):
     plain = re.sub(r"\\(?:text(?:backslash|asciitilde|asciicircum|less|greater|bar)\{\}|textbf|\\|[&%$#_{}])", "", body)
     assert not re.search(r"[\\$%#_^~]|^\[", plain, re.M), plain
     assert not re.search(r"\\frac|\\input", body)
+
+
+def test_a_report_needs_no_torch(tmp_path):
+    code = (
+        "import sys, pathlib, rad_bench.report; rad_bench.report.write_report(pathlib.Path(sys.argv[1])); "
+        "assert 'torch' not in sys.modules"
+    )
+    folder = write_sweep(tmp_path, seeds=(0,), episodes=2, horizon=4)
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -79,7 +79,7 @@ def test_quality_against_decoded_truth_is_told_where_there_is_an_autoencoder(swe
     write_report(folder)
     table = headline(summarise(read_sweep(folder))[0])
     line = dict(zip(table.header, next(line for line in table.cells if line[0] == "copy-last"), strict=True))
-    assert float(line["revisit PSNR against decoded truth"]) == pytest.approx(13.0, abs=0.3)
+    assert float(line["revisit PSNR against decoded truth, dB"]) == pytest.approx(13.0, abs=0.3)
     assert line["revisit SSIM against decoded truth"] == "0.600"
     summary = pd.read_csv(folder / "summary.csv")
     np.testing.assert_allclose(summary["revisit_psnr_decoded"], summary["revisit_psnr"] + 2)

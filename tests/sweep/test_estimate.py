@@ -79,13 +79,6 @@ def test_training_costs_in_proportion_to_its_steps_and_places_are_filled_as_they
     assert wall_seconds([1, 1, 4], 2) == 5
 
 
-def test_durations_and_sizes_are_rounded_to_two_digits():
-    durations = {0.0123: "12 ms", 0.999: "1 s", 47.8: "48 s", 99.9: "1.7 min", 40_000: "11 h"}
-    assert {seconds: plan.show_seconds(seconds) for seconds in durations} == durations
-    sizes = {8_012_798: "8 MB", 999_900: "1 MB", 2.4e9: "2.4 GB", 3e13: "30 TB"}
-    assert {count: plan.show_bytes(count) for count in sizes} == sizes
-
-
 def test_more_steps_do_not_make_the_probe_do_more(tmp_path, monkeypatch):
     """By construction: what is timed is a step, whatever their number."""
     done, real = [], Trainer.step
