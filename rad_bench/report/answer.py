@@ -15,7 +15,6 @@ from rad_bench.report.tables import state_text
 from rad_bench.units import show_seconds
 
 LEVEL = 0.05
-MOST_COSTS = 6  # blocks whose costs are named; the table of costs holds all
 
 
 def answer(
@@ -24,7 +23,7 @@ def answer(
     """Return the three parts of the answer, as (question, sentences)."""
     which: list[str] = []
     sure = caveats(sweep, rows)
-    leaders: list[str] = []
+    leaders: list[str] = []  # blocks whose costs are named; the table of costs holds all
     for task in sweep.tasks:
         own = [row for row in rows if row.task == task and np.isfinite(row.revisit["psnr"].mean)]
         ranked = sorted((row for row in own if row.block not in CONTROLS), key=lambda row: -row.revisit["psnr"].mean)
@@ -40,14 +39,11 @@ def answer(
         which += [" ".join(told), *_by_axis(task, axes)]
         sure.append(" ".join([_lead(task, ranked, pairs[task]), *_usage(ranked)]))
     if any(np.isfinite(pair.p) for compared in pairs.values() for pair in compared):
-        along = " (along an axis: over its values at one setting of the rest)" if axes else ""
-        sure.append(f"Distinguishable means p < {LEVEL} after Holm's correction over all pairs of a task{along}.")
-    nones = [row.block for row in rows if base_name(row.block) == "none"]
-    return [
-        ("Which memory?", which),
-        ("How sure?", [*sure, scope(sweep)]),
-        ("At what cost?", _costs(sweep, rows, [*leaders, *nones])),
-    ]
+        along = "; along an axis, over its values at one setting of the rest" if axes else ""
+        sure.append(f"Distinguishable: p < {LEVEL} after Holm's correction over all pairs of a task{along}.")
+    leaders += [row.block for row in rows if base_name(row.block) == "none"][:1]
+    costs = _costs(sweep, rows, list(dict.fromkeys(leaders)))
+    return [("Which memory?", which), ("How sure?", [*sure, scope(sweep)]), ("At what cost?", costs)]
 
 
 def _leader(sweep: Sweep, where: str, ranked: list[Row], pairs: list[Pair]) -> str:
@@ -58,7 +54,7 @@ def _leader(sweep: Sweep, where: str, ranked: list[Row], pairs: list[Pair]) -> s
     if not others:
         place = "the only one"
     elif not any(np.isfinite(pair.p) for pair in pairs):
-        place, equal = "highest (no ranking, for no two blocks share several seeds)", []
+        place, equal = "highest (no ranking)", []
     else:
         place = f"highest, not distinguishable from {listing(equal)}" if equal else "best"
     text = f"{where}, {first.block} is {place}: {show(first.revisit['psnr'], 1)} dB on revisits."
@@ -79,9 +75,8 @@ def _above_controls(ranked: list[Row], own: list[Row], pairs: list[Pair]) -> lis
     told = [f"{first} is {listing(leads)}."] if leads else []
     for still in (row.revisit["psnr"].mean for row in own if row.block == COPY_LAST):
         below = [row.block for row in ranked if row.revisit["psnr"].mean < still]
-        told.append(
-            f"Repeating the last true frame gives {still:.1f} dB{f', more than {listing(below)}' if below else ''}."
-        )
+        more = f", more than {listing(below)}" if below else ""
+        told.append(f"Repeating the last true frame gives {still:.1f} dB{more}.")
     return told
 
 
@@ -93,10 +88,11 @@ def _by_axis(task: str, rows: list[AblationRow]) -> list[str]:
         firsts = dict.fromkeys(row.value for row in places if row.less_first is None)
         gains = []
         for value in dict.fromkeys(row.value for row in places if row.less_first is not None):
-            found = [(row.less_first.mean, row.p_holm) for row in places if row.value == value and row.less_first]
-            span = _span([number_text(mean, 1, signed=True) for mean, _ in sorted(found, key=lambda one: one[0])])
-            shown = sum(p is not None and p < LEVEL for _, p in found)
-            gains.append(f"{value} gives {span} dB, distinguishable at {shown} of {len(found)} settings of the rest")
+            found = [row for row in places if row.value == value]
+            means = sorted(row.less_first.mean for row in found if row.less_first is not None)
+            span = _span([number_text(mean, 1, signed=True) for mean in means])
+            shown = sum(row.p_holm is not None and row.p_holm < LEVEL for row in found)
+            gains.append(f"{value} gives {span} dB, distinguishable at {shown} of {len(means)} settings of the rest")
         told.append(f"On {task}, axis {axis}, against {listing(list(firsts))}: {'; '.join(gains)}.")
     return told
 
@@ -140,18 +136,15 @@ def _costs(sweep: Sweep, rows: list[Row], blocks: list[str]) -> list[str]:
     """Say what some blocks carry and take."""
     costs = {row.block: row for row in rows if row.cost}
     told = []
-    for row in [costs[block] for block in dict.fromkeys(blocks) if block in costs][:MOST_COSTS]:
+    for row in (costs[block] for block in blocks if block in costs):
         state = f"a state of {state_text(row)}" if row.carries_state else "no state"
         time = show_seconds(row.cost["seconds_per_frame_end"])
         told.append(f"{row.block}: {row.cost['memory_parameters']:,.0f} parameters, {state}, {time} a frame.")
     if not told:
         return ["Nothing is known of costs."]
     devices = listing(list(dict.fromkeys(str(result["device"]) for result in sweep.results)))
-    note = (
-        "Parameters are the memory's. State and time are a video's at the horizon's end, without attention's window. "
-    )
-    note += f"Times were taken in the runs, on {devices}, with whatever else the machine did."
-    return [*told, note]
+    sizes = "Parameters: of the memory. State: of a video at the horizon's end, without attention's window."
+    return [*told, f"{sizes} Times: as taken in the runs, on {devices}, with whatever else the machine did."]
 
 
 def _span(texts: list[str]) -> str:
