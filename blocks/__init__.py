@@ -1,1 +1,1 @@
-"""Memory blocks, one file each. A file is found by being here; `memory.py` holds their contract."""
+"""Memory blocks, one file each, named in YAML by file. `memory.py` is their contract, `fast/` has their fast paths."""

@@ -1,11 +1,12 @@
-"""Attention over all past frames: the ceiling that a memory of constant size is measured against. Or over the last few.
+"""Attention over all past frames (Vaswani et al. 2017, arXiv 1706.03762), or over the last `span` frames.
 
     y_t = U softmax(q_t [k_0..k_t]^T / sqrt(P)) [v_0..v_t]
 
-Queries and keys are RMS-normalised (Henry et al. 2020, arXiv 2010.04245) and carry no position, so that nothing breaks
-at lengths beyond training. A frame sees all tokens of earlier frames and its own. The state is the cache of keys and
-values, both [S, H, L, P], where L grows by K a frame, up to `span` frames where that is given: a control that has all
-of a memory's input and parameters, and remembers no more than a window does.
+Without `span` it is the upper bound for memories of constant size. With `span` it is a control: it has a memory's
+input and parameters, but remembers only a window. Queries and keys are RMS-normalised (Henry et al. 2020, arXiv
+2010.04245) and have no positions, so it also works at lengths beyond training. A frame sees all tokens of earlier
+frames and its own. The state is the cache of keys and values, both [S, H, L, P]; L grows by K a frame, up to `span`
+frames.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rad_bench.blocks.memory import MemoryBlock, Prefetched, State
 
 
 class Attention(MemoryBlock):
-    """Full attention over the past: exact recall, at a cost that grows with every frame."""
+    """Full attention over the past: exact recall, with a cost that grows with every frame."""
 
     size_option = "head_dim"
     fine_option = "heads"
@@ -44,8 +45,7 @@ class Attention(MemoryBlock):
         return self._attend(q, k, v, None), self._kept(k, v, x_SKD.shape[1])
 
     def read(self, x_SKD: Tensor, state: State) -> Tensor:
-        # Appending a frame that will be dropped copies the whole cache, at every step of denoising. So the scores are
-        # joined and the cache is not.
+        # Concatenating keys and values would copy the whole cache at every denoising step. So only scores are joined.
         q, k, v = self._project(x_SKD)
         k_past, v_past = state
         scores = torch.cat([q @ k_past.mT, q @ k.mT], -1) / math.sqrt(self.head_dim)
@@ -73,13 +73,13 @@ class Attention(MemoryBlock):
         return y.unflatten(1, (noisy, K))
 
     def _visible(self, query: Tensor, key: Tensor, own: bool) -> Tensor:
-        """Return which keys each query sees, by their frames: those before its own, or its own too, within the span."""
-        back = query[:, None] - key[None, :]
-        seen = back >= (0 if own else 1)
-        return seen if self.span is None else seen & (back <= self.span)
+        """Return which keys each query sees: those of earlier frames within the span, and of its own frame if `own`."""
+        age = query[:, None] - key[None, :]
+        visible = age >= (0 if own else 1)
+        return visible if self.span is None else visible & (age <= self.span)
 
     def _kept(self, k: Tensor, v: Tensor, K: int) -> State:
-        """Return what later frames can see."""
+        """Return the keys and values that later frames can see."""
         return (k, v) if self.span is None else (k[:, :, -self.span * K :], v[:, :, -self.span * K :])
 
     def _project(self, x_SLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,6 +95,6 @@ class Attention(MemoryBlock):
 
 
 def _frames(k_SHLP: Tensor, K: int, T: int) -> Tensor:
-    """Return the frame of each key, of which the last T frames' are numbered from 0. [L]"""
+    """Return the frame number of each key, [L]; the last T frames are 0..T-1, frames before them are negative."""
     frames = k_SHLP.shape[2] // K
     return torch.arange(T - frames, T, device=k_SHLP.device).repeat_interleave(K)

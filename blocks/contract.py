@@ -1,7 +1,7 @@
-"""The checks that every memory block is held to, the built-in ones and the user's alike.
+"""The checks that every memory block must pass, built-in or the user's.
 
-Each check runs the block on small random sequences, in float64 unless told otherwise, with all parameters perturbed so
-that nothing hides behind a zero initialisation. `FRAMES` is far beyond any attention window of the trunk's defaults.
+Each check runs the block on small random sequences, in float64 by default. All parameters are perturbed first,
+because a zero initialisation would hide errors. `FRAMES` is far longer than the trunk's default attention window.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rad_bench.blocks.memory import MemoryBlock, State, leaves, map_state
 
 SEQUENCES, FRAMES, DIM = 3, 37, 16
-# Relative to the largest value compared, or to 1 if that is smaller.
+# Relative to the largest expected value, or to 1 if that is smaller.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a check works on: a block and random sequences."""
+    """The inputs of a check: a block and random sequences."""
 
     block: MemoryBlock
     x_STKD: Tensor  # clean
@@ -51,14 +51,14 @@ def check_block(
     block_class: type[MemoryBlock], options: Mapping[str, Any] | None = None, device: torch.device = CPU,
     dtype: torch.dtype = torch.float64, dim: int = DIM,
 ) -> list[Check]:  # fmt: skip
-    """Hold a block, `dim` channels wide, to the contract, with one and with three tokens a frame.
+    """Run all checks on a block with `dim` channels, with one and with three tokens a frame.
 
-    Never raises for a faulty block.
+    A faulty block fails checks; it never raises.
     """
     try:
         _probe(block_class, options or {}, 1, device, dtype, dim)
-    except Exception as error:  # every check would say the same
-        return [Check("built", False, _told(error))]
+    except Exception as error:  # every check would fail the same way
+        return [Check("built", False, _describe(error))]
     outcomes = []
     for name, check in CHECKS.items():
         details = []
@@ -73,15 +73,15 @@ def check_block(
                 details.append(str(broken))
             except Exception as error:
                 passed = False
-                details.append(_told(error))
+                details.append(_describe(error))
         outcomes.append(Check(name, passed, "; ".join(dict.fromkeys(details))))
     return outcomes
 
 
-def _told(error: Exception) -> str:
-    """Say what was raised, and where: the last line that is no library's."""
-    calls = traceback.extract_tb(error.__traceback__)
-    where = next((call for call in reversed(calls) if "site-packages" not in call.filename), calls[-1])
+def _describe(error: Exception) -> str:
+    """Return the error and where it was raised: the last line outside of installed packages."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = next((frame for frame in reversed(frames) if "site-packages" not in frame.filename), frames[-1])
     return f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
 
 
@@ -96,7 +96,7 @@ def _probe(
 
 
 def perturb(module: nn.Module, size: float = 0.1, generator: torch.Generator | None = None) -> None:
-    """Move all parameters off their first values, by a generator of the CPU, PyTorch's own if none is given."""
+    """Add noise to all parameters, drawn on the CPU from `generator`, by default PyTorch's global one."""
     with torch.no_grad():
         for parameter in module.parameters():
             noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
@@ -108,9 +108,9 @@ def _difference(actual: Tensor, expected: Tensor) -> float:
     if not expected.numel():
         return 0.0
     actual, expected = actual.detach().double(), expected.detach().double()
-    # What is no number compares as neither more nor less: it must not pass.
-    apart = (actual - expected).abs().nan_to_num(nan=math.inf).max()
-    return float(apart / expected.abs().max().clamp(min=1.0))
+    # NaN compares false, so it would pass as a small difference.
+    largest = (actual - expected).abs().nan_to_num(nan=math.inf).max()
+    return float(largest / expected.abs().max().clamp(min=1.0))
 
 
 def _same(what: str, actual: Tensor, expected: Tensor) -> float:
@@ -126,7 +126,7 @@ def _same_state(what: str, actual: State, expected: State) -> None:
 
 
 def _differentiable(state: State) -> State:
-    """A copy of a state that gradients can be asked of; counters in it have none."""
+    """Return a copy of a state whose floating-point tensors require gradients."""
     return map_state(lambda leaf: leaf.detach().clone().requires_grad_(leaf.is_floating_point()), state)
 
 
@@ -135,36 +135,38 @@ def _floating(state: State) -> list[Tensor]:
 
 
 def shapes(probe: Probe) -> str:
-    """Outputs have the input's shape; the state is a tuple of tensors that lead with the number of sequences, of the
-    parameters' type and on their device; what a budget solves for is an option."""
+    """Outputs have the input's shape. The state is a tuple of tensors [S, ...] with the parameters' dtype and device.
+    `size_option` and `fine_option` name options of the constructor."""
     parameter = next(probe.block.parameters(), None)
     for state in (probe.start(), probe.block.step(probe.x_STKD[:, 0], probe.start())[1]):
-        assert isinstance(state, tuple), f"the state is a {type(state).__name__}, and must be a tuple of tensors"
+        assert isinstance(state, tuple), f"the state is a {type(state).__name__}, but must be a tuple of tensors"
         for leaf in leaves(state):
-            assert isinstance(leaf, Tensor), f"the state holds a {type(leaf).__name__}, and must be a tuple of tensors"
-            assert leaf.shape[:1] == (SEQUENCES,), f"a state tensor of shape {tuple(leaf.shape)} does not lead with S"
+            assert isinstance(leaf, Tensor), f"the state holds a {type(leaf).__name__}, but must be a tuple of tensors"
+            assert leaf.shape[:1] == (SEQUENCES,), f"a state tensor has shape {tuple(leaf.shape)}; S must come first"
             if parameter is not None and leaf.is_floating_point():
-                told = f"a state tensor is {leaf.dtype} on {leaf.device}, the parameters {parameter.dtype} on "
-                assert leaf.dtype == parameter.dtype, f"{told}{parameter.device}: `self.zeros` makes it right"
-                assert leaf.device == parameter.device, f"{told}{parameter.device}: `self.zeros` makes it right"
+                message = (
+                    f"a state tensor is {leaf.dtype} on {leaf.device}, but the parameters are {parameter.dtype} on "
+                    f"{parameter.device}; create it with `self.zeros`"
+                )
+                assert leaf.dtype == parameter.dtype and leaf.device == parameter.device, message
     y, state = probe.block.step(probe.x_STKD[:, 0], probe.start())
     assert y.shape == probe.x_STKD[:, 0].shape, f"step returned {tuple(y.shape)}"
     for option in (probe.block.size_option, probe.block.fine_option):
-        known = inspect.signature(type(probe.block).__init__).parameters
-        assert option is None or option in known, f"there is no option '{option}' that a budget could solve for"
+        options = inspect.signature(type(probe.block).__init__).parameters
+        assert option is None or option in options, f"there is no option '{option}' that a budget could solve for"
     return f"{sum(1 for _ in leaves(state))} state tensors"
 
 
 def step_is_pure(probe: Probe) -> str:
-    """`step` and `read` change neither their input nor the state they are given, and `step` repeats itself exactly."""
+    """`step` and `read` change neither their input nor the given state; a repeated `step` gives the same output."""
     state = probe.block.prefetch(probe.x_STKD, probe.start()).state
-    kept, x = map_state(Tensor.clone, state), probe.x_STKD[:, 0].clone()
+    before, x = map_state(Tensor.clone, state), probe.x_STKD[:, 0].clone()
     first, _ = probe.block.step(x, state)
     probe.block.read(x, state)
     second, _ = probe.block.step(x, state)
     assert torch.equal(first, second), "two equal steps gave different outputs"
-    assert torch.equal(x, probe.x_STKD[:, 0]), "its input was changed"
-    assert all(map(torch.equal, leaves(state), leaves(kept))), "the state it was given was changed"
+    assert torch.equal(x, probe.x_STKD[:, 0]), "the input was changed"
+    assert all(map(torch.equal, leaves(state), leaves(before))), "the given state was changed"
     return "exact"
 
 
@@ -185,7 +187,7 @@ def parallel_equals_steps(probe: Probe) -> str:
 
 
 def suffix_equals_whole(probe: Probe) -> str:
-    """Retrieving only the last frames gives what retrieving all of them gives there."""
+    """Retrieving only the last frames gives the same as retrieving all frames."""
     prefetched = probe.block.prefetch(probe.x_STKD, probe.start())
     whole = probe.block.retrieve(probe.noisy_STKD, prefetched)
     suffix = probe.block.retrieve(probe.noisy_STKD[:, -5:], prefetched)
@@ -193,7 +195,7 @@ def suffix_equals_whole(probe: Probe) -> str:
 
 
 def pieces_equal_whole(probe: Probe) -> str:
-    """Prefetching in pieces with carried state equals prefetching at once."""
+    """Prefetching in pieces with a carried state equals prefetching at once."""
     whole = probe.block.prefetch(probe.x_STKD, probe.start())
     state, outputs, reads = probe.start(), [], []
     for first, last in ((0, 1), (1, 18), (18, FRAMES)):
@@ -207,7 +209,7 @@ def pieces_equal_whole(probe: Probe) -> str:
 
 
 def causality(probe: Probe) -> str:
-    """A changed clean frame moves no earlier output and not its own retrieval; noisy frames do not see each other."""
+    """A changed clean frame changes neither earlier outputs nor its own retrieval; noisy frames are independent."""
     t = FRAMES // 2
     changed, noisy = probe.x_STKD.clone(), probe.noisy_STKD.clone()
     changed[:, t:] += 1.0
@@ -221,11 +223,11 @@ def causality(probe: Probe) -> str:
     _same("retrievals up to the changed clean frame", late[:, : t + 1], reads[:, : t + 1])
     alone = probe.block.retrieve(noisy, before)
     _same("retrievals, after other noisy frames changed,", alone[:, t], reads[:, t])
-    return "nothing earlier moves"
+    return "nothing earlier changes"
 
 
 def reaches_far_back(probe: Probe) -> str:
-    """The last frame has a gradient to the first one and to the state before it; a memoryless block has none."""
+    """The last frame has a gradient to the first frame and the state before it; a memoryless block has none."""
     probe.x_STKD.requires_grad_()
     warm = probe.block.prefetch(torch.randn_like(probe.x_STKD[:, :5]), probe.start()).state
     state = _differentiable(warm)
@@ -261,7 +263,7 @@ def batch_invariance(probe: Probe) -> str:
 
 
 def reset_is_a_fresh_start(probe: Probe) -> str:
-    """After any use, the initial state starts over: nothing is kept in the module itself."""
+    """The initial state always starts over: the module itself stores nothing."""
     fresh = copy.deepcopy(probe.block).prefetch(probe.noisy_STKD, probe.start()).y_STKD
     probe.block.prefetch(probe.x_STKD, probe.start())
     probe.block.step(probe.x_STKD[:, 0], probe.start())
@@ -271,7 +273,7 @@ def reset_is_a_fresh_start(probe: Probe) -> str:
 
 
 def state_survives_saving(probe: Probe) -> str:
-    """A state saved, loaded (tensors only) and continued gives what the living one gives."""
+    """A state that is saved and loaded (tensors only) continues as the original."""
     state = probe.block.prefetch(probe.x_STKD, probe.start()).state
     file = io.BytesIO()
     torch.save(state, file)
@@ -284,37 +286,36 @@ def state_survives_saving(probe: Probe) -> str:
 
 
 def fast_path_equals_reference(probe: Probe) -> str:
-    """In float32 the overridden forms equal the base class's loops, gradients included."""
+    """In float32 the block's own methods equal the base class's loops, gradients included."""
     block, x, noisy = probe.block.float(), probe.x_STKD.float(), probe.noisy_STKD.float()
-    apart = differences(trace(block, x, noisy, type(block)), trace(block, x, noisy, MemoryBlock))  # type: ignore[type-abstract]
-    worst = max(apart.values())
-    assert worst <= TOLERANCE[torch.float32], f"fast path and reference differ by {worst:.2g} in float32: {apart}"
+    errors = differences(trace(block, x, noisy, type(block)), trace(block, x, noisy, MemoryBlock))  # type: ignore[type-abstract]
+    worst = max(errors.values())
+    assert worst <= TOLERANCE[torch.float32], f"fast path and reference differ by {worst:.2g} in float32: {errors}"
     return f"max relative error {worst:.1g}, gradients included"
 
 
-Trace = dict[str, list[Tensor]]  # part of what a block does -> tensors
+Trace = dict[str, list[Tensor]]  # outputs, state, gradients, step -> tensors
 
 
 def trace(block: MemoryBlock, x_STKD: Tensor, noisy_STKD: Tensor, form: type[MemoryBlock]) -> Trace:
-    """Return all that a block finds on clean and noisy frames from a state that has seen some: outputs, final state,
-    gradients, and where none are asked for the next step and a read.
+    """Return a block's outputs, final state and gradients on clean and noisy frames, and its next `step` and `read`.
 
-    `form` is the block's class, for its own `prefetch`, `retrieve` and `read`, or `MemoryBlock`, for what makes do with
-    `step`.
+    It starts from a state that already holds some frames. `form` is the block's class for its own `prefetch`,
+    `retrieve` and `read`, or `MemoryBlock` for the reference, which needs only `step`.
     """
     reference = form is MemoryBlock
-    x, noisy = (part.detach().requires_grad_() for part in (x_STKD, noisy_STKD))
-    seen = form.prefetch(block, x_STKD[:, :5].flip(1), block.initial_state(len(x)))
-    state = _differentiable(seen.state)
+    x, noisy = (frames.detach().requires_grad_() for frames in (x_STKD, noisy_STKD))
+    warm = form.prefetch(block, x_STKD[:, :5].flip(1), block.initial_state(len(x)))
+    state = _differentiable(warm.state)
     prefetched = form.prefetch(block, x, state)
     outputs = [prefetched.y_STKD, form.retrieve(block, noisy, prefetched)]
     final = list(leaves(prefetched.state))
     inputs = [x, noisy, *_floating(state), *block.parameters()]
-    # All that comes out counts, and nothing that goes in is without a gradient, if only zero.
-    read = [*outputs, *_floating(prefetched.state)]
-    loss = torch.stack([(_ramp(part) * part).sum() for part in read] + [0 * part.sum() for part in inputs]).sum()
+    # The loss depends on every output, and, with weight zero, on every input: each then has a gradient.
+    results = [*outputs, *_floating(prefetched.state)]
+    loss = torch.stack([(_ramp(y) * y).sum() for y in results] + [0 * tensor.sum() for tensor in inputs]).sum()
     gradients = torch.autograd.grad(loss, inputs)
-    with torch.set_grad_enabled(reference):  # without gradients a step may have a kernel of its own
+    with torch.set_grad_enabled(reference):  # without gradients, `step` may use another kernel
         frame, before = noisy[:, 0].detach(), map_state(Tensor.detach, prefetched.state)
         y_SKD, after = block.step(frame, before)
         read_SKD = form.read(block, frame, before)
@@ -327,10 +328,10 @@ def _ramp(like: Tensor) -> Tensor:
 
 
 def differences(actual: Trace, expected: Trace) -> dict[str, float]:
-    """Return the largest difference in each part of two traces, tensor by tensor relative to its largest value."""
+    """Return the largest relative difference for each key of two traces. Each tensor is scaled by its largest value."""
     return {
-        part: max((_difference(a, b) for a, b in zip(actual[part], expected[part], strict=True)), default=0.0)
-        for part in expected
+        key: max((_difference(a, b) for a, b in zip(actual[key], expected[key], strict=True)), default=0.0)
+        for key in expected
     }
 
 

@@ -1,6 +1,6 @@
-"""No memory, but parameters: y = U gelu(W x), each token by itself.
+"""No memory, but as many parameters: y = U gelu(W x) for each token.
 
-The control that tells what a memory's parameters give without its memory.
+A control: it shows what a memory's parameters give without the memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from rad_bench.blocks.memory import MemoryBlock, State
 
 
 class FeedForward(MemoryBlock):
-    """Carries nothing, at any number of parameters: the control for a memory's size."""
+    """A memoryless block with any number of parameters: the control for a memory's parameters."""
 
     size_option = "hidden"
     memoryless = True

@@ -1,7 +1,7 @@
 """The contract of a memory block.
 
-A block carries memory along S independent sequences of T frames with K tokens each, D channels wide. How a video's
-token grid becomes sequences is not its business.
+A block carries memory along S independent sequences of T frames with K tokens each, D channels wide. The trunk decides
+how a video's token grid becomes sequences.
 
 Letters: S sequences, T frames, K tokens a frame, D channels, H heads, P channels a head.
 """
@@ -19,40 +19,40 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-KERNELS = "BLOCK_KERNELS"  # `off` in the environment: PyTorch alone, no kernels of other packages
+KERNELS = "BLOCK_KERNELS"  # environment variable; `off`: PyTorch only, no kernels of other packages
 State = tuple[Any, ...]  # a (nested) tuple of tensors, each with S as its first dimension
 
 
 @dataclass(frozen=True)
 class Prefetched:
-    """What a pass over clean frames leaves behind."""
+    """The result of `prefetch` over clean frames."""
 
     y_STKD: Tensor  # the clean frames' own outputs
-    memory: Any  # the memory before each of the T frames, in whatever form the block's `retrieve` reads
+    memory: Any  # the memory before each of the T frames, in the form that the block's `retrieve` reads
     state: State  # the state after the last frame
 
 
 @dataclass(frozen=True)
 class Path:
-    """What computes a block's `prefetch` and `retrieve` on some device."""
+    """The implementation of a block's `prefetch` and `retrieve` on a device."""
 
     name: str
-    why: str = ""  # this one and no other, in a few words
+    why: str = ""  # why this one is used, in a few words
 
 
 class MemoryBlock(nn.Module, ABC):
-    """Base of all memory blocks. `initial_state` and `step` alone make a valid one.
+    """Base class of all memory blocks. A subclass must define `initial_state` and `step`.
 
     The constructor takes `dim` (D) and the block's options as keyword arguments with annotations and defaults;
     the annotations are enforced when a config names the block.
 
-    Training in mixed precision runs a block under autocast, where products round to bf16. What carries a state from
-    frame to frame is decorated with `in_full_precision`.
+    Training in mixed precision runs a block under autocast, which rounds matrix products to bf16. Decorate functions
+    that carry a state from frame to frame with `in_full_precision`.
     """
 
-    size_option: ClassVar[str | None] = None  # the option that a budget may solve for
-    fine_option: ClassVar[str | None] = None  # another that it may move, where steps of the first are too coarse
-    memoryless: ClassVar[bool] = False  # True: frames are promised not to influence later ones
+    size_option: ClassVar[str | None] = None  # the option that a budget solves for
+    fine_option: ClassVar[str | None] = None  # a second option that it may change if the first is too coarse
+    memoryless: ClassVar[bool] = False  # True: no frame influences a later one
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -60,27 +60,27 @@ class MemoryBlock(nn.Module, ABC):
 
     @abstractmethod
     def initial_state(self, sequences: int) -> State:
-        """Return the state of `sequences` sequences that have seen no frame."""
+        """Return the state of `sequences` sequences before their first frame."""
 
     @abstractmethod
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
         """Process one frame: return y_SKD and the state after it.
 
-        Pure: keep the new state to write the frame into memory, drop it to only read.
+        Pure: keep the new state to write the frame into memory; discard it to only read.
         """
 
     def read(self, x_SKD: Tensor, state: State) -> Tensor:
-        """Let one noisy frame read the memory; nothing is written.
+        """Read the memory with one noisy frame; nothing is written.
 
-        This form is the reference: a `step` whose new state is dropped. Override it where making that state costs.
+        This is the reference: a `step` whose new state is discarded. Override it if computing that state is expensive.
         """
         y_SKD, _ = self.step(x_SKD, state)
         return y_SKD
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
-        """Write T clean frames, keeping the memory as it was before each of them.
+        """Write T clean frames, and keep the memory before each of them.
 
-        This form is the reference: a loop over `step`. Override it with a parallel one.
+        This is the reference: a loop over `step`. Override it with a parallel form.
         """
         memory, outputs = [], []
         for x_SKD in x_STKD.unbind(1):
@@ -90,10 +90,10 @@ class MemoryBlock(nn.Module, ABC):
         return Prefetched(torch.stack(outputs, 1), memory, state)
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
-        """Let noisy frames read the memory before them, all in parallel; nothing is written.
+        """Read, with each noisy frame, the memory before it, all frames in parallel; nothing is written.
 
-        `x_STKD` may cover only the last frames of those prefetched. This form is the reference: each frame is
-        one `step` whose new state is dropped, with T folded into S where the states' shapes allow.
+        `x_STKD` may cover only the last of the prefetched frames. This is the reference: each frame is one `step` whose
+        new state is discarded, with T folded into S where all states have the same shape.
         """
         S, T = x_STKD.shape[:2]
         memory: list[State] = prefetched.memory[-T:]
@@ -105,7 +105,7 @@ class MemoryBlock(nn.Module, ABC):
         return y_SKD.unflatten(0, (S, T))
 
     def path(self, device: torch.device, dtype: torch.dtype) -> Path:
-        """Say what computes on tensors of this device and type. A block with several ways overrides it."""
+        """Return the implementation for tensors of this device and type. Override it if a block has several."""
         own, base = type(self), MemoryBlock
         forms = [name for name in ("prefetch", "retrieve") if getattr(own, name) is not getattr(base, name)]
         if not forms:
@@ -113,19 +113,19 @@ class MemoryBlock(nn.Module, ABC):
         return Path("PyTorch, own " + " and ".join(forms), "its only form")
 
     def zeros(self, *shape: int) -> Tensor:
-        """Return zeros on the device and in the type of the block's parameters."""
+        """Return zeros with the device and dtype of the block's parameters."""
         parameter = next(self.parameters())
         return torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
 
 
 def kernels_are_off() -> bool:
-    """Return whether blocks are asked to do without other packages' kernels."""
+    """Return whether kernels of other packages are switched off."""
     return os.environ.get(KERNELS) == "off"
 
 
 @contextlib.contextmanager
 def without_kernels() -> Iterator[None]:
-    """Ask blocks to do without other packages' kernels, for a while."""
+    """Switch kernels of other packages off within the context."""
     before = os.environ.get(KERNELS)
     os.environ[KERNELS] = "off"
     try:
@@ -138,15 +138,14 @@ def without_kernels() -> Iterator[None]:
 
 
 def in_full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a recurrence to end autocast at it: tensors and states among its arguments are cast to fp32.
+    """Decorate a recurrence to run without autocast: tensors and states among its arguments are cast to fp32.
 
-    What is harmless in one product adds up in a state that is rounded hundreds of times. Without autocast nothing
-    changes.
+    A state is rounded at every frame, and in bf16 these errors would add up. Without autocast nothing changes.
     """
 
     @functools.wraps(function)
     def precise(*arguments: Any) -> Any:
-        device = next(part.device.type for part in arguments if isinstance(part, Tensor))
+        device = next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
         if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             return function(*arguments)
         with torch.autocast(device, enabled=False):
@@ -163,21 +162,21 @@ def _in_fp32(argument: Any) -> Any:
 
 def leaves(state: State) -> Iterator[Tensor]:
     """Iterate over the tensors of a state."""
-    for part in state:
-        if isinstance(part, tuple):
-            yield from leaves(part)
+    for item in state:
+        if isinstance(item, tuple):
+            yield from leaves(item)
         else:
-            yield part
+            yield item
 
 
 def map_state(function: Callable[..., Tensor], *states: State) -> State:
     """Apply `function` to the corresponding tensors of one or several states of the same structure."""
     return tuple(
-        function(*parts) if isinstance(parts[0], Tensor) else map_state(function, *parts)
-        for parts in zip(*states, strict=True)
+        function(*items) if isinstance(items[0], Tensor) else map_state(function, *items)
+        for items in zip(*states, strict=True)
     )
 
 
 def state_bytes(state: State) -> int:
-    """Count the bytes that a state's tensors hold."""
+    """Return the bytes of a state's tensors."""
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves(state))

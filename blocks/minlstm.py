@@ -1,10 +1,12 @@
-"""minLSTM (Feng et al. 2024, arXiv 2410.01201): an LSTM whose gates see the input alone, so that time is a scan.
+"""minLSTM (Feng et al. 2024, arXiv 2410.01201): an LSTM whose gates depend only on the input.
 
     f, i = sigmoid(W_f x_t), sigmoid(W_i x_t),   a = f / (f + i)
     h_t = a * h_{t-1} + (1 - a) * (W_h x_t),     y_t = U h_t
 
-The K tokens of a frame are taken in order. The state is h, [S, hidden]. As in `lstm`, forget gates start with time
-scales spread over 1..`chrono` tokens: f / (f + i) is then 1 - 1 / scale.
+The K tokens of a frame are processed in order. The state is h, [S, hidden]. As in `lstm`, time scales are initially
+spread over 1..`chrono` tokens: a = f / (f + i) = 1 - 1 / scale.
+
+`step` is the recurrence as written. It is linear in h, so `prefetch` and `retrieve` compute it by a parallel scan.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_prec
 
 
 class MinLSTM(MemoryBlock):
-    """A gated vector whose gates do not look at it: parallel in time, constant in size."""
+    """A gated vector with gates that do not depend on it: parallel in time, constant in size."""
 
     size_option = "hidden"
 
@@ -38,7 +40,7 @@ class MinLSTM(MemoryBlock):
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
         (h,) = state
         outputs = []
-        for keep, write in zip(*(part.unbind(1) for part in self._gates(x_SKD)), strict=True):
+        for keep, write in zip(*(gate.unbind(1) for gate in self._gates(x_SKD)), strict=True):
             h = keep * h + write
             outputs.append(h)
         return self.output(torch.stack(outputs, 1)), (h,)
@@ -55,19 +57,19 @@ class MinLSTM(MemoryBlock):
         return self.output(_scan(*self._gates(x_STKD.flatten(0, 1)), before)).unflatten(0, (S, T))
 
     def _gates(self, x_SLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is kept of h, and what is added to it, for each token."""
+        """Return, for each token, the factor of h and the term added to it."""
         return _open(*self.input(x_SLD).chunk(3, -1))
 
 
 @in_full_precision
 def _open(f: Tensor, i: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
-    # f / (f + i) without a quotient that could lose its digits.
+    # f / (f + i) in a numerically stable form.
     keep = torch.sigmoid(F.logsigmoid(f) - F.logsigmoid(i))
     return keep, (1 - keep) * candidate
 
 
 def _scan(keep_SLE: Tensor, write_SLE: Tensor, h_SE: Tensor) -> Tensor:
-    """All h_l = keep_l h_{l-1} + write_l by doubling (Hillis & Steele 1986): log2(L) rounds, no division."""
+    """Return all h_l = keep_l h_{l-1} + write_l in log2(L) rounds (Hillis & Steele 1986), without divisions."""
     write_SLE = torch.cat([write_SLE[:, :1] + keep_SLE[:, :1] * h_SE[:, None], write_SLE[:, 1:]], 1)
     distance = 1
     while distance < keep_SLE.shape[1]:

@@ -1,4 +1,4 @@
-"""No memory: y = 0. What is left is exactly the trunk."""
+"""No memory: y = 0. The model is exactly the trunk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rad_bench.blocks.memory import MemoryBlock, State
 
 
 class NoMemory(MemoryBlock):
-    """Carries nothing and adds nothing: the trunk with its attention window alone."""
+    """A block without memory and output: only the trunk's attention window remains."""
 
     memoryless = True
 

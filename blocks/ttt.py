@@ -6,9 +6,11 @@ Each head carries an inner model f(.; W) and takes one gradient step a frame on 
     loss_t(W) = mean over the K tokens of eta_k |f(k; W) - v|^2 / 2
     y_t = f(q_t; W_{t-1}),   W_t = W_{t-1} - grad loss_t(W_{t-1})
 
-The read comes before the write, so a frame sees only earlier ones. Keys and queries are L2-normalised; W_0, LN's scale
-and the rate eta_k = `rate` * sigmoid(linear(x_k)) are learned. With `inner_norm: false` LN is dropped, and the linear
+A frame reads before it writes, so it sees only earlier frames. Keys and queries are L2-normalised; W_0, LN's scale
+and the rate eta_k = `rate` * sigmoid(linear(x_k)) are learned. With `inner_norm: false` there is no LN, and the linear
 inner model becomes the delta rule. The state is the inner model's parameters, each [S, H, ...].
+
+The gradient of the inner loss is written by hand (`fast/ttt.py`).
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rad_bench.blocks.fast.ttt import inner_model, loss_gradient
 from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
 
 
 class TTT(MemoryBlock):
-    """Test-time training: an inner model (linear or MLP) a head learns the frames as they pass."""
+    """Test-time training: each head trains an inner model (linear or MLP) on the frames as they arrive."""
 
     size_option = "head_dim"
     fine_option = "heads"
@@ -67,11 +70,11 @@ class TTT(MemoryBlock):
         return self._finish(self._normed(q, inner_model(q[:, 0], state)[0][:, None]))[:, 0]
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
-        # Projections and norms of all frames are one call each; only the inner model is taken frame by frame. A frame
-        # is read while its weights are at hand: reading all of them later, from one stack, is bound by bandwidth.
+        # Projections and norms are one call each for all frames; only the inner model runs frame by frame. Each frame
+        # reads right away: reading all frames later, from stacked weights, is limited by memory bandwidth.
         q, k, v, eta = self._project(x_STKD)
         memory, recalled = [], []
-        for q_t, k_t, v_t, eta_t in zip(*(part.unbind(1) for part in (q, k, v, eta)), strict=True):
+        for q_t, k_t, v_t, eta_t in zip(*(tensor.unbind(1) for tensor in (q, k, v, eta)), strict=True):
             memory.append(state)
             recalled.append(inner_model(q_t, state)[0])
             state = self._write(k_t, v_t, eta_t, state)
@@ -91,57 +94,29 @@ class TTT(MemoryBlock):
         return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, eta
 
     def _queries(self, x_STKD: Tensor) -> Tensor:
-        """Return q alone, for frames that do not write."""
+        """Return q only, for frames that do not write."""
         q = F.linear(x_STKD, self.qkv.weight[: self.heads * self.head_dim])
         return F.normalize(q.unflatten(-1, (self.heads, self.head_dim)).transpose(2, 3), dim=-1)
 
     def _normed(self, q: Tensor, out: Tensor) -> Tensor:
-        """f(q; W) = q + LN(out), both [..., H, K, P]."""
+        """Return f(q; W) = q + LN(out), both [..., H, K, P]."""
         if self.inner_norm:
             out = F.layer_norm(out, out.shape[-1:]) * self.norm_scale + self.norm_shift
         return q + out
 
+    def _norm(self) -> tuple[Tensor, Tensor] | None:
+        return (self.norm_scale, self.norm_shift) if self.inner_norm else None
+
     @in_full_precision
     def _write(self, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> State:
-        """One gradient step on a frame; k, v [S, H, K, P], eta [S, H, K, 1]."""
+        """Take one gradient step on a frame; k, v [S, H, K, P], eta [S, H, K, 1]."""
         written: State = ()
-        for number, (inputs, error) in enumerate(self._gradient(k, v, eta, weights)):
-            weight, bias = weights[2 * number : 2 * number + 2]
-            step = (part.flatten(0, 1) for part in (weight, inputs.transpose(-1, -2), error))
-            written += torch.baddbmm(*step, alpha=-1).view_as(weight), bias - error.sum(-2, keepdim=True)
+        for layer, (inputs, error) in enumerate(loss_gradient(k, v, eta, weights, self._norm())):
+            weight, bias = weights[2 * layer : 2 * layer + 2]
+            factors = (tensor.flatten(0, 1) for tensor in (weight, inputs.transpose(-1, -2), error))
+            written += torch.baddbmm(*factors, alpha=-1).view_as(weight), bias - error.sum(-2, keepdim=True)
         return written
-
-    def _gradient(self, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> list[tuple[Tensor, Tensor]]:
-        """Return, for each layer of the inner model, its inputs and the loss's gradient at its output, written out.
-
-        The gradient of a weight is inputs^T error, that of a bias the error's sum over K.
-        """
-        out, hidden, slope = inner_model(k, weights)
-        if self.inner_norm:
-            mean, variance = out.mean(-1, keepdim=True), out.var(-1, keepdim=True, unbiased=False)
-            deviation = torch.rsqrt(variance + 1e-5)
-            normal = (out - mean) * deviation
-            error = (k + normal * self.norm_scale + self.norm_shift - v) * self.norm_scale
-            centred = error - error.mean(-1, keepdim=True)
-            error = (centred - normal * (error * normal).mean(-1, keepdim=True)) * deviation
-        else:
-            error = k + out - v
-        error = error * eta
-        if slope is None:
-            return [(hidden, error)]
-        return [(k, (error @ weights[2].transpose(-1, -2)) * slope), (hidden, error)]
 
     def _finish(self, y_STHKP: Tensor) -> Tensor:
         y = y_STHKP.transpose(2, 3).flatten(3)
         return self.output(F.rms_norm(y, y.shape[-1:], self.output_norm))
-
-
-def inner_model(k: Tensor, weights: State) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Apply the inner model. Return its output, the input of its last layer, and gelu's slope (None if linear)."""
-    if len(weights) == 2:
-        return k @ weights[0] + weights[1], k, None
-    a = k @ weights[0] + weights[1]
-    cdf = 0.5 * (1 + torch.erf(a / math.sqrt(2)))
-    slope = cdf + a * torch.exp(-0.5 * a * a) / math.sqrt(2 * math.pi)
-    hidden = a * cdf
-    return hidden @ weights[2] + weights[3], hidden, slope

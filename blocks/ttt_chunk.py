@@ -1,11 +1,11 @@
-"""TTT with large chunks (Zhang et al. 2025, arXiv 2505.23884): the inner model learns once in several frames.
+"""TTT with large chunks (Zhang et al. 2025, arXiv 2505.23884): one inner step in several frames.
 
     y_t = f(q_t; W),   G <- G + grad loss_t(W)      for each of the `chunk` frames that share W
     W <- W - G,        G <- 0                       after the last of them
 
-Inner model, loss and rate are those of `ttt`; with `chunk: 1` it is `ttt`. A frame does not see the frames of its own
-chunk: the trunk's window of attention does, if it is as long. All frames of a chunk are written and read at once.
-The state is W and G, each the inner model's parameters [S, H, ...], and the frames written since W moved, [S].
+Inner model, loss and rate are those of `ttt`; `chunk: 1` is `ttt`. A frame does not see the other frames of its chunk;
+the trunk's attention window sees them if it is as long. All frames of a chunk are written and read at once.
+The state is W and G, each the inner model's parameters [S, H, ...], and the number of frames in G, [S].
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rad_bench.blocks.fast.ttt import inner_model, loss_gradient
 from rad_bench.blocks.memory import Prefetched, State, in_full_precision, map_state
-from rad_bench.blocks.ttt import TTT, inner_model
+from rad_bench.blocks.ttt import TTT
 
 
 class ChunkTTT(TTT):
@@ -58,11 +59,11 @@ class ChunkTTT(TTT):
         T, first = x_STKD.shape[1], 0
         memory: list[State] = []
         while first < T:
-            # Sequences of one batch may stand at different places of a chunk; then it ends with whoever ends first.
+            # Sequences of a batch may be at different places in their chunks. Stop where the first of them ends.
             last = min(first + self.chunk - int(written.max()), T)
             memory += [weights] * (last - first)
-            found = self._sum(k[:, first:last], v[:, first:last], eta[:, first:last], weights)
-            weights, gradient, written = self._add(found, last - first, weights, gradient, written)
+            added = self._sum(k[:, first:last], v[:, first:last], eta[:, first:last], weights)
+            weights, gradient, written = self._add(added, last - first, weights, gradient, written)
             first = last
         return Prefetched(self._finish(self._read(q, memory)), memory, (weights, gradient, written))
 
@@ -70,26 +71,27 @@ class ChunkTTT(TTT):
         return self._finish(self._read(self._queries(x_STKD), prefetched.memory[-x_STKD.shape[1] :]))
 
     def _read(self, q: Tensor, memory: list[State]) -> Tensor:
-        """f(q; W) for q [S, T, H, K, P]; frames that share W are one product."""
+        """Return f(q; W) for q [S, T, H, K, P]; frames that share W are one product."""
         recalled, T = [], q.shape[1]
         for _, group in itertools.groupby(range(T), key=lambda t: id(memory[t])):
             frames = list(group)
-            part = q[:, frames[0] : frames[-1] + 1]
-            out = inner_model(_as_one_frame(part), memory[frames[0]])[0]
+            q_chunk = q[:, frames[0] : frames[-1] + 1]
+            out = inner_model(_as_one_frame(q_chunk), memory[frames[0]])[0]
             recalled.append(out.unflatten(2, (len(frames), -1)).transpose(1, 2))
         return self._normed(q, torch.cat(recalled, 1))
 
     @in_full_precision
     def _sum(self, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> State:
-        """Sum over frames of the loss's gradient at the given weights; k, v [S, T, H, K, P], eta [S, T, H, K, 1]."""
-        found: State = ()
-        for inputs, error in self._gradient(_as_one_frame(k), _as_one_frame(v), _as_one_frame(eta), weights):
-            found += inputs.transpose(-1, -2) @ error, error.sum(-2, keepdim=True)
-        return found
+        """Return the gradient of all frames' loss at the given weights; k, v [S, T, H, K, P], eta [S, T, H, K, 1]."""
+        k, v, eta = _as_one_frame(k), _as_one_frame(v), _as_one_frame(eta)
+        gradient: State = ()
+        for inputs, error in loss_gradient(k, v, eta, weights, self._norm()):
+            gradient += inputs.transpose(-1, -2) @ error, error.sum(-2, keepdim=True)
+        return gradient
 
-    def _add(self, found: State, frames: int, weights: State, gradient: State, written: Tensor) -> State:
-        """Add the gradient of some frames, and move the weights of the sequences whose chunk ends with them."""
-        gradient, written = map_state(torch.add, gradient, found), written + frames
+    def _add(self, added: State, frames: int, weights: State, gradient: State, written: Tensor) -> State:
+        """Add the gradient of some frames, and update the weights of the sequences whose chunk ends with them."""
+        gradient, written = map_state(torch.add, gradient, added), written + frames
         ends = written == self.chunk
 
         def where_it_ends(new: Tensor, old: Tensor) -> Tensor:
@@ -101,5 +103,5 @@ class ChunkTTT(TTT):
 
 
 def _as_one_frame(x_STHKP: Tensor) -> Tensor:
-    """Put the tokens of all T frames into one: [S, H, T * K, P]."""
+    """Join the tokens of all T frames: [S, H, T * K, P]."""
     return x_STHKP.transpose(1, 2).flatten(2, 3)

@@ -7,7 +7,9 @@ from torch import nn
 
 from rad_bench.blocks.attention import Attention
 from rad_bench.blocks.contract import CHECKS, check_block, differences, trace
-from rad_bench.blocks.gated_deltanet import GatedDeltaNet, _in_chunks, _read, _write_chunks
+from rad_bench.blocks.fast.gated_deltanet import in_chunks, read, write_chunks
+from rad_bench.blocks.fast.mamba2 import convolve
+from rad_bench.blocks.gated_deltanet import GatedDeltaNet
 from rad_bench.blocks.gated_deltanet import _write as write_delta
 from rad_bench.blocks.lstm import LSTM
 from rad_bench.blocks.mamba2 import Mamba2
@@ -392,8 +394,8 @@ def delta_by_the_token(q, k, v, log_a, b, M):
 
 
 def delta_in_chunks(q, k, v, log_a, b, M, L):
-    memory, M = _write_chunks(*(_in_chunks(part, L) for part in (k, v, log_a, b)), M, 1)
-    return _read(q, memory, 0), M
+    memory, M = write_chunks(*(in_chunks(part, L) for part in (k, v, log_a, b)), M, 1)
+    return read(q, memory, 0), M
 
 
 def delta_tokens(tokens, log_a, b, alike):
@@ -489,9 +491,9 @@ def test_mamba2s_convolution_is_pytorchs_and_so_is_its_gradient(tokens):
     torch.manual_seed(0)
     block, x = Mamba2(8, conv=4).double(), torch.randn(3, 2, tokens + 3, 128, dtype=torch.float64, requires_grad=True)
     parts = x, block.conv_weight, block.conv_bias
-    y = block._convolve(x)
+    y = convolve(*parts)
     kernel = block.conv_weight.T[:, None]
-    expected = F.silu(F.conv1d(x.flatten(0, 1).mT, kernel, block.conv_bias, groups=128).mT.unflatten(0, (3, 2)))
+    expected = F.conv1d(x.flatten(0, 1).mT, kernel, block.conv_bias, groups=128).mT.unflatten(0, (3, 2))
     dy = torch.randn_like(y)
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(torch.autograd.grad(y, parts, dy), torch.autograd.grad(expected, parts, dy))

@@ -1,0 +1,103 @@
+"""mLSTM in chunks of frames: reads are masked sums over tokens, as in attention.
+
+Writes do not depend on the memory. So if C and m enter a chunk, the memory after its tokens 1..l is
+
+    exp(F_l) (exp(m) C + sum_{j <= l} exp(log i_j - F_j) v_j k_j^T),    F_l = log f_1 + ... + log f_l
+
+and n is the same with 1 for v. Frames read this sum token by token; the matrix itself is computed only at the end of
+the chunk. All weights, and the 1 in max(|n . q|, 1), are divided by the largest of them, so that nothing overflows.
+
+Letters: S sequences, H heads, T or Q frames, K tokens a frame, P channels a head.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rad_bench.blocks.memory import State, in_full_precision
+
+
+class Chunk(NamedTuple):
+    """T clean frames as `recall_by_chunk` reads them. The last channel of v is 1, so the last row of C is n."""
+
+    k_SHJKP: Tensor  # of the J = T - 1 frames that later frames of the chunk read
+    v_SHJKO: Tensor  # O = P + 1
+    C_SHOP: Tensor  # before the chunk
+    token: Tensor  # [S, H, T, J, K]: weight of each token, for reads by each frame
+    entering: Tensor  # [S, H, T]: weight of C
+    one: Tensor  # [S, H, T]: weight of the 1 in the denominator; the largest of the three weights is 1
+
+
+def prefetch_chunks(
+    k: Tensor, v: Tensor, log_i: Tensor, log_f: Tensor, state: State, chunk: int
+) -> tuple[list[Chunk], State]:
+    """Write T frames, in chunks of about `chunk` tokens; k, v [S, H, T, K, P], gates [S, H, T, K].
+
+    Return what `recall_by_chunk` needs, and the last state.
+    """
+    C, n, m = state
+    C_SHOP = torch.cat([C, n[..., None, :]], -2)
+    frames = max(1, chunk // k.shape[3])
+    tensors = k, F.pad(v, (0, 1), value=1.0), log_i, log_f
+    memory = []
+    for k, v, log_i, log_f in zip(*(tensor.split(frames, 2) for tensor in tensors), strict=True):
+        memory.append(Chunk(k[:, :, :-1], v[:, :, :-1], C_SHOP, *_weigh(log_i[:, :, :-1], log_f[:, :, :-1], m)))
+        C_SHOP, m = _advance(k, v, log_i, log_f, C_SHOP, m)
+    return memory, (C_SHOP[..., :-1, :], C_SHOP[..., -1, :], m)
+
+
+@in_full_precision
+def _advance(k: Tensor, v: Tensor, log_i: Tensor, log_f: Tensor, C: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    """Write T frames at once; k [S, H, T, K, P], v [S, H, T, K, O], gates [S, H, T, K], C [S, H, O, P], m [S, H]."""
+    F_SHTK = _cumulated(log_f)
+    end = F_SHTK[:, :, -1, -1]
+    token, entering = log_i + end[..., None, None] - F_SHTK, m + end
+    m = torch.maximum(token.amax((2, 3)), entering)
+    written = torch.einsum("shtko,shtkp->shop", v, torch.exp(token - m[..., None, None])[..., None] * k)
+    return torch.exp(entering - m)[..., None, None] * C + written, m
+
+
+@in_full_precision
+def _weigh(log_i: Tensor, log_f: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weights in a `Chunk` from the gates of its first J frames [S, H, J, K] and m [S, H] before it.
+
+    All are divided by the decay since the chunk's start, exp(F_l), and by the largest of them.
+    """
+    J = log_i.shape[2]
+    F_SHJK = _cumulated(log_f)
+    token, entering, one = log_i - F_SHJK, m[..., None], -F.pad(F_SHJK[..., -1], (1, 0))
+    largest = torch.cat([entering, token.amax(3)], 2).cummax(2).values
+    largest = torch.maximum(largest, one).detach()  # it cancels in the quotient
+    unread = torch.ones(J + 1, J, dtype=torch.bool, device=m.device).triu()[..., None]
+    token = (token[:, :, None] - largest[..., None, None]).masked_fill(unread, -torch.inf)
+    return token.exp(), torch.exp(entering - largest), torch.exp(one - largest)
+
+
+def _cumulated(log_f: Tensor) -> Tensor:
+    """Return the cumulative sum of gates [S, H, T, K] over all tokens."""
+    return log_f.flatten(2).cumsum(2).view_as(log_f)
+
+
+def recall_by_chunk(q: Tensor, memory: list[Chunk]) -> Tensor:
+    """Return h for queries q [S, H, Q, K, P] of the last Q frames in memory."""
+    sizes: list[int] = []  # query frames in each chunk
+    for chunk in reversed(memory):
+        sizes.insert(0, min(chunk.one.shape[2], q.shape[2] - sum(sizes)))
+    pairs = zip(q.split(sizes, 2), memory, strict=True)
+    return torch.cat([_recall_in_chunk(q_chunk, *chunk) for q_chunk, chunk in pairs if q_chunk.shape[2]], 2)
+
+
+@in_full_precision
+def _recall_in_chunk(
+    q: Tensor, k: Tensor, v: Tensor, C: Tensor, token: Tensor, entering: Tensor, one: Tensor
+) -> Tensor:
+    last = slice(one.shape[2] - q.shape[2], None)
+    scores = torch.einsum("shtkp,shjlp->shtkjl", q, k) * token[:, :, last, None]
+    from_tokens = torch.einsum("shtkjl,shjlo->shtko", scores, v)
+    from_state = torch.einsum("shtkp,shop->shtko", entering[:, :, last, None, None] * q, C)
+    Cq, nq = (from_tokens + from_state).split([q.shape[-1], 1], -1)
+    return Cq / torch.maximum(nq.abs(), one[:, :, last, None, None])
