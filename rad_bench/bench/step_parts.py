@@ -96,9 +96,9 @@ def profile(block: str, device: torch.device, seconds: float) -> Profile:
 class _Timed(Trainer):
     clock: Clock
 
-    def _shares(self, episodes: Episodes, number: int) -> list[tuple[Tensor, ...]]:
+    def _micro_batches(self, episodes: Episodes, number: int) -> list[tuple[Tensor, ...]]:
         self.clock.switch(NOISE)
-        return super()._shares(episodes, number)
+        return super()._micro_batches(episodes, number)
 
     def _backward(self, shares: list[tuple[Tensor, ...]]) -> Tensor:
         self.clock.switch(TRUNK)

@@ -1,15 +1,14 @@
 """Build the trunk of a run, with the memory block sized to the run's budget.
 
-What a budget is spent on, `match.by`, is measured on the block itself, never taken from a formula:
+`match.by` names the unit of the budget. It is measured by running the block, not by a formula:
 
     parameters   of the memory blocks of all layers
-    state        bytes of memory a video holds at the end of context and horizon, counted from the state's tensors
-    flops        a frame in the memory's forward pass over one training clip (clean stream and noisy stream), as
-                 PyTorch counts them: matrix products, no elementwise work
+    state        bytes of memory state a video after context and horizon, counted from the state's tensors
+    flops        a frame, of the memory's forward pass over one training clip (clean and noisy stream), as PyTorch
+                 counts them: matrix products, no elementwise operations
 
-Each is linear in the number of sequences, so one sequence is measured. The block's own code runs; where a model is
-large, on tensors of PyTorch's meta device, which have shapes and no values: the counts are the same, without the
-arithmetic.
+State and flops are linear in the number of sequences, so one sequence is measured. Large models run on PyTorch's meta
+device, whose tensors have shapes and no values: the counts are the same, without the arithmetic.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from rad_bench.model.registry import check_options, find_block
 from rad_bench.model.scan import Scan
 from rad_bench.model.trunk import Trunk, memory_layers
 
-LARGEST = 1 << 14  # of a size option
-TOLERANCE = 0.02  # of a budget
-SMALL = 1 << 24  # parameters x tokens a frame, up to which arithmetic takes less time than the meta device's own work
-ABSURD = 1 << 34  # numbers in one tensor, or parameters in one block: what is measured here is held in memory
+LARGEST = 1 << 14  # largest value of a size option
+TOLERANCE = 0.02  # relative, of a budget
+SMALL = 1 << 24  # parameters x tokens a frame; below this, arithmetic is faster than the meta device
+ABSURD = 1 << 34  # limit of numbers in one tensor, and of parameters in one block: both are allocated
 
 Module = TypeVar("Module", bound=nn.Module)
 Counted = TypeVar("Counted")
@@ -43,21 +42,21 @@ Counted = TypeVar("Counted")
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """What a run's model will be."""
+    """Options, sizes and costs of a run's model."""
 
-    options: dict[str, Any]  # of the memory block, all of them, solved
+    options: dict[str, Any]  # all options of the memory block, with the solved ones
     memory_parameters: int
     trunk_parameters: int
-    state_bytes: dict[int, int]  # frames seen -> bytes of memory state a video
-    window_bytes: int  # a video, of the frames that temporal attention sees, once there are as many
-    memory_flops: int  # a frame of a training clip, of a video, forward
-    trunk_flops: int  # the same, of all that is not memory
+    state_bytes: dict[int, int]  # frames so far -> bytes of memory state a video
+    window_bytes: int  # a video, of a full window of temporal attention
+    memory_flops: int  # forward, a frame of a training clip
+    trunk_flops: int  # the same, without the memory
     budget: int | None
-    residual: float | None  # (what `match.by` measures - budget) / budget
+    residual: float | None  # (measured - budget) / budget
 
 
 def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: int) -> tuple[Trunk, ModelPlan]:
-    """Return the run's trunk at its starting weights, and its plan. Raises `UserError` if the parts do not fit."""
+    """Return the run's trunk with initial weights, and its plan. Raises `UserError` if the sizes do not fit."""
     _check_shapes(run, frame_shape)
     options = check_options(run.memory)
     block = find_block(run.memory.name)
@@ -68,25 +67,25 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
     budget, option = run.match.budget, block.size_option
     solvable = budget is not None and option is not None and option not in run.memory.options
 
-    def spent(options: dict[str, Any]) -> int:
+    def measure(options: dict[str, Any]) -> int:
         layer = block(run.trunk.width, **options)
         return len(memory_layers(run.trunk)) * _MEASURES[run.match.by](layer, run, scan)
 
     try:
-        _refuse_giants(block, run.trunk.width, options)
+        _check_parameters(block, run.trunk.width, options)
         if solvable:
             assert budget is not None and option is not None
-            options = _fit(spent, block, options, budget)
+            options = _fit(measure, block, options, budget)
         trunk = make_trunk(run, options, frame_shape, action_size)
-        state, window = _counting(trunk, trunk.rows * trunk.columns, lambda trunk, device: _bytes(trunk, run, device))
-        every = _counting(trunk, trunk.rows * trunk.columns, lambda trunk, device: _trunk_flops(trunk, run, device))
+        state, window = _count(trunk, trunk.rows * trunk.columns, lambda trunk, device: _bytes(trunk, run, device))
+        total = _count(trunk, trunk.rows * trunk.columns, lambda trunk, device: _trunk_flops(trunk, run, device))
         memory = len(memory_layers(run.trunk)) * _flops(block(run.trunk.width, **options), run, scan)
     except UserError:
         raise
     except Exception as error:  # the user's code, on its first frames
         raise UserError(
             f"memory: block '{run.memory.name}' fails on its first frames: {type(error).__name__}: {error}. "
-            f"`rad-bench check {run.memory.name}` says more."
+            f"For details run `rad-bench check {run.memory.name}`."
         ) from None
     plan = ModelPlan(
         options=options,
@@ -95,15 +94,15 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
         state_bytes=state,
         window_bytes=window,
         memory_flops=memory,
-        trunk_flops=every - memory,
+        trunk_flops=total - memory,
         budget=budget if solvable else None,
-        residual=(spent(options) - budget) / budget if solvable and budget else None,
+        residual=(measure(options) - budget) / budget if solvable and budget else None,
     )
     return trunk, plan
 
 
 def make_trunk(run: RunConfig, options: dict[str, Any], frame_shape: tuple[int, int, int], action_size: int) -> Trunk:
-    """Return the run's trunk at its starting weights, its memory with the given options, solved ones."""
+    """Return the run's trunk with initial weights; the options of its memory are already solved."""
     block = find_block(run.memory.name)
     try:
         return Trunk(
@@ -130,7 +129,7 @@ def _state(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
         with torch.no_grad():
             return state_bytes(layer.prefetch(_tokens(layer, scan, steps, device), layer.initial_state(1)).state)
 
-    return scan.sequences(1) * _counting(layer, scan.tokens_per_step, final)
+    return scan.sequences(1) * _count(layer, scan.tokens_per_step, final)
 
 
 @torch.no_grad()
@@ -142,7 +141,7 @@ def _flops(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
         noisy = _tokens(layer, scan, (training.frames - training.loss_from) // F, device)
         return count_flops(lambda: layer.retrieve(noisy, layer.prefetch(clean, layer.initial_state(1))))
 
-    return scan.sequences(1) * _counting(layer, scan.tokens_per_step, clip) // training.frames
+    return scan.sequences(1) * _count(layer, scan.tokens_per_step, clip) // training.frames
 
 
 _MEASURES: dict[str, Callable[[MemoryBlock, RunConfig, Scan], int]] = {
@@ -154,22 +153,20 @@ def _tokens(layer: MemoryBlock, scan: Scan, steps: int, device: torch.device) ->
     return torch.zeros(1, steps, scan.tokens_per_step, layer.dim, device=device)
 
 
-def _counting(module: Module, tokens: int, count: Callable[[Module, torch.device], Counted]) -> Counted:
-    """Return what `count` finds on a module that sees that many tokens a frame; on shapes alone if it is large."""
+def _count(module: Module, tokens: int, count: Callable[[Module, torch.device], Counted]) -> Counted:
+    """Return `count(module, device)`, on the meta device if module and tokens a frame make it large."""
     if tokens * sum(p.numel() for p in module.parameters()) > SMALL:
         meta = torch.device("meta")
         try:
             return count(copy.deepcopy(module).to(meta), meta)
-        except (
-            Exception
-        ):  # a block that looks at values gets real ones, and one that fails does so with its own message
-            pass
+        except Exception:
+            pass  # the block reads values, or is faulty: real tensors give the count, or its own error
     return count(module, torch.device("cpu"))
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Return the FLOPs of the products that `work` computes, its backward passes included."""
-    # PyTorch's counter knows attention by its products, not by a fused kernel.
+    """Return the FLOPs of matrix products in `work`, including its backward passes."""
+    # PyTorch's counter does not know every fused attention kernel, so attention runs as matrix products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
@@ -177,7 +174,7 @@ def count_flops(work: Callable[[], object]) -> int:
 
 @torch.no_grad()
 def _trunk_flops(trunk: Trunk, run: RunConfig, device: torch.device) -> int:
-    """Return the FLOPs a frame of the whole trunk, memory included, over one training clip."""
+    """Return the FLOPs a frame of the whole model, memory included, over one training clip."""
     frames, start = run.training.frames, run.training.loss_from
     clean = torch.zeros(1, frames, *trunk.frame_shape, device=device)
     motion = torch.zeros(1, frames, trunk.motion.in_features, device=device)
@@ -186,32 +183,33 @@ def _trunk_flops(trunk: Trunk, run: RunConfig, device: torch.device) -> int:
 
 
 def _fit(
-    spent: Callable[[dict[str, Any]], int], block: type[MemoryBlock], options: dict[str, Any], budget: int
+    measure: Callable[[dict[str, Any]], int], block: type[MemoryBlock], options: dict[str, Any], budget: int
 ) -> dict[str, Any]:
-    """Solve the block's size option; where that misses the budget by more than 2 %, move its fine option too.
+    """Solve the block's size option. If that misses the budget by more than 2 %, change the fine option too.
 
-    The fine option stays as near to what it was as the tolerance allows.
+    The fine option stays as close to its value as the tolerance allows.
     """
     option, fine = block.size_option, block.fine_option
     assert option is not None
-    tries = [options]
+    candidates = [options]
     if fine is not None:
-        was = options[fine]
-        moved = sorted(range(max(1, was // 2), 2 * was + 1), key=lambda value: (abs(value - was), value))
-        tries = [{**options, fine: value} for value in moved]
-    best, least = options, float("inf")
-    for tried in tries:
-        solved = {**tried, option: _solve(lambda size, tried=tried: spent({**tried, option: size}), budget)}  # type: ignore[misc]
-        missed = abs(spent(solved) - budget) / budget
-        if missed < least:
-            best, least = solved, missed
-        if least <= TOLERANCE:
+        given = options[fine]
+        values = sorted(range(max(1, given // 2), 2 * given + 1), key=lambda value: (abs(value - given), value))
+        candidates = [{**options, fine: value} for value in values]
+    best, smallest = options, float("inf")
+    for candidate in candidates:
+        size = _solve(lambda size, others=candidate: measure({**others, option: size}), budget)  # type: ignore[misc]
+        solved = {**candidate, option: size}
+        error = abs(measure(solved) - budget) / budget
+        if error < smallest:
+            best, smallest = solved, error
+        if smallest <= TOLERANCE:
             break
     return best
 
 
 def _solve(measure: Callable[[int], int], budget: int) -> int:
-    """Return the size whose measure, which grows with the size, comes nearest to the budget."""
+    """Return the size whose measure is closest to the budget; `measure` grows with the size."""
     low, high = 1, 2
     while measure(high) < budget and high < LARGEST:
         low, high = high, 2 * high
@@ -222,7 +220,7 @@ def _solve(measure: Callable[[int], int], budget: int) -> int:
 
 
 def _bytes(trunk: Trunk, run: RunConfig, device: torch.device) -> tuple[dict[int, int], int]:
-    """Count state bytes a video after one step, the context, and context plus horizon; and its window's at the end."""
+    """Return state bytes a video after one step, the context, and context plus horizon; and final window bytes."""
     step, context = run.trunk.frames_per_step, run.evaluation.context
     marks = sorted({step, context, context + run.evaluation.horizon})
     cache, counts = trunk.start(1), {}
@@ -253,19 +251,19 @@ def _check_shapes(run: RunConfig, frame_shape: tuple[int, int, int]) -> None:
     for what, count in largest.items():
         if count > ABSURD:
             raise UserError(
-                f"a clip of {frames} frames in {tokens} tokens each has {count:.0e} {what}, and {ABSURD:.0e} are the "
+                f"a clip of {frames} frames of {tokens} tokens has {count:.0e} {what}, and {ABSURD:.0e} are the "
                 "most; shorten training.frames and evaluation.context and horizon, or raise trunk.patch."
             )
 
 
-def _refuse_giants(block: type[MemoryBlock], dim: int, options: dict[str, Any]) -> None:
-    """Raise `UserError` if a block of these options is beyond any memory, before it is given any."""
+def _check_parameters(block: type[MemoryBlock], dim: int, options: dict[str, Any]) -> None:
+    """Raise `UserError`, before anything is allocated, if a block with these options cannot fit into memory."""
     try:
         with torch.device("meta"):
             parameters = sum(p.numel() for p in block(dim, **options).parameters())
     except Exception as error:
         if "overflow" not in str(error):
-            return  # a block that needs real tensors as it is built is built for real
+            return  # the block cannot be built on the meta device
         parameters = sys.maxsize
     if parameters > ABSURD:
         raise UserError(f"memory: {block.__name__} with {options} has {parameters:.0e} parameters a layer, and "

@@ -1,4 +1,4 @@
-"""What a rollout carries from frame to frame. Shape letters as in `trunk.py`."""
+"""The state of a rollout between frames: attention window and memory. Shape letters as in `trunk.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rad_bench.blocks.memory import State, map_state, state_bytes
 
 @dataclass(frozen=True)
 class LayerCache:
-    """What one layer keeps of the clean frames so far."""
+    """The state of one layer after the clean frames so far."""
 
     k_BNWHP: Tensor  # rotated keys of the last W clean frames
     v_BNWHP: Tensor
@@ -21,7 +21,7 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class Cache:
-    """What a rollout carries from frame to frame. Never changed in place."""
+    """The state of a rollout between frames. It is never changed in place."""
 
     frames: int  # clean frames committed so far
     layers: tuple[LayerCache, ...]
@@ -31,37 +31,37 @@ class Cache:
         return tuple(layer.memory for layer in self.layers)
 
     def with_memory(self, states: tuple[State, ...]) -> Cache:
-        """Return this cache with other memory states; the attention window stays."""
+        """Return this cache with other memory states and the same attention window."""
         layers = (replace(layer, memory=state) for layer, state in zip(self.layers, states, strict=True))
         return replace(self, layers=tuple(layers))
 
     def select(self, index: Tensor) -> Cache:
-        """Return the cache of these videos, in this order, on the index's device; one may come several times."""
+        """Return the cache of the indexed videos, in that order, on the index's device. Indices may repeat."""
         videos = len(self.layers[0].k_BNWHP)
 
-        def chosen(part: Tensor) -> Tensor:  # states lead with the sequences of all videos, video by video
-            by_video = part.unflatten(0, (videos, len(part) // videos))
-            return by_video[index.to(part.device)].flatten(0, 1).to(index.device)
+        def select(tensor: Tensor) -> Tensor:  # the first dimension holds the sequences of all videos, video by video
+            by_video = tensor.unflatten(0, (videos, len(tensor) // videos))
+            return by_video[index.to(tensor.device)].flatten(0, 1).to(index.device)
 
-        return self.map(chosen)
+        return self.map(select)
 
     def map(self, function: Callable[..., Tensor], *others: Cache) -> Cache:
-        """Apply `function` to every tensor, and to its counterparts in other caches after as many frames."""
+        """Apply `function` to every tensor and its counterparts in other caches of as many frames."""
         layers = (
             LayerCache(
-                function(*(layer.k_BNWHP for layer in same)),
-                function(*(layer.v_BNWHP for layer in same)),
-                map_state(function, *(layer.memory for layer in same)),
+                function(*(cache.k_BNWHP for cache in caches)),
+                function(*(cache.v_BNWHP for cache in caches)),
+                map_state(function, *(cache.memory for cache in caches)),
             )
-            for same in zip(self.layers, *(other.layers for other in others), strict=True)
+            for caches in zip(self.layers, *(other.layers for other in others), strict=True)
         )
         return replace(self, layers=tuple(layers))
 
     def memory_bytes(self) -> int:
-        """Count the bytes of the memory states of all layers and videos, from the live tensors."""
+        """Return the bytes of the memory states of all layers and videos, counted from the live tensors."""
         return sum(state_bytes(layer.memory) for layer in self.layers)
 
     def window_bytes(self) -> int:
-        """Count the bytes of the keys and values that temporal attention sees, likewise."""
-        parts = (part for layer in self.layers for part in (layer.k_BNWHP, layer.v_BNWHP))
-        return sum(part.numel() * part.element_size() for part in parts)
+        """Return the bytes of the keys and values that temporal attention sees, likewise."""
+        tensors = (tensor for layer in self.layers for tensor in (layer.k_BNWHP, layer.v_BNWHP))
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

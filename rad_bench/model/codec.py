@@ -1,4 +1,4 @@
-"""What the trunk works on: pixels, or the latents of an autoencoder that is trained beforehand and frozen.
+"""The trunk's inputs: pixels, or the latents of a pretrained, frozen autoencoder.
 
 A codec turns frames [..., 3, H, W] uint8 into the trunk's [..., C, h, w] float32, and back.
 """
@@ -17,15 +17,15 @@ from torch import Tensor
 from rad_bench.config import AutoencoderConfig
 from rad_bench.errors import UserError
 
-FRAMES_AT_ONCE = 64  # that an autoencoder sees
+FRAMES_AT_ONCE = 64  # in one call of an autoencoder
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
 class Codec(Protocol):
-    """Frames to the trunk's inputs and back."""
+    """Converts frames to the trunk's inputs and back."""
 
     frame_shape: tuple[int, int, int]  # C, h, w
-    bound: float | None  # of the inputs' absolute value, which sampling clamps to
+    bound: float | None  # largest absolute value of the inputs; sampling clamps to it
     identity: str
     lossless: bool  # decode(encode(frames)) == frames
 
@@ -35,7 +35,7 @@ class Codec(Protocol):
 
 
 class Pixels:
-    """Frames themselves, in [-1, 1]."""
+    """Pixels, scaled to [-1, 1]."""
 
     bound: float | None = 1.0
     identity = "pixels"
@@ -54,7 +54,7 @@ class Pixels:
 class KL:
     """The latents of diffusers' AutoencoderKL (the mean of the posterior), scaled as its config says.
 
-    `path` is a local folder as `save_pretrained` writes it; nothing is downloaded. Raises `UserError` if it is not one.
+    `path` is a local folder written by `save_pretrained`; nothing is downloaded. Raises `UserError` if it is not one.
     """
 
     bound: float | None = None
@@ -79,15 +79,15 @@ class KL:
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         model = self._model(str(frames.device))
-        parts = frames.flatten(0, -4).split(FRAMES_AT_ONCE)
-        latents = torch.cat([model.encode(part.float() / 127.5 - 1.0).latent_dist.mode() for part in parts])
+        batches = frames.flatten(0, -4).split(FRAMES_AT_ONCE)
+        latents = torch.cat([model.encode(batch.float() / 127.5 - 1.0).latent_dist.mode() for batch in batches])
         return ((latents - self.shift) * self.scale).unflatten(0, frames.shape[:-3])
 
     @torch.no_grad()
     def decode(self, inputs: Tensor) -> Tensor:
         model = self._model(str(inputs.device))
-        parts = (inputs.flatten(0, -4) / self.scale + self.shift).split(FRAMES_AT_ONCE)
-        frames = torch.cat([((model.decode(part).sample + 1) * 127.5).round().clamp(0, 255).byte() for part in parts])
+        batches = (inputs.flatten(0, -4) / self.scale + self.shift).split(FRAMES_AT_ONCE)
+        frames = torch.cat([((model.decode(z).sample + 1) * 127.5).round().clamp(0, 255).byte() for z in batches])
         return frames.unflatten(0, inputs.shape[:-3])
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  a run has one codec, on one or two devices
@@ -102,12 +102,12 @@ class KL:
         try:
             model = AutoencoderKL.from_pretrained(str(self.folder), local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise UserError(f"autoencoder.path {self.folder}: cannot be loaded: {error}.") from None
+            raise UserError(f"autoencoder.path {self.folder} cannot be loaded: {error}.") from None
         return model.to(device).eval().requires_grad_(False)
 
 
 def open_codec(config: AutoencoderConfig, frame_shape: tuple[int, int, int]) -> Codec:
-    """Return the codec of a run over frames of that shape."""
+    """Return the codec of a run, for frames of the given shape."""
     return Pixels(frame_shape) if config.name == "none" else KL(config, frame_shape)
 
 
@@ -121,11 +121,11 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"autoencoder.path {folder}: config.json is not that of an AutoencoderKL ({reason}); it should be a folder "
-            "as diffusers' save_pretrained writes it."
+            f"autoencoder.path {folder}: config.json is not that of an AutoencoderKL ({reason}); name a folder that "
+            "diffusers' save_pretrained wrote."
         ) from None
     if not any((folder / name).is_file() for name in WEIGHTS):
-        raise UserError(f"autoencoder.path {folder}: has no weights; one of {', '.join(WEIGHTS)} should be there.")
+        raise UserError(f"autoencoder.path {folder}: has no weights; it should contain {' or '.join(WEIGHTS)}.")
     return settings
 
 

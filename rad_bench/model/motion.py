@@ -1,4 +1,4 @@
-"""How the agent moved, as the features that condition the trunk."""
+"""Features of the agent's motion, which condition the trunk."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def motion_size(kind: str, action_size: int) -> int:
 def motion_features(kind: str, actions_BTA: Tensor, egomotion_BT3: Tensor) -> Tensor:
     """Return [B, T, motion_size] float32.
 
-    action: the data's own actions. egomotion: forward, sideways, sine and cosine of the turn. pose: egomotion and
-    where it has led since the first frame (dead reckoning), as x, y and periodic codes of heading and position.
-    Features that do not vary are zero: a common part would make the codes of different poses alike.
+    action: the data's own actions. egomotion: forward, sideways, sine and cosine of the turn. pose: egomotion and the
+    pose relative to the first frame (by dead reckoning), as x, y and periodic codes of heading and position. 1 is
+    subtracted from cosines of turn and position: a constant offset would make the codes of different poses similar.
     """
     if kind == "action":
         return actions_BTA.float()
@@ -34,7 +34,7 @@ def motion_features(kind: str, actions_BTA: Tensor, egomotion_BT3: Tensor) -> Te
         for k in range(1, HARMONICS + 1):
             features += [(k * heading).sin(), (k * heading).cos()]
         for wavelength in WAVELENGTHS:
-            for place in (x, y):
-                phase = 2 * torch.pi / wavelength * place
+            for coordinate in (x, y):
+                phase = 2 * torch.pi / wavelength * coordinate
                 features += [phase.sin(), phase.cos() - 1]
     return torch.stack(features, -1).float()

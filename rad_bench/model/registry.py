@@ -1,4 +1,4 @@
-"""From a block's name in a config to its class and checked options."""
+"""Find the class and the options of the block that a config names."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ def block_names() -> list[str]:
 
 
 def find_block(name: str) -> type[MemoryBlock]:
-    """Return the block class that `name` stands for: `lstm`, `path/to/file.py:Class` or `package.module:Class`."""
+    """Return the class of a block named `lstm`, `path/to/file.py:Class` or `package.module:Class`."""
     if ":" not in name:
         if name not in block_names():
             hint = did_you_mean(name, block_names())
             raise UserError(f"memory: there is no block '{name}'{hint} Own blocks: 'file.py:Class' or 'module:Class'.")
         module = importlib.import_module(f"rad_bench.blocks.{name}")
-        found = [c for c in _block_classes(module) if c.__module__ == module.__name__]
-        if len(found) != 1:
-            raise UserError(f"memory: blocks/{name}.py must define exactly one block, and defines {len(found)}.")
-        return found[0]
-    place, _, class_name = name.rpartition(":")
-    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
-    found_class = getattr(module, class_name, None)
-    if found_class is None:
-        classes = [c.__name__ for c in _block_classes(module)]
-        raise UserError(f"memory: {place} has no class '{class_name}'{did_you_mean(class_name, classes)}")
-    if not (inspect.isclass(found_class) and issubclass(found_class, MemoryBlock)):
-        raise UserError(f"memory: {class_name} in {place} is not a subclass of rad_bench.blocks.memory.MemoryBlock.")
-    if inspect.isabstract(found_class):
-        missing = ", ".join(sorted(found_class.__abstractmethods__))
-        raise UserError(f"memory: {class_name} in {place} lacks {missing}, which every block must define.")
-    return found_class
+        classes = [c for c in _block_classes(module) if c.__module__ == module.__name__]
+        if len(classes) != 1:
+            raise UserError(f"memory: blocks/{name}.py must define exactly one block, but defines {len(classes)}.")
+        return classes[0]
+    source, _, class_name = name.rpartition(":")
+    module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
+    block = getattr(module, class_name, None)
+    if block is None:
+        names = [c.__name__ for c in _block_classes(module)]
+        raise UserError(f"memory: {source} has no class '{class_name}'{did_you_mean(class_name, names)}")
+    if not (inspect.isclass(block) and issubclass(block, MemoryBlock)):
+        raise UserError(f"memory: {class_name} in {source} is not a subclass of rad_bench.blocks.memory.MemoryBlock.")
+    if inspect.isabstract(block):
+        missing = ", ".join(sorted(block.__abstractmethods__))
+        raise UserError(f"memory: {class_name} in {source} lacks {missing}, which every block must define.")
+    return block
 
 
 @functools.cache
@@ -101,7 +101,7 @@ def is_built_in(memory: MemoryConfig) -> bool:
 
 
 def block_identity(memory: MemoryConfig) -> str:
-    """Return what stands for the block in a run's identity: its name, or a user's class and its files' content."""
+    """Return the block's part of a run's identity: its name, or a user's class name and a hash of its files."""
     if is_built_in(memory):
         return memory.name
     content = b"".join(path.read_bytes() for path in block_files(memory))
@@ -109,28 +109,28 @@ def block_identity(memory: MemoryConfig) -> str:
 
 
 def block_files(memory: MemoryConfig) -> list[Path]:
-    """Return the files of a user's block: the one that defines it, and those beside it that it takes something from."""
+    """Return the files of a user's block: its own file, and those in the same folder that it imports from."""
     first = inspect.getmodule(find_block(memory.name))
     own = _file_of(first)
     if own is None:
         return []
-    found: set[Path] = set()
+    files: set[Path] = set()
     modules = [first]
     while modules:
         module = modules.pop()
         file = _file_of(module)
-        if file is None or file in found or file.parent != own.parent:
+        if file is None or file in files or file.parent != own.parent:
             continue
-        found.add(file)
+        files.add(file)
         for value in vars(module).values():
             name = getattr(value, "__module__", None)
             modules.append(value if inspect.ismodule(value) else sys.modules.get(name) if name else None)
-    return sorted(found)
+    return sorted(files)
 
 
 def _file_of(module: Any) -> Path | None:
-    name = getattr(module, "__file__", None)
-    return Path(name).resolve() if name and name.endswith(".py") and os.path.isfile(name) else None
+    file = getattr(module, "__file__", None)
+    return Path(file).resolve() if file and file.endswith(".py") and os.path.isfile(file) else None
 
 
 def _block_classes(module: Any) -> list[type[MemoryBlock]]:
@@ -141,15 +141,15 @@ def _block_classes(module: Any) -> list[type[MemoryBlock]]:
 
 def _load_module(name: str) -> Any:
     if not all(part.isidentifier() for part in name.split(".")):
-        raise UserError(f"memory: '{name}' is no name of a module; own blocks: 'file.py:Class' or 'module:Class'.")
+        raise UserError(f"memory: '{name}' is not a module name; own blocks: 'file.py:Class' or 'module:Class'.")
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # whatever the user's code raises as it is read
-        raise UserError(f"memory: cannot import '{name}': {type(error).__name__}: {error}.") from None
+    except (Exception, SystemExit) as error:  # the user's code can raise anything
+        raise UserError(f"memory: cannot import '{name}': {_reason(error)}") from None
 
 
 def _load_file(path: Path) -> Any:
-    if not os.path.isfile(path):  # which, unlike Path.is_file, bears names that no file can have
+    if not os.path.isfile(path):  # unlike Path.is_file, it accepts names that no file can have
         raise UserError(f"memory: there is no file '{path}' (looked in {Path.cwd()}).")
     name = f"rad_bench_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     if name in sys.modules:
@@ -163,5 +163,12 @@ def _load_file(path: Path) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise UserError(f"memory: '{path}' cannot be loaded: {type(error).__name__}: {error}.") from None
+        raise UserError(f"memory: '{path}' cannot be loaded: {_reason(error)}") from None
     return module
+
+
+def _reason(error: BaseException) -> str:
+    reason = f"{type(error).__name__}: {error}."
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "blocks":
+        return f"{reason} The package is rad_bench.blocks: `from rad_bench.blocks.memory import MemoryBlock`."
+    return reason

@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def rotation_1d(position_L: Tensor, head_dim: int, base: float = 10_000.0) -> Tensor:
-    """Return the cosines and sines, [L, 1, head_dim / 2, 2], that `rotate` turns by.
+    """Return the cosines and sines of rotations for `rotate`, [L, 1, head_dim / 2, 2].
 
-    Not complex numbers, which torch.compile makes no code for.
+    They are not complex numbers, because torch.compile generates no code for those.
     """
     frequency = base ** (-torch.arange(0, head_dim, 2, device=position_L.device).double() / head_dim)
     angle = position_L.double()[:, None] * frequency
@@ -20,7 +20,7 @@ def rotation_1d(position_L: Tensor, head_dim: int, base: float = 10_000.0) -> Te
 
 @functools.cache
 def rotation_2d(rows: int, columns: int, head_dim: int, device: torch.device) -> Tensor:
-    """Rotations for a grid in row-major order: half of the channels turn with the row, half with the column."""
+    """Return rotations for a grid in row-major order: half of the channels rotate by row, half by column."""
     row = torch.arange(rows, device=device).repeat_interleave(columns)
     column = torch.arange(columns, device=device).repeat(rows)
     return torch.cat([rotation_1d(axis, head_dim // 2, base=100.0) for axis in (row, column)], -2)
@@ -30,5 +30,5 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotate pairs of channels of x [..., L, H, P] by the rotations [L, 1, P / 2, 2]."""
     real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
     cosine, sine = rotation.to(x.dtype).unbind(-1)
-    turned = torch.stack([real * cosine - imaginary * sine, real * sine + imaginary * cosine], -1)
-    return turned.flatten(-2)
+    rotated = torch.stack([real * cosine - imaginary * sine, real * sine + imaginary * cosine], -1)
+    return rotated.flatten(-2)

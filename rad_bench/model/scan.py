@@ -1,11 +1,11 @@
-"""How a video's token grid becomes the sequences that a memory block sees, and back.
+"""Layouts that turn a video's token grid into the sequences of a memory block, and back.
 
-A memory *step* is `frames_per_step` frames, taken together.
+A memory *step* processes `frames_per_step` frames together.
 
     location   one sequence per token location, S = B * N, K = frames_per_step
     block      one per square of b x b locations, S = B * N / b^2, K = frames_per_step * b^2
     frame      one per video, S = B, K = frames_per_step * N
-    pooled     one per video, of the mean token, S = B, K = frames_per_step; its output goes to every location
+    pooled     one per video, of its mean token, S = B, K = frames_per_step; every location gets its output
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Scan:
 
     @property
     def tokens_per_step(self) -> int:
-        """K, the tokens of a memory step in a sequence."""
+        """Return K, the tokens of a memory step in a sequence."""
         tokens = self.rows * self.columns
         return self.frames_per_step * {"location": 1, "block": self.block**2, "frame": tokens, "pooled": 1}[self.kind]
 
@@ -49,7 +49,7 @@ class Scan:
         return rearrange(x_BTND, "b (t f) (r i c j) d -> (b r c) t (f i j) d", f=f, **self._grid())
 
     def unfold(self, y_STKD: Tensor) -> Tensor:
-        """The inverse of `fold`; a pooled output is repeated over the N locations."""
+        """Invert `fold`; a pooled output is repeated over the N locations."""
         f, n = self.frames_per_step, self.rows * self.columns
         if self.kind == "location":
             return rearrange(y_STKD, "(b n) t f d -> b (t f) n d", n=n)

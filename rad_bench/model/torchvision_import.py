@@ -1,4 +1,4 @@
-"""Importing torchvision, which LPIPS and diffusers need, beside any build of torch."""
+"""Import torchvision, which LPIPS and diffusers need, with any build of torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _torchvision_operators: torch.library.Library | None = None
 
 
 def import_torchvision() -> None:
-    """Import torchvision, also where its compiled operators do not fit a CPU build of torch.
+    """Import torchvision even if its compiled operators do not match a CPU build of torch.
 
-    Its import then fails because two operators that it annotates do not exist. They are not needed for AlexNet, so
-    they are declared without an implementation, and the import is tried once more.
+    The import then fails because two operators that it registers do not exist. AlexNet does not need them, so they are
+    declared without an implementation and the import is tried again.
     """
     global _torchvision_operators
     try:

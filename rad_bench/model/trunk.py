@@ -2,10 +2,10 @@
 
 A layer is spatial attention over a frame's tokens, causal temporal attention per location over a local window, the
 memory block, and an MLP; each is modulated by the frame's noise level and motion (adaLN-zero, Peebles & Xie 2022,
-arXiv 2212.09748). Frames come in two streams. *Clean* frames are read under the stabilisation noise label and write:
-into the window and into memory. *Noisy* frames only read: the clean frames of their window, the memory as it was
-before their step, and their own step. One implementation serves training (all frames of both streams at once) and
-rollout (one step of either stream, with a cache), which is why the two agree.
+arXiv 2212.09748). There are two streams of frames. *Clean* frames have the stabilisation noise level; they are written
+to the attention window and to memory. *Noisy* frames only read: the clean frames of their window, the memory before
+their step, and their own step. Training (all frames of both streams at once) and rollout (one step of one stream, with
+a cache) run the same code, so they agree.
 
 Letters: B videos, T frames, N tokens a frame, D channels, H heads, P channels a head, M motion features, W window,
 F frames a step. A step is F frames that are denoised together.
@@ -34,7 +34,7 @@ from rad_bench.model.scan import Scan
 
 @dataclass(frozen=True)
 class Streams:
-    """Which frames of a pass are clean and which noisy, and what may see what. Frames: [clean..., noisy...]."""
+    """The frames of a pass, [clean..., noisy...], and the mask of temporal attention."""
 
     clean: int  # number of clean frames T_c
     first: int  # absolute index of the first frame of the pass
@@ -60,7 +60,7 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
         """Attend from [..., Q, H, P] to [..., K, H, P]; `visible` is [Q, K]."""
         lead = q.shape[:-3]
-        q, k, v = (part.flatten(0, -4).transpose(1, 2) for part in (q, k, v))
+        q, k, v = (tensor.flatten(0, -4).transpose(1, 2) for tensor in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         return self.output(y.transpose(1, 2).flatten(2)).unflatten(0, lead)
 
@@ -86,13 +86,13 @@ class Layer(nn.Module):
         self, x: Tensor, condition_BTD: Tensor, motion_BTM: Tensor, streams: Streams, cache: LayerCache,
         rotations: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, LayerCache]:  # fmt: skip
-        """Process the frames of a pass, x_BTND; return them and the cache with the clean ones written."""
+        """Process the frames of a pass, x_BTND; return them and the cache with the clean frames written."""
         space, time = rotations
         modulation = self.modulation(condition_BTD)[:, :, None].chunk(12, -1)
         shift, scale, gate = modulation[:4], modulation[4:8], modulation[8:]
 
-        def modulated(part: int) -> Tensor:
-            return torch.addcmul(shift[part], F.layer_norm(x, x.shape[-1:]), 1 + scale[part])
+        def modulated(sublayer: int) -> Tensor:
+            return torch.addcmul(shift[sublayer], F.layer_norm(x, x.shape[-1:]), 1 + scale[sublayer])
 
         q, k, v = self.spatial.project(modulated(0), space)
         x = x + gate[0] * self.spatial.attend(q, k, v)
@@ -103,8 +103,8 @@ class Layer(nn.Module):
         written = cache.k_BNWHP.shape[2] + streams.clean
         kept = slice(max(written - self.window, 0), written)
 
-        # The motion enters the memory's input as well, as RAD feeds actions to its RNN: without it no block,
-        # not even full attention, learned where to write and read.
+        # The motion is also added to the memory's input, as RAD feeds actions to its RNN. Without it no block learned
+        # where to write and read, not even full attention.
         code = self.motion_code(F.layer_norm(self.motion(motion_BTM), condition_BTD.shape[-1:]))
         y, state = self._remember(modulated(2) + self.memory_gain * code[:, :, None], streams.clean, cache.memory)
         x = x + gate[2] * y
@@ -113,7 +113,7 @@ class Layer(nn.Module):
         return x, LayerCache(k[:, :, kept], v[:, :, kept], state)
 
     def _remember(self, x_BTND: Tensor, clean: int, state: State) -> tuple[Tensor, State]:
-        """Write the clean frames into memory and let the noisy ones read it."""
+        """Write the clean frames into memory and read it with the noisy frames."""
         x_clean, x_noisy = x_BTND[:, :clean], x_BTND[:, clean:]
         if not clean:  # one noisy step against a carried state
             y = self.memory.read(self.scan.fold(x_noisy)[:, 0], state)
@@ -124,7 +124,7 @@ class Layer(nn.Module):
         if not x_noisy.shape[1]:
             return y_clean, prefetched.state
         noisy_STKD = self.scan.fold(x_noisy)
-        if self.noisy_writes:  # the earlier recipe: in training, noisy frames themselves advance the memory
+        if self.noisy_writes:  # earlier diffusion-RNNs: in training, noisy frames update the memory
             context = clean_STKD.shape[1] - noisy_STKD.shape[1]
             before = self.memory.prefetch(clean_STKD[:, :context], state).state if context else state
             y_STKD = self.memory.prefetch(noisy_STKD, before).y_STKD
@@ -134,9 +134,9 @@ class Layer(nn.Module):
 
 
 class Trunk(nn.Module):
-    """The network: predicts the target of noisy frames from clean ones before them.
+    """The network: predicts the target of noisy frames from the clean frames before them.
 
-    Weights outside the memory blocks depend on (seed, parameter name) alone, so every block starts from the same
+    Initial weights outside the memory blocks depend only on (seed, parameter name), so every block starts from the same
     trunk; `trunk_hash` proves it. Frames are [B, T, C, height, width] in [-1, 1].
     """
 
@@ -149,7 +149,7 @@ class Trunk(nn.Module):
         channels, height, width = frame_shape
         rows, columns, D = height // config.patch, width // config.patch, config.width
         self.config, self.frame_shape, self.stabilisation = config, frame_shape, stabilisation
-        self.recompute = False  # in the backward pass, what layers computed, instead of keeping it
+        self.recompute = False  # activation checkpointing
         self.rows, self.columns = rows, columns
         self.scan = Scan(config.scan, rows, columns, config.frames_per_step, config.scan_block)
         motion = motion_size(config.motion, action_size)
@@ -177,7 +177,7 @@ class Trunk(nn.Module):
         return ((name, p) for name, p in self.named_parameters() if ".memory." in name)
 
     def memory_block(self) -> MemoryBlock:
-        """Return the block of the first layer that carries one; all of them are alike."""
+        """Return the block of the first layer that has one; all layers have the same kind."""
         memory = self.layers[memory_layers(self.config)[0]].memory
         assert isinstance(memory, MemoryBlock)
         return memory
@@ -191,7 +191,7 @@ class Trunk(nn.Module):
         return digest.hexdigest()[:16]
 
     def start(self, videos: int) -> Cache:
-        """Return the cache of `videos` videos of which no frame is known."""
+        """Return the cache of `videos` videos before their first frame."""
         shape = (
             videos,
             self.rows * self.columns,
@@ -204,7 +204,7 @@ class Trunk(nn.Module):
         return Cache(0, tuple(LayerCache(empty, empty, state) for state in states))
 
     def forward(self, clean: Tensor, noisy: Tensor, level_BT: Tensor, motion_BTM: Tensor) -> Tensor:
-        """Training: predict all noisy frames at once. They stand at the last frames of the clean clip.
+        """Training: predict all noisy frames at once. They are noisy versions of the last frames of the clean clip.
 
         `level_BT` is the noise level of each noisy frame; `motion_BTM` covers the clean clip.
         """
@@ -212,9 +212,9 @@ class Trunk(nn.Module):
         return output
 
     def commit(self, clean: Tensor, motion_BTM: Tensor, cache: Cache) -> Cache:
-        """Write finished frames (a multiple of F) into window and memory."""
-        nothing = clean[:, :0]
-        _, cache = self._run(clean, nothing, nothing[:, :, 0, 0, 0], motion_BTM, cache)
+        """Write finished frames (a multiple of F) to the attention window and to memory."""
+        noisy = clean[:, :0]
+        _, cache = self._run(clean, noisy, noisy[:, :, 0, 0, 0], motion_BTM, cache)
         return cache
 
     def denoise(self, noisy: Tensor, level_BT: Tensor, motion_BTM: Tensor, cache: Cache) -> Tensor:
@@ -254,10 +254,10 @@ class Trunk(nn.Module):
         return out, Cache(cache.frames + T_c, tuple(layers))
 
     def _streams(self, T_c: int, T_n: int, first: int, device: torch.device) -> Streams:
-        """Say who sees whom: earlier clean frames within the window, and the frame's own step up to itself."""
+        """Return the streams. A frame sees earlier clean frames in the window, and its own step up to itself."""
         F_, W = self.config.frames_per_step, self.config.window
         if T_c % F_ or T_n % F_ or (T_n > max(T_c, F_)):
-            raise ValueError(f"{T_c} clean and {T_n} noisy frames do not form steps of {F_}")
+            raise ValueError(f"{T_c} clean and {T_n} noisy frames cannot be divided into steps of {F_}")
         end = first + T_c if T_c else first + T_n
         clean = torch.arange(first, first + T_c, device=device)
         noisy = torch.arange(end - T_n, end, device=device)
@@ -272,7 +272,7 @@ class Trunk(nn.Module):
 
 
 def memory_layers(config: TrunkConfig) -> list[int]:
-    """Return the numbers of the layers that carry the memory block; the others carry none."""
+    """Return the numbers of the layers that have a memory block."""
     last = config.depth - 1
     return {"all": list(range(config.depth)), "alternate": list(range(last, -1, -2))[::-1], "last": [last]}[
         config.memory_layers
@@ -292,7 +292,7 @@ def _seed_of(seed: int, name: str) -> int:
 
 
 def _initialise(parameters: dict[str, nn.Parameter], seed: int) -> None:
-    """Set trunk weights from (seed, name). Modulations and the head start at zero: the network at the identity."""
+    """Set trunk weights from (seed, name). Modulations and the head start at zero, so layers start as the identity."""
     with torch.no_grad():
         for name, parameter in parameters.items():
             generator = torch.Generator().manual_seed(_seed_of(seed, name))

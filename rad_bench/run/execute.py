@@ -44,7 +44,7 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
 
     All processes of the group train, unless a finished run beside this one has done so; then rank 0 goes on alone.
     """
-    if group.told("done", paths.is_done):
+    if group.broadcast("done", paths.is_done):
         return
     run = load_run(paths.path)
     block = _checked_identity(run)
@@ -107,7 +107,7 @@ def _train(
 ) -> Training | None:  # fmt: skip
     """Train together, or take up what another run has trained from the same key; return what came of it to rank 0."""
     standing = take_up(paths.path.parent, key, run.config.seed, trunk) if group.rank == 0 else None
-    if group.told("trained before", standing is not None):
+    if group.broadcast("trained before", standing is not None):
         return standing
     with group.connected(device):
         watch = Watch(run.config, dataset, codec, paths, device, launch)

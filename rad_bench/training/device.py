@@ -1,4 +1,4 @@
-"""What a run executes on and with, and how that is made to repeat itself."""
+"""Choose a run's device and make its computation deterministic."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from rad_bench.training.distributed import Group
 
 
 def choose_device(name: str, group: Group) -> torch.device:
-    """Return the device that `launch.device` names; auto takes a GPU where there is one, and each process its own.
+    """Return the device that `launch.device` names; auto is a GPU if there is one, another for each process.
 
-    Raises `UserError` if there is no such device here.
+    Raises `UserError` if this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device '{name}': there is none of that name; auto, cpu, cuda and cuda:1 are names.") from None
+        raise UserError(f"device '{name}': there is none of that name; use auto, cpu, cuda or cuda:1.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device '{name}': PyTorch {torch.__version__} sees no GPU here.")
     if name == "cuda" and group.world > 1:
-        # A scheduler may show a process all GPUs of its node, or its own alone.
+        # A scheduler may show a process all GPUs of its node, or only one.
         return torch.device("cuda", group.local_rank % torch.cuda.device_count())
     return device
 
 
 def check_gpus(device: torch.device, launch: LaunchConfig) -> None:
-    """Raise `UserError` if this is a job of ours on SLURM that was given GPUs and would compute on the CPU instead."""
+    """Raise `UserError` if this is a SLURM job with GPUs that would compute on the CPU."""
     on_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
     if on_slurm and launch.slurm.gpus and launch.device == "auto" and device.type == "cpu":
         no_cuda = torch.version.cuda is None and torch.version.hip is None
@@ -46,18 +46,18 @@ def check_gpus(device: torch.device, launch: LaunchConfig) -> None:
 
 
 def be_deterministic(threads: int, device: torch.device) -> None:
-    """Make the same config on the same machine give the same bits."""
+    """Make the same config on the same machine give the same results, bit for bit."""
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
-    # PyTorch lets convolutions and cuDNN's recurrent layers round fp32 factors to TF32, unlike products: fp32 is fp32.
+    # By default PyTorch lets cuDNN's convolutions and recurrent layers round fp32 factors to TF32.
     torch.backends.cudnn.allow_tf32 = False
-    # Filling memory before its first write only costs time: nothing here reads what was not written.
+    # Nothing here reads uninitialised memory, so filling it would only cost time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a device is called, such as `cpu (AMD EPYC 7763)`."""
+    """Return a device's name, such as `cpu (AMD EPYC 7763)`."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     model = platform.processor() or platform.machine()
@@ -72,6 +72,6 @@ def device_name(device: torch.device) -> str:
 
 
 def resident_peak() -> int:
-    """Return the most bytes of memory that this process has held."""
+    """Return the peak memory of this process in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

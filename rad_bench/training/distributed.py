@@ -1,8 +1,8 @@
-"""Several processes that train one run: how they find each other, and the little they say to each other.
+"""Several processes that train one run: how they connect and communicate.
 
-First they meet at a `TCPStore` that rank 0 serves, and may wait there as long as they like: who waits learns at once if
-rank 0 ends. Collectives, which give up after minutes, connect them for the time of the training alone.
-One process is alone: no store, no process group, none of this.
+They first connect to a `TCPStore` on rank 0. Waiting there has no time limit, and a waiting process fails at once if
+rank 0 ends. A process group exists only during training, because its collectives time out after minutes.
+A single process has neither store nor process group.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
 
-MEETING = timedelta(minutes=20)  # for all processes to have started, and to have ended their training
+TIMEOUT = timedelta(minutes=20)  # for all processes to start, and to end their training
 FOREVER = timedelta(days=365)
 
 
@@ -36,29 +36,29 @@ class Group:
     rank: int = 0
     world: int = 1
     local_rank: int = 0  # among those on this node
-    store: dist.Store | None = None  # None: alone
+    store: dist.Store | None = None  # None: a single process
 
-    def told(self, key: str, value: bool) -> bool:
-        """Return rank 0's value on every rank, however long rank 0 takes to know it."""
+    def broadcast(self, key: str, value: bool) -> bool:
+        """Return rank 0's value on every rank; the others wait for it without a time limit."""
         if self.store is None:
             return value
         if self.rank == 0:
             self.store.set(key, str(int(value)))
-            self._await_others(self.store, f"{key}, heard by")  # its end would be the store's
+            self._await_others(self.store, f"{key}, received by")  # the store ends with rank 0
             return value
         self.store.wait([key], FOREVER)
         value = bool(int(self.store.get(key)))
-        self.store.set(f"{key}, heard by {self.rank}", "")
+        self.store.set(f"{key}, received by {self.rank}", "")
         return value
 
-    def _await_others(self, store: dist.Store, said: str) -> None:
-        store.wait([f"{said} {rank}" for rank in range(1, self.world)], MEETING)
+    def _await_others(self, store: dist.Store, key: str) -> None:
+        store.wait([f"{key} {rank}" for rank in range(1, self.world)], TIMEOUT)
 
     @contextlib.contextmanager
     def connected(self, device: torch.device) -> Iterator[None]:
-        """Join the process group, and leave it together.
+        """Join the process group, and leave it when all processes are done.
 
-        After an error there is no leave-taking: the others notice when this process ends.
+        There is no barrier after an error: the others fail when this process ends.
         """
         if self.store is None:
             yield
@@ -69,16 +69,16 @@ class Group:
             backend = "nccl"
         dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world)
         yield
-        # Who closes its connections while another is still in the last collective would break that one.
+        # A process that left while another is still in the last collective would break that collective.
         if self.rank == 0:
             self._await_others(self.store, "trained by")
         else:
             self.store.set(f"trained by {self.rank}", "")
-        self.told("trained by all", True)
+        self.broadcast("trained by all", True)
         dist.destroy_process_group()
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every process's value, in the order of ranks. None goes on before all have come here."""
+        """Return every process's value, in the order of ranks. This is also a barrier."""
         if self.store is None:
             return [value]
         values: list[Any] = [None] * self.world
@@ -86,7 +86,7 @@ class Group:
         return values
 
     def mean(self, x: Tensor) -> Tensor:
-        """Return the mean of every process's tensor."""
+        """Return the mean of a tensor over processes."""
         if self.store is None:
             return x
         total = x.clone()
@@ -94,28 +94,28 @@ class Group:
         return total / self.world
 
     def wrap(self, trunk: nn.Module, device: torch.device) -> nn.Module:
-        """Return the network whose backward pass leaves the mean of all processes' gradients in the trunk."""
+        """Return the network whose backward pass averages the trunk's gradients over processes."""
         if self.store is None:
             return trunk
-        # A block may leave parameters out of a step, as it may in one process.
+        # A block need not use all of its parameters in a step.
         devices = [device] if device.type == "cuda" else None
         return DistributedDataParallel(trunk, device_ids=devices, find_unused_parameters=True)
 
     def rows(self, batch: int) -> slice:
-        """Return which rows of the global batch are this process's."""
+        """Return this process's rows of the global batch."""
         size = batch // self.world
         return slice(self.rank * size, (self.rank + 1) * size)
 
 
 def join() -> Group:
-    """Find the other processes of this run, and return when all are there.
+    """Connect to the other processes of this run, and return when all are connected.
 
-    They are the tasks of the submitit job that this is; outside of one, what RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR
-    and MASTER_PORT say, as torchrun sets them. GPUs are left as the scheduler shows them: see `choose_device`.
+    In a submitit job they are its tasks. Elsewhere RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT define
+    them, as set by torchrun. `choose_device` assigns GPUs.
     """
     try:
         job = submitit.JobEnvironment()
-    except RuntimeError:  # not a job of submitit's
+    except RuntimeError:  # not in a submitit job
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local_rank = int(os.environ.get("LOCAL_RANK", rank))
         address, port = os.environ.get("MASTER_ADDR", "localhost"), int(os.environ.get("MASTER_PORT", 29500))
@@ -125,12 +125,12 @@ def join() -> Group:
         port = random.Random(job.job_id).randint(20_000, 60_000)  # the same on every rank
     if world == 1:
         return Group()
-    store = dist.TCPStore(address, port, world, is_master=rank == 0, timeout=MEETING)
+    store = dist.TCPStore(address, port, world, is_master=rank == 0, timeout=TIMEOUT)
     return Group(rank, world, local_rank, store)
 
 
 def _address_of(first_node: str) -> str:
-    """Return where rank 0 is found. Not every cluster has its nodes' names in the name service."""
+    """Return the address of rank 0. Some clusters do not resolve the names of their nodes."""
     try:
         socket.getaddrinfo(first_node, None)
     except OSError:
@@ -139,11 +139,11 @@ def _address_of(first_node: str) -> str:
 
 
 def check_shares(run: RunConfig, processes: int, accumulate: int) -> None:
-    """Raise `UserError` if a step's clips cannot be shared out evenly."""
+    """Raise `UserError` if a batch cannot be divided evenly among processes and micro-batches."""
     batch = run.training.batch
     if batch % (processes * accumulate):
         raise UserError(
-            f"run.training.batch: {batch} clips cannot be shared out evenly to {processes} processes a run "
+            f"run.training.batch: {batch} clips cannot be divided evenly among {processes} processes a run "
             f"(launch.processes, or launch.slurm.nodes x launch.slurm.gpus) with {accumulate} micro-batches each "
             f"(launch.accumulate); make training.batch a multiple of {processes * accumulate}."
         )

@@ -1,7 +1,7 @@
-"""Config and data in, trained trunk out. Stopped at any moment and called again, it ends the same.
+"""Train a trunk from config and data. Training that is killed and restarted gives the same result.
 
-A step is defined on its global batch. How many processes share that out, in how many micro-batches, and what is
-compiled or computed twice does not change the step but for rounding.
+A step is defined by its global batch. The number of processes and micro-batches, compilation and activation
+checkpointing change it only by rounding.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from rad_bench.store.run_folder import RunFolder
 from rad_bench.training.distributed import Group, check_shares
 
 LOG_EVERY = 10  # steps
-SPOILT = (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError)  # raised by what is no checkpoint
+UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError)  # raised for broken checkpoints
 
 
 @dataclass
 class Progress:
-    """How far a training has come; saved with every checkpoint."""
+    """The progress of a training; saved with every checkpoint."""
 
     step: int = 0
-    seconds: float = 0.0  # spent in steps, over all attempts
-    seconds_waiting: float = 0.0  # of these, for data
+    seconds: float = 0.0  # time in steps, over all attempts
+    seconds_waiting: float = 0.0  # of these, waiting for data
     loss_first: float = math.nan  # mean of the first logged steps
     loss_last: float = math.nan
     pending: list[float] = field(default_factory=list)  # losses since the last log line
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss is not finite."""
 
 
 def train(
@@ -60,17 +60,17 @@ def train(
 ) -> tuple[Trunk, Progress]:  # fmt: skip
     """Train `trunk` in place, together with the (connected) group, and return its averaged (EMA) copy.
 
-    Resumes from the folder's checkpoint. All randomness of step s is a function of (seed, s), so nothing but
-    weights, averages and optimiser state needs saving. Rank 0 writes checkpoints and log, and lets `watch` see the
+    Resumes from the folder's checkpoint. All randomness of step s is a function of (seed, s), so a checkpoint holds
+    only weights, averages, optimiser state and progress. Rank 0 writes checkpoints and log, and calls `watch` with the
     averaged copy after each step. Raises `DivergedError`, on every rank, if the loss is not finite.
     """
     config, leads = run.training, group.rank == 0
     check_shares(run, group.world, launch.accumulate)
     trainer = make_trainer(run, trunk, codec, device, launch, group)
     progress = _resume(folder, trainer)
-    # Rank 0 replaces no checkpoint, and cuts no log, before all have come here: all have read the same one.
+    # `gather` is a barrier: rank 0 changes checkpoint and log only after all ranks have read the same checkpoint.
     if len(steps := set(group.gather(progress.step))) > 1:
-        raise RuntimeError(f"{folder.checkpoint}: processes read it at different steps, {sorted(steps)}")
+        raise RuntimeError(f"{folder.checkpoint}: processes resumed from different steps, {sorted(steps)}")
     if leads:
         _cut_log(folder, progress.step)
     losses = [torch.tensor(loss, device=device) for loss in progress.pending]
@@ -82,7 +82,7 @@ def train(
             losses.append(group.mean(trainer.step(episodes, progress.step)))
             progress.step += 1
             if progress.step % LOG_EVERY == 0 or progress.step == config.steps:
-                mean = float(torch.stack(losses).mean())  # also waits for the device, so that time is honest
+                mean = float(torch.stack(losses).mean())  # waits for the device, so the time includes its work
                 losses.clear()
                 if not math.isfinite(mean):
                     raise DivergedError(f"loss is {mean} at step {progress.step}; lower training.learning_rate")
@@ -109,22 +109,22 @@ def train(
 
 @dataclass(frozen=True)
 class Trainer:
-    """What a step of training works with."""
+    """Everything that a training step needs."""
 
     run: RunConfig
     trunk: Trunk
-    network: nn.Module  # the trunk, or what makes its gradients the mean over processes
+    network: nn.Module  # the trunk, or its wrapper that averages gradients over processes
     average: Trunk
     optimiser: torch.optim.AdamW
     codec: Codec
     diffusion: Diffusion
     device: torch.device
-    rows: slice  # of the global batch, that this process trains on
-    accumulate: int  # micro-batches that these come in
+    rows: slice  # this process's rows of the global batch
+    accumulate: int  # micro-batches that these rows are divided into
 
     def step(self, episodes: Episodes, number: int) -> Tensor:
-        """Take a step on this process's rows of the batch of that number; return their mean loss."""
-        loss = self._backward(self._shares(episodes, number))
+        """Take step `number` on this process's rows of its batch; return their mean loss."""
+        loss = self._backward(self._micro_batches(episodes, number))
         config = self.run.training
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(config, number)
@@ -132,36 +132,36 @@ class Trainer:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
-            decay = min(config.ema, (1 + number) / (10 + number))  # a young average forgets its random start
+            decay = min(config.ema, (1 + number) / (10 + number))  # lower at first, to forget the initial weights
             torch._foreach_lerp_(list(self.average.parameters()), list(self.trunk.parameters()), 1 - decay)
-            for kept, now in zip(self.average.buffers(), self.trunk.buffers(), strict=True):
-                kept.copy_(now)  # a user's block may have some; a mean of counters means nothing
+            for averaged, buffer in zip(self.average.buffers(), self.trunk.buffers(), strict=True):
+                averaged.copy_(buffer)  # not averaged: buffers of a user's block may be counters
         return loss
 
-    def _shares(self, episodes: Episodes, number: int) -> list[tuple[Tensor, ...]]:
+    def _micro_batches(self, episodes: Episodes, number: int) -> list[tuple[Tensor, ...]]:
         """Return the micro-batches of this process: frames (or latents), motion, noise levels and noise."""
         config = self.run.training
         motion = motion_features(self.run.trunk.motion, episodes.actions, episodes.egomotion)
-        # Drawn for the whole global batch: whoever trains on a row, its noise is the same.
+        # Drawn for the whole global batch, so a row's noise does not depend on the process that trains on it.
         generator = torch.Generator().manual_seed(self.run.seed * 1_000_003 + number)
         level, noise = self.diffusion.draw(self.trunk, config.batch, config.frames - config.loss_from, generator)
         frames = episodes.frames if episodes.latents is None else episodes.latents
-        parts = (frames, motion, level[self.rows], noise[self.rows])
-        return list(zip(*(part.chunk(self.accumulate) for part in parts), strict=True))
+        batch = (frames, motion, level[self.rows], noise[self.rows])
+        return list(zip(*(tensor.chunk(self.accumulate) for tensor in batch), strict=True))
 
-    def _backward(self, shares: list[tuple[Tensor, ...]]) -> Tensor:
-        """Leave the gradient, mean over shares and processes, in the weights; return the mean loss of these shares."""
+    def _backward(self, micro_batches: list[tuple[Tensor, ...]]) -> Tensor:
+        """Compute the gradient, averaged over micro-batches and processes; return this process's mean loss."""
         losses, network = [], self.network
         mixed = self.run.training.precision == "bf16"
-        for number, share in enumerate(shares, 1):
-            frames, motion, level, noise = (part.to(self.device) for part in share)
+        for number, micro_batch in enumerate(micro_batches, 1):
+            frames, motion, level, noise = (tensor.to(self.device) for tensor in micro_batch)
             clean = frames if frames.is_floating_point() else self.codec.encode(frames)
-            # More to come: gradients travel between processes with the last.
-            waits = number < len(shares) and isinstance(network, DistributedDataParallel)
+            # Processes exchange gradients only after the last micro-batch.
+            waits = number < len(micro_batches) and isinstance(network, DistributedDataParallel)
             with network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
                     loss = self.diffusion.loss(network, clean, motion, level, noise)
-                (loss / len(shares)).backward()
+                (loss / len(micro_batches)).backward()
             losses.append(loss.detach())
         return torch.stack(losses).mean()
 
@@ -169,7 +169,7 @@ class Trainer:
 def make_trainer(
     run: RunConfig, trunk: Trunk, codec: Codec, device: torch.device, launch: LaunchConfig, group: Group
 ) -> Trainer:
-    """Return what trains `trunk`, which is on `device`, from its weights as they are."""
+    """Return the trainer of `trunk`, which is on `device`, starting from its current weights."""
     average = copy.deepcopy(trunk).requires_grad_(False)
     trunk.recompute = launch.activation_checkpointing
     if launch.compile:
@@ -182,7 +182,7 @@ def make_trainer(
 
 
 def make_optimiser(trunk: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone."""
+    """Return AdamW with weight decay on matrices only."""
     matrices = [p for p in trunk.parameters() if p.ndim >= 2]
     vectors = [p for p in trunk.parameters() if p.ndim < 2]
     groups = [
@@ -193,20 +193,20 @@ def make_optimiser(trunk: nn.Module, config: TrainingConfig) -> torch.optim.Adam
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to zero at the last step."""
+    """Return the learning rate: linear warm-up, then a cosine to zero at the last step."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
-    share = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+    fraction = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 @contextlib.contextmanager
 def training_batches(
     run: RunConfig, dataset: Dataset, first: int, rows: slice, loaders: int
 ) -> Iterator[Iterator[Episodes]]:
-    """Give the rows of the batches from step `first` on. `loaders` threads prepare them ahead.
+    """Yield an iterator over the given rows of the batches from step `first` on, prepared by `loaders` threads.
 
-    A batch is a function of its step, so who prepares it does not matter.
+    A batch is a function of its step, so it does not depend on the thread.
     """
     config = run.training
 
@@ -234,7 +234,7 @@ def training_batches(
 
 
 def _save(folder: RunFolder, trainer: Trainer, progress: Progress) -> None:
-    state = {name: part.state_dict() for name, part in _saved(trainer).items()} | {"progress": vars(progress)}
+    state = {name: module.state_dict() for name, module in _stateful(trainer).items()} | {"progress": vars(progress)}
     if folder.checkpoint.exists():
         folder.fence()
         os.replace(folder.checkpoint, folder.checkpoint_before)
@@ -242,56 +242,56 @@ def _save(folder: RunFolder, trainer: Trainer, progress: Progress) -> None:
 
 
 def _write(state: dict[str, Any], file: BinaryIO) -> None:
-    """Save to a file. What the disk says, such as that it is full, torch's writer keeps to itself."""
-    refused: list[OSError] = []
+    """Save to a file. torch hides the file's own error, such as a full disk; this raises it."""
+    errors: list[OSError] = []
 
-    class Listening:
+    class Recorder:
         def write(self, data: bytes) -> int:
             try:
                 return file.write(data)
             except OSError as error:
-                refused.append(error)
+                errors.append(error)
                 raise
 
         def flush(self) -> None:
             file.flush()
 
     try:
-        torch.save(state, Listening())  # type: ignore[arg-type]
+        torch.save(state, Recorder())  # type: ignore[arg-type]
     except RuntimeError as error:
-        raise (refused[0] if refused else error) from None
+        raise (errors[0] if errors else error) from None
 
 
 def _resume(folder: RunFolder, trainer: Trainer) -> Progress:
-    """Take up the newest checkpoint that can be read whole. A spoilt one costs time, never the run."""
+    """Load the newest readable checkpoint. A broken one costs time, never the run."""
     for path in (folder.checkpoint, folder.checkpoint_before):
         try:
             state: dict[str, Any] = torch.load(path, map_location=trainer.device, weights_only=True)
         except FileNotFoundError:
             continue
-        except SPOILT as error:
-            print(f"{path}: cannot be read, and is passed over: {error}", file=sys.stderr)
+        except UNREADABLE as error:
+            print(f"{path}: cannot be read, so it is skipped: {error}", file=sys.stderr)
             continue
-        for name, part in _saved(trainer).items():
-            part.load_state_dict(state[name])
+        for name, module in _stateful(trainer).items():
+            module.load_state_dict(state[name])
         return Progress(**state["progress"])
     return Progress()
 
 
 def saved_step(folder: RunFolder) -> int:
-    """Return the step that training would go on from, at a look: no weights are read."""
+    """Return the step that training would resume from, without reading weights."""
     for path in (folder.checkpoint, folder.checkpoint_before):
-        with contextlib.suppress(*SPOILT):
+        with contextlib.suppress(*UNREADABLE):
             return int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["progress"]["step"])
     return 0
 
 
-def _saved(trainer: Trainer) -> dict[str, Any]:
+def _stateful(trainer: Trainer) -> dict[str, Any]:
     return {"trunk": trainer.trunk, "average": trainer.average, "optimiser": trainer.optimiser}
 
 
 def _cut_log(folder: RunFolder, step: int) -> None:
-    """Drop log lines that a killed attempt wrote after the checkpoint that training resumes from."""
+    """Remove log lines that a killed attempt wrote after the checkpoint that training resumes from."""
     if not folder.log.exists():
         return
     kept = []
@@ -299,7 +299,7 @@ def _cut_log(folder: RunFolder, step: int) -> None:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            continue  # half a line, written when the process died
+            continue  # a partly written line
         if record.get("phase") == "training" and record["step"] <= step:
             kept.append(line)
     folder.replace(folder.log, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
