@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from rad_bench.model.budget import make_trunk
 from rad_bench.model.codec import Codec, open_codec
 from rad_bench.model.registry import block_identity, check_options
 from rad_bench.model.trunk import Trunk
+from rad_bench.store.result import read_result
 from rad_bench.store.run_folder import Run, RunFolder, load_run
 from rad_bench.training.device import be_deterministic, choose_device
 from rad_bench.training.distributed import Group
@@ -47,23 +47,18 @@ def load_trained(path: Path) -> Trained:
     folder = RunFolder(path)
     _check_folder(folder)
     run = load_run(path)
-    try:
-        result = json.loads(folder.result.read_text(encoding="utf-8"))
-        options, data, threads = dict(result["memory"]["options"]), dict(result["data"]), int(result["threads"])
-        memory = MemoryConfig(name=run.config.memory.name, options=options)
-        block = result["memory"].get("identity", block_identity(run.config.memory))  # older results do not tell
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder.result}: is not the result of a run: {type(error).__name__}: {error}.") from None
+    result = read_result(folder.result)
+    memory = MemoryConfig(name=run.config.memory.name, options=result.memory.options)
     device = choose_device("auto", Group())
-    be_deterministic(max(threads, 1), device)
+    be_deterministic(max(result.threads, 1), device)
     dataset = open_dataset(run.config.data)
     codec = open_codec(run.config.autoencoder, dataset.frame_shape)
     for what, now, then in (
-        ("data", dataset.identity, data.get("identity")),
-        ("autoencoder", codec.identity, data.get("codec")),
-        ("block", block_identity(run.config.memory), block),
+        ("data", dataset.identity, result.data.identity),
+        ("autoencoder", codec.identity, result.data.codec),
+        ("block", block_identity(run.config.memory), result.memory.identity),
     ):  # fmt: skip
-        if now != then:
+        if then not in (None, now):  # older results do not tell their block's
             raise UserError(
                 f"{path}: the {what} that its config.yaml leads to is not what it was trained with (identity {then}, "
                 f"now {now}), so its frames could not be made again. Let config.yaml lead to the former."

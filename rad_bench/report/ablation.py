@@ -81,11 +81,11 @@ def _points(sweep: Sweep) -> dict[str, _Point]:
     points: dict[str, _Point] = {}
     names: dict[str, str] = {}  # label -> its block's name
     for result in sweep.results:
-        axes = {axis: value for axis, value in result["axes"].items() if axis != "seed"}
+        axes = {axis: value for axis, value in result.axes.items() if axis != "seed"}
         name, options = _block(axes.get("memory"))
-        names[result["block"]] = name
+        names[result.block] = name
         named = {f"{name}.{key}": _text(value) for key, value in options.items()}
-        points.setdefault(result["block"], _Point({axis: _text(value) for axis, value in axes.items()}, named))
+        points.setdefault(result.block, _Point({axis: _text(value) for axis, value in axes.items()}, named))
     for label, point in points.items():
         for name in dict.fromkeys(name for other in points.values() for name in other.options):
             if name.startswith(f"{names[label]}."):

@@ -142,7 +142,7 @@ def _costs(sweep: Sweep, rows: list[Row], blocks: list[str]) -> list[str]:
         told.append(f"{row.block}: {row.cost['memory_parameters']:,.0f} parameters, {state}, {time} a frame.")
     if not told:
         return ["Nothing is known of costs."]
-    devices = listing(list(dict.fromkeys(str(result["device"]) for result in sweep.results)))
+    devices = listing(list(dict.fromkeys(result.device for result in sweep.results)))
     sizes = "Parameters: of the memory. State: of a video at the horizon's end, without attention's window."
     return [*told, f"{sizes} Times: as taken in the runs, on {devices}, with whatever else the machine did."]
 

@@ -71,15 +71,15 @@ def _lacking(sweep: Sweep) -> list[str]:
 
 
 def _episodes(sweep: Sweep) -> str:
-    return " or ".join(dict.fromkeys(str(result["episodes"]) for result in sweep.results))
+    return " or ".join(dict.fromkeys(str(result.episodes) for result in sweep.results))
 
 
 def scope(sweep: Sweep) -> str:
     """Say for what the answer holds."""
-    steps = dict.fromkeys(str(r["training"].get("steps")) for r in sweep.results if r["training"].get("steps"))
-    trunks = dict.fromkeys(f"{r['parameters']['trunk']:,}" for r in sweep.results)
+    steps = dict.fromkeys(str(r.training.steps) for r in sweep.results)
+    trunks = dict.fromkeys(f"{r.parameters.trunk:,}" for r in sweep.results)
     parts = [
-        ", ".join(dict.fromkeys(r["data"]["name"] for r in sweep.results)),
+        ", ".join(dict.fromkeys(r.data.name for r in sweep.results)),
         f"{listing(list(steps))} training steps" if steps else "",
         f"a trunk of {listing(list(trunks))} parameters" if trunks else "",
         f"these {_episodes(sweep)} episodes and this sampling noise",

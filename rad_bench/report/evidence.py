@@ -11,7 +11,7 @@ import pandas as pd
 from rad_bench.errors import one_line
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.report.curves import GAP_EDGES, LEAST_EPISODES, gap_bins
-from rad_bench.report.reading import Sweep, read_losses, trained_by, training_log
+from rad_bench.report.reading import Sweep, read_losses, training_log
 from rad_bench.report.table import Table
 from rad_bench.store import strict_yaml
 
@@ -23,11 +23,11 @@ def evidence(sweep: Sweep) -> list[tuple[str, str]]:
     if not sweep.results:
         return []
     found = [("identical trunk at the start", _trunk_proof(sweep))]
-    cards = sweep.results[0]["metrics"]
-    found += [(f"metric card: {name}", str(text)) for name, text in cards.items() if name != "card"]
-    found.append(("metric card", str(cards["card"])))
+    cards = sweep.results[0].metrics
+    found += [(f"metric card: {name}", text) for name, text in cards if name != "card"]
+    found.append(("metric card", cards.card))
     found.append(("attention's reach", ", ".join(_values(sweep, "reach")) + " frames; revisits lie beyond"))
-    data = dict.fromkeys(f"{r['data']['name']} {r['data']['identity']}" for r in sweep.results)
+    data = dict.fromkeys(f"{r.data.name} {r.data.identity}" for r in sweep.results)
     found.append(("data", ", ".join(data)))
     found.append(("held-out episodes", ", ".join(_values(sweep, "episodes"))))
     found += [
@@ -35,7 +35,7 @@ def evidence(sweep: Sweep) -> list[tuple[str, str]]:
     ]
     found += _environment(sweep)
     found.append(("runs", f"{len(sweep.results)} done, {len(sweep.failures)} missing"))
-    taken = [(result["run"], trained_by(result)) for result in sweep.results if trained_by(result) != result["run"]]
+    taken = [(result.run, result.trained_by) for result in sweep.results if result.trained_by != result.run]
     if taken:
         named = "; ".join(f"{run} from {by}" for run, by in taken)
         found.append(("weights taken over", f"{len(taken)} of {len(sweep.results)} runs did not train: {named}"))
@@ -49,7 +49,7 @@ def _trunk_proof(sweep: Sweep) -> str:
     """Compare the hashes of trunks before training, which must agree where their shapes do: at each seed and size."""
     hashes: dict[tuple[int, int], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for result in sweep.results:
-        hashes[result["seed"], result["parameters"]["trunk"]][result["trunk_hash"]].append(result["block"])
+        hashes[result.seed, result.parameters.trunk][result.trunk_hash].append(result.block)
     sizes = {size for _, size in hashes}
 
     def place(key: tuple[int, int]) -> str:
@@ -63,7 +63,7 @@ def _trunk_proof(sweep: Sweep) -> str:
 
 
 def _values(sweep: Sweep, key: str) -> list[str]:
-    return list(dict.fromkeys(str(result[key]) for result in sweep.results if key in result))
+    return list(dict.fromkeys(str(getattr(result, key)) for result in sweep.results))
 
 
 def _environment(sweep: Sweep) -> list[tuple[str, str]]:
@@ -71,11 +71,11 @@ def _environment(sweep: Sweep) -> list[tuple[str, str]]:
     found: dict[str, dict[str, None]] = defaultdict(dict)
     for result in sweep.results:
         try:
-            text = (sweep.folder / "runs" / result["run"] / "environment.json").read_text(encoding="utf-8")
+            text = (sweep.folder / "runs" / result.run / "environment.json").read_text(encoding="utf-8")
             stored = json.loads(text)
             packages = dict(stored["packages"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            found["environment"][f"not stored by {result['run']}"] = None
+            found["environment"][f"not stored by {result.run}"] = None
             continue
         for key in ("rad_bench", "python", "platform", "threads", "processes"):
             if key in stored:
@@ -89,13 +89,11 @@ def budgets(sweep: Sweep) -> Table:
     cells: dict[str, list[str]] = {}
     for block in sweep.blocks:
         for result in sweep.results_of(block)[:1]:
-            match, count = result["match"], result["parameters"]["memory"]
-            options = (result.get("memory") or {}).get("options") or {}
-            size = ", ".join(f"{key}={value}" for key, value in options.items())
-            sized = match["residual"] is not None
-            budget = f"{match['budget']:,} ({match['by']})" if sized and match["budget"] else "not sized"
-            residual = f"{100 * match['residual']:+.2f} %" if sized else ""
-            cells[block] = [block, f"{count:,}", budget, residual, size]
+            match = result.match
+            size = ", ".join(f"{key}={value}" for key, value in result.memory.options.items())
+            budget = f"{match.budget:,} ({match.by})" if match.residual is not None and match.budget else "not sized"
+            residual = f"{100 * match.residual:+.2f} %" if match.residual is not None else ""
+            cells[block] = [block, f"{result.parameters.memory:,}", budget, residual, size]
     header = ["block", "memory parameters", "budget", "residual", "options"]
     return Table(
         "budgets", "Matched budgets, and what is left over", header, list(cells.values())
@@ -130,14 +128,12 @@ def parity(sweep: Sweep) -> Table:
     errors: dict[tuple[str, ...], list[float]] = {}
     for block in sweep.blocks:
         for result in sweep.results_of(block):
-            badge = result.get("parity") or {"path": "not stored"}
-            told = (str(badge.get("path", "")), str(badge.get("device", "")), str(badge.get("why", "")))
-            known = errors.setdefault((block, *told), [])
-            if isinstance(badge.get("max_error"), int | float):
-                known.append(badge["max_error"])
+            found = result.parity
+            told = ("not stored", "", "") if found is None else (found.path, found.device, found.why)
+            errors.setdefault((block, *told), []).extend([] if found is None else [found.max_error])
     cells = [
-        [block, path, f"{max(found):.2g}" if found else "", device, why]
-        for (block, path, device, why), found in errors.items()
+        [block, path, f"{max(own):.2g}" if own else "", device, why]
+        for (block, path, device, why), own in errors.items()
     ]
     caption = (
         "The path that computed each block, and its largest error against the loop over `step`, on the runs' device"

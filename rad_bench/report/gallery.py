@@ -36,13 +36,13 @@ class StripGroup:
 
 def strip_groups(sweep: Sweep) -> tuple[list[StripGroup], int]:
     """Return the strips of each block's first seed, episode by episode, and how many there was no room for."""
-    runs = {block: sweep.results_of(block)[0]["run"] for block in sweep.blocks if sweep.results_of(block)}
+    runs = {block: sweep.results_of(block)[0].run for block in sweep.blocks if sweep.results_of(block)}
     folders = {block: sweep.folder / "runs" / run / "strips" for block, run in runs.items()}
     found: dict[tuple[str, int], StripGroup] = {}
     shown: dict[str, tuple[list[int], list[int]]] = {}
     for result in sweep.results[:1]:
-        for task, kept in result["strips"].items():
-            shown[task] = kept["episodes"], kept["frames"]
+        for task, kept in result.strips.items():
+            shown[task] = kept.episodes, kept.frames
     room, left = MOST_BYTES, 0
     # What is worth most first: each task's first episode, then what a swap makes of it, then the next episode.
     for number in range(max((len(episodes) for episodes, _ in shown.values()), default=0)):

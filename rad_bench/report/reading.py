@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 from pandas.api import types
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rad_bench.errors import UserError, one_line
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.evaluation.metrics import score_columns
 from rad_bench.report.intervals import episode_means
+from rad_bench.store.result import Result, read_result
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.store.sweep_folder import check_links, check_name, read_plan
 
@@ -23,74 +23,6 @@ ORDER = ("none", "feedforward", "lstm", "mamba2", "ttt", "attention")
 TEXTS = ("run", "block", "task", "intervention", "kind", "card")
 NUMBERS = ("seed", "episode", "frame", "gap", "psnr", "mse", "truth")
 SELF_SIMILARITY = ("self_revisit", "self_other", "self_neighbour")  # where it was measured, as further scores are
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-
-class _Counts(_Part):
-    memory: int
-    trunk: int
-
-
-class _Match(_Part):
-    by: str
-    budget: int | None
-    residual: float | None
-
-
-class _Training(_Part):
-    seconds_per_step: float
-    by: str | None = None  # the run whose training it was, where it took over that one's weights
-
-
-class _Rollout(_Part):
-    seconds_per_frame_start: float
-    seconds_per_frame_end: float
-    videos: int
-
-
-class _Metrics(_Part):
-    card: str
-    psnr: str
-    ssim: str
-    lpips: str
-
-
-class _Data(_Part):
-    name: str
-    identity: str
-
-
-class _Strips(_Part):
-    episodes: list[int]
-    frames: list[int]
-
-
-class _Result(_Part):
-    """What the report needs of result.json; whatever else it holds is left as it is."""
-
-    block: str
-    seed: int
-    axes: dict[str, Any] = {}
-    parameters: _Counts
-    match: _Match
-    flops_per_frame: _Counts
-    state_bytes: dict[int, int] = Field(min_length=1)
-    window_bytes: int | None = None
-    training: _Training
-    rollout: _Rollout
-    peak_memory_bytes: float
-    trunk_hash: str
-    metrics: _Metrics
-    reach: int
-    data: _Data
-    episodes: int
-    device: str
-    strips: dict[str, _Strips] = {}
-    probe: dict[str, float] = {}
-    parity: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +34,7 @@ class Sweep:
     unshared: dict[
         str, float
     ]  # task -> share of its frames left out, for not all models have them; 1: all kept, none shared
-    results: list[dict[str, Any]]  # of the runs in `frames`, in the order in which they were planned
+    results: list[Result]  # of the runs in `frames`, in the order in which they were planned
     plan: dict[str, Any]  # sweep.yaml
     failures: dict[str, str]  # planned runs that have no part in `frames` -> why
 
@@ -115,7 +47,7 @@ class Sweep:
     def blocks(self) -> list[str]:
         """Return the blocks in the report's order; forms of one block stand together, as they were planned."""
         rank = {name: place for place, name in enumerate(ORDER)}
-        planned = {label: place for place, label in enumerate(dict.fromkeys(r["block"] for r in self.results))}
+        planned = {label: place for place, label in enumerate(dict.fromkeys(r.block for r in self.results))}
 
         def place(label: str) -> tuple[Any, ...]:
             name = base_name(label)
@@ -132,9 +64,9 @@ class Sweep:
         own = (frames["task"] == task) & (frames["block"] == block) & (frames["intervention"] == intervention)
         return episode_means(frames[own & (frames["kind"] == "revisit")], column)
 
-    def results_of(self, block: str) -> list[dict[str, Any]]:
+    def results_of(self, block: str) -> list[Result]:
         """Return the results of a block's runs, one a seed."""
-        return [result for result in self.results if result["block"] == block]
+        return [result for result in self.results if result.block == block]
 
 
 def base_name(block: str) -> str:
@@ -163,9 +95,9 @@ def read_sweep(folder: Path) -> Sweep:
     runs = sorted(set(frames["run"]), key=lambda name: (place.get(name, len(place)), name))
     for run in {*runs, *planned}:
         check_links(folder / "runs" / run, folder)
-    results = [read_result(folder / "runs" / run / "result.json") for run in runs]
+    results = [read_result(RunFolder(folder / "runs" / run).result) for run in runs]
     for result in results:
-        check_links(folder / "runs" / trained_by(result), folder)
+        check_links(folder / "runs" / result.trained_by, folder)
     failures = {name: _why_missing(folder / "runs" / name) for name in planned if name not in runs}
     return Sweep(folder, *shared_frames(frames), results, plan, failures)
 
@@ -224,31 +156,9 @@ def _fits(values: pd.Series, column: str) -> bool:
     return types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """Read a run's result. What it says of its own name is not believed: files are found by it. Raises `UserError`."""
-    try:
-        found = _Result.model_validate(json.loads(path.read_text(encoding="utf-8"))).model_dump()
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = ".".join(map(str, problem["loc"])) or "the file"
-        raise UserError(f"{path}: is not the result of a run: {key}: {problem['msg']}.") from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: is not the result of a run: {type(error).__name__}: {error}.") from None
-    for task in found["strips"]:
-        check_name(task, path)  # it becomes part of the names of files
-    if found["training"]["by"] is not None:
-        check_name(found["training"]["by"], path)
-    return {**found, "run": path.parent.name, "block": one_line(found["block"])}
-
-
-def trained_by(result: dict[str, Any]) -> str:
-    """Return the run in whose training a run's weights were made: itself, if it took them from no other."""
-    return str(result["training"]["by"] or result["run"])
-
-
-def training_log(folder: Path, result: dict[str, Any]) -> Path:
+def training_log(folder: Path, result: Result) -> Path:
     """Return the log of the training that made a run's weights; the run's own, if that one is gone."""
-    first, own = (folder / "runs" / run / "log.jsonl" for run in (trained_by(result), result["run"]))
+    first, own = (RunFolder(folder / "runs" / run).log for run in (result.trained_by, result.run))
     return first if first.exists() else own
 
 

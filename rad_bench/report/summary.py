@@ -22,6 +22,7 @@ from rad_bench.report.intervals import (
     memory_verdict,
 )
 from rad_bench.report.reading import Sweep, base_name
+from rad_bench.store.result import Result
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
         if len(other):
             drops[intervention] = difference(kept[block], other)
     results = sweep.results_of(block)
-    memoryless = not results or all(not any(r["state_bytes"].values()) for r in results)
+    memoryless = not results or all(not any(r.state_bytes.values()) for r in results)
     none = none_of(block, kept)
     swap = drops.get("swap", Estimate(np.nan, np.nan, np.nan, 0))
     revisits = own[own["kind"] == "revisit"]
@@ -120,31 +121,25 @@ def _mean(frames: pd.DataFrame) -> float:
     return estimate(episode_means(frames)).mean if len(frames) else np.nan
 
 
-def _cost(results: list[dict[str, Any]]) -> dict[str, float]:
+def _cost(results: list[Result]) -> dict[str, float]:
     """Return what a block costs; times and memory are means over its runs."""
     if not results:
         return {}
-    state_bytes, window = results[0]["state_bytes"], results[0]["window_bytes"]
-
-    def mean(*keys: str) -> float:
-        values: list[Any] = list(results)
-        for key in keys:
-            values = [value[key] for value in values]
-        return float(np.mean(values))
-
+    first = results[0]
+    state_bytes, window = first.state_bytes, first.window_bytes
     return {
-        "memory_parameters": results[0]["parameters"]["memory"],
-        "trunk_parameters": results[0]["parameters"]["trunk"],
-        "memory_flops_per_frame": results[0]["flops_per_frame"]["memory"],
-        "trunk_flops_per_frame": results[0]["flops_per_frame"]["trunk"],
+        "memory_parameters": first.parameters.memory,
+        "trunk_parameters": first.parameters.trunk,
+        "memory_flops_per_frame": first.flops_per_frame.memory,
+        "trunk_flops_per_frame": first.flops_per_frame.trunk,
         "state_bytes_start": state_bytes[min(state_bytes)],
         "state_bytes_end": state_bytes[max(state_bytes)],
         **({} if window is None else {"window_bytes": window}),
-        "seconds_per_step": mean("training", "seconds_per_step"),
-        "seconds_per_frame_start": mean("rollout", "seconds_per_frame_start"),
-        "seconds_per_frame_end": mean("rollout", "seconds_per_frame_end"),
-        "videos_rolled_out": results[0]["rollout"]["videos"],
-        "peak_memory_bytes": mean("peak_memory_bytes"),
+        "seconds_per_step": float(np.mean([r.training.seconds_per_step for r in results])),
+        "seconds_per_frame_start": float(np.mean([r.rollout.seconds_per_frame_start for r in results])),
+        "seconds_per_frame_end": float(np.mean([r.rollout.seconds_per_frame_end for r in results])),
+        "videos_rolled_out": first.rollout.videos,
+        "peak_memory_bytes": float(np.mean([r.peak_memory_bytes for r in results])),
     }
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rad_bench.report.intervals import Estimate, by_seed
+from rad_bench.store.result import Result
 
 LEAST_SPREAD = 0.05  # SSIM between neighbours and different views, below which NMR would be a quotient of noise
 FRAMES_PER_POINT = 4  # of the horizon curve; single frames are noisy
@@ -29,10 +29,10 @@ class MemoryRow:
     horizon: int
 
 
-def probes(results: list[dict[str, Any]]) -> dict[str, Estimate]:
+def probes(results: list[Result]) -> dict[str, Estimate]:
     """Return what a linear probe read from a block's state (R^2), from the results of its runs."""
-    names = dict.fromkeys(name for result in results for name in result.get("probe", {}))
-    return {name: by_seed({r["seed"]: r["probe"].get(name, np.nan) for r in results}) for name in names}
+    names = dict.fromkeys(name for result in results for name in result.probe)
+    return {name: by_seed({r.seed: r.probe.get(name, np.nan) for r in results}) for name in names}
 
 
 def memory_rows(frames: pd.DataFrame, blocks: list[str], tasks: list[str]) -> list[MemoryRow]:

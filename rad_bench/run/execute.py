@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from rad_bench.config import SCIENCE_VERSION, LaunchConfig
+from rad_bench.config import SCIENCE_VERSION, LaunchConfig, RunConfig
 from rad_bench.data import Dataset, open_dataset
 from rad_bench.data.encoded import Encoded
 from rad_bench.data.recordings import Recordings
@@ -21,7 +21,7 @@ from rad_bench.evaluation.evaluate import Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.evaluation.probe import probe
 from rad_bench.evaluation.strips import shown, strip
-from rad_bench.model.budget import ModelPlan, build_trunk
+from rad_bench.model.budget import build_trunk
 from rad_bench.model.codec import Codec, open_codec
 from rad_bench.model.registry import block_files, block_identity, is_built_in
 from rad_bench.model.trunk import Trunk
@@ -31,6 +31,18 @@ from rad_bench.run.parity import badge
 from rad_bench.run.reuse import Training, take_up
 from rad_bench.run.watch import Watch
 from rad_bench.store.lease import Holder
+from rad_bench.store.result import (
+    Counts,
+    Data,
+    EvaluationTime,
+    Match,
+    Memory,
+    MetricCard,
+    Result,
+    RolloutTimes,
+    Strips,
+    TrainingRecord,
+)
 from rad_bench.store.run_folder import Run, RunFolder, load_run
 from rad_bench.training.device import be_deterministic, check_gpus, choose_device, device_name, resident_peak
 from rad_bench.training.distributed import Group
@@ -84,19 +96,40 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     for name, frames in evaluation.strips.items():
         image = strip(frames)
         paths.replace(paths.strips / f"{name}.png", lambda file, image=image: image.save(file, "PNG"))  # type: ignore[misc]
-    result = _result(run, plan, trained, evaluation, device, launch.threads, group.world)
-    result["training"]["key"] = key
-    result["evaluation"] = {"seconds": seconds}
-    result["trunk_hash"] = trunk_hash
-    result["memory"]["identity"] = block
-    result["parity"] = parity
-    result["probe"] = read
-    result["strips"] = {
-        task: {"episodes": episodes, "frames": shown(evaluation.horizons[task])}
-        for task, episodes in evaluation.shown.items()
-    }
-    result["data"] = {"identity": dataset.identity, "name": run.config.data.name, "codec": codec.identity}
-    _write_json(paths, paths.result.name, result)
+    config = run.config
+    result = Result(
+        run=run.name,
+        block=run.label,
+        seed=config.seed,
+        axes=run.axes,
+        memory=Memory(name=config.memory.name, options=plan.options, identity=block),
+        parameters=Counts(memory=plan.memory_parameters, trunk=plan.trunk_parameters),
+        match=Match(by=config.match.by, budget=plan.budget, residual=plan.residual),
+        flops_per_frame=Counts(memory=plan.memory_flops, trunk=plan.trunk_flops),
+        state_bytes=plan.state_bytes,
+        window_bytes=plan.window_bytes,
+        reach=reach(config),
+        training=_training_record(trained, key),
+        rollout=_rollout_times(config, evaluation),
+        evaluation=EvaluationTime(seconds=seconds),
+        peak_memory_bytes=max(_peak_memory(device), trained.peak_memory),
+        device=device_name(device),
+        threads=launch.threads,
+        processes=group.world,
+        trunk_hash=trunk_hash,
+        metrics=MetricCard(**metric_card()),
+        science_version=SCIENCE_VERSION,
+        commit=commit(),
+        episodes=config.evaluation.episodes,
+        data=Data(identity=dataset.identity, name=config.data.name, codec=codec.identity),
+        strips={
+            task: Strips(episodes=episodes, frames=shown(evaluation.horizons[task]))
+            for task, episodes in evaluation.shown.items()
+        },
+        probe=read,
+        parity=parity,
+    )
+    _write_json(paths, paths.result.name, result.model_dump())
     for path in (paths.checkpoint, paths.checkpoint_before, paths.start):
         path.unlink(missing_ok=True)  # only now: a run that is killed goes on from them
 
@@ -174,46 +207,25 @@ def _write_frames(run: Run, evaluation: Evaluation, paths: RunFolder) -> None:
     paths.replace(paths.frames, lambda file: frames.to_parquet(file, index=False))
 
 
-def _result(
-    run: Run, plan: ModelPlan, trained: Training, evaluation: Evaluation, device: torch.device, threads: int,
-    processes: int,
-) -> dict[str, Any]:  # fmt: skip
-    config, progress = run.config, trained.progress
+def _training_record(trained: Training, key: str) -> TrainingRecord:
+    progress = trained.progress
+    return TrainingRecord(
+        steps=progress.step,
+        seconds=progress.seconds,
+        seconds_per_step=progress.seconds / progress.step,
+        share_waiting_for_data=progress.seconds_waiting / max(progress.seconds, 1e-9),
+        loss_first=None if math.isnan(progress.loss_first) else progress.loss_first,
+        loss_last=progress.loss_last,
+        peak_memory_bytes=trained.peak_memory,
+        by=trained.by,
+        key=key,
+    )
+
+
+def _rollout_times(config: RunConfig, evaluation: Evaluation) -> RolloutTimes:
     per_frame = [seconds / config.trunk.frames_per_step / evaluation.videos for seconds in evaluation.seconds]
-    return {
-        "format": 1,
-        "run": run.name,
-        "block": run.label,
-        "seed": config.seed,
-        "axes": run.axes,
-        "memory": {"name": config.memory.name, "options": plan.options},
-        "parameters": {"memory": plan.memory_parameters, "trunk": plan.trunk_parameters},
-        "match": {"by": config.match.by, "budget": plan.budget, "residual": plan.residual},
-        "flops_per_frame": {"memory": plan.memory_flops, "trunk": plan.trunk_flops},
-        "state_bytes": {str(frames): count for frames, count in plan.state_bytes.items()},
-        "window_bytes": plan.window_bytes,
-        "reach": reach(config),
-        "training": {
-            "steps": progress.step,
-            "seconds": progress.seconds,
-            "seconds_per_step": progress.seconds / progress.step,
-            "share_waiting_for_data": progress.seconds_waiting / max(progress.seconds, 1e-9),
-            "loss_first": None if math.isnan(progress.loss_first) else progress.loss_first,
-            "loss_last": progress.loss_last,
-            "peak_memory_bytes": trained.peak_memory,
-            "by": trained.by,
-        },
-        "rollout": {
-            "seconds_per_frame_start": statistics.median(per_frame[:TIMED_STEPS]),
-            "seconds_per_frame_end": statistics.median(per_frame[-TIMED_STEPS:]),
-            "videos": evaluation.videos,
-        },
-        "peak_memory_bytes": max(_peak_memory(device), trained.peak_memory),
-        "device": device_name(device),
-        "threads": threads,
-        "processes": processes,
-        "metrics": metric_card(),
-        "science_version": SCIENCE_VERSION,
-        "commit": commit(),
-        "episodes": config.evaluation.episodes,
-    }
+    return RolloutTimes(
+        seconds_per_frame_start=statistics.median(per_frame[:TIMED_STEPS]),
+        seconds_per_frame_end=statistics.median(per_frame[-TIMED_STEPS:]),
+        videos=evaluation.videos,
+    )

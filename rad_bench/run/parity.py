@@ -10,7 +10,6 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -21,6 +20,7 @@ from rad_bench.errors import one_line
 from rad_bench.model.registry import find_block
 from rad_bench.run.environment import environment
 from rad_bench.store.atomic import write_figures
+from rad_bench.store.result import Parity
 from rad_bench.training.device import be_deterministic, choose_device, device_name
 from rad_bench.training.distributed import Group
 
@@ -34,7 +34,7 @@ class ParityError(RuntimeError):
     """A block's fast path does not compute what its steps do."""
 
 
-def badge(name: str, block: MemoryBlock, tokens: int, device: torch.device) -> dict[str, Any]:
+def badge(name: str, block: MemoryBlock, tokens: int, device: torch.device) -> Parity:
     """Return which path computes a block on a device, why that one, and its largest error against the reference.
 
     In fp32, on a copy at the block's own width and options, with `tokens` tokens a frame or a few. Global generators
@@ -50,7 +50,7 @@ def badge(name: str, block: MemoryBlock, tokens: int, device: torch.device) -> d
             f"than by a loop over its `step`: the {worst} differ by {apart[worst]:.2g} in fp32, where {limit:g} is the "
             f"most. What it would score is another memory's, so it is not trained. `rad-bench check {name}` says more."
         )
-    return {"path": path.name, "why": path.why, "max_error": apart[worst], "device": device_name(device)}
+    return Parity(path=path.name, why=path.why, max_error=apart[worst], device=device_name(device))
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from rad_bench.errors import UserError
 from rad_bench.model.trunk import Trunk
+from rad_bench.store.result import read_result
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.training.loop import Progress
 
@@ -33,8 +33,8 @@ def find_trained(runs: Path, key: str, seed: int) -> Path | None:
     for path in sorted(runs.glob(f"*-seed{seed}-*")):
         folder = RunFolder(path)
         try:
-            same = json.loads(folder.result.read_text(encoding="utf-8"))["training"]["key"] == key
-        except (OSError, ValueError, KeyError, TypeError):  # not finished, spoilt, or of a version that noted no key
+            same = read_result(folder.result).training.key == key
+        except UserError:  # not finished, or spoilt
             continue
         if same and folder.weights.is_file():
             return path
@@ -49,15 +49,16 @@ def take_up(runs: Path, key: str, seed: int, trunk: Trunk) -> Training | None:
     folder, average = RunFolder(path), copy.deepcopy(trunk).requires_grad_(False)
     try:
         average.load_state_dict(load_file(folder.weights))
-        told: dict[str, Any] = json.loads(folder.result.read_text(encoding="utf-8"))["training"]
-        progress = Progress(
-            step=told["steps"],
-            seconds=told["seconds"],
-            seconds_waiting=told["share_waiting_for_data"] * told["seconds"],
-            loss_first=math.nan if told["loss_first"] is None else told["loss_first"],
-            loss_last=told["loss_last"],
-        )
-        return Training(average, progress, told["peak_memory_bytes"], told["by"])
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        result = read_result(folder.result)
+    except (OSError, SafetensorError, RuntimeError, UserError) as error:
         print(f"{path}: what it trained cannot be read, and is trained anew: {error}", file=sys.stderr)
         return None
+    training = result.training
+    progress = Progress(
+        step=training.steps,
+        seconds=training.seconds,
+        seconds_waiting=training.share_waiting_for_data * training.seconds,
+        loss_first=math.nan if training.loss_first is None else training.loss_first,
+        loss_last=training.loss_last,
+    )
+    return Training(average, progress, training.peak_memory_bytes, result.trained_by)

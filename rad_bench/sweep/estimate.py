@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
 import subprocess
 import sys
 import time
@@ -13,8 +12,10 @@ from pathlib import Path
 from statistics import mean
 
 from rad_bench.config import RunConfig
+from rad_bench.errors import UserError
 from rad_bench.evaluation.strips import shown
 from rad_bench.model.trunk import Trunk
+from rad_bench.store.result import read_result
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.training.loop import LOG_EVERY
 
@@ -70,14 +71,12 @@ def measured(folders: Iterable[Path], steps: int, device: str, threads: int) -> 
     step, evaluation = [], []
     for folder in folders:
         try:
-            result = json.loads(RunFolder(folder).result.read_text())
-            if (result["device"], result["threads"]) != (device, threads):
-                continue
-            times = result["training"]["seconds_per_step"], result["evaluation"]["seconds"]
-        except (OSError, ValueError, KeyError, TypeError):  # missing, or of a version that did not note times
+            result = read_result(RunFolder(folder).result)
+        except UserError:  # not finished, or spoilt
             continue
-        step.append(float(times[0]))
-        evaluation.append(float(times[1]))
+        if (result.device, result.threads) == (device, threads) and result.evaluation is not None:
+            step.append(result.training.seconds_per_step)
+            evaluation.append(result.evaluation.seconds)
     if not step:
         return None
     return Cost(mean(step), steps, mean(evaluation), f"{len(step)} finished run{'s' if len(step) > 1 else ''}")

@@ -63,7 +63,7 @@ def compare(first: Path, second: Path) -> list[tuple[str, str, Estimate]]:
     """
     sweeps = [read_sweep(_aggregated(folder)) for folder in (first, second)]
     _same_cards(sweeps)
-    data = [{result["data"]["identity"] for result in sweep.results} for sweep in sweeps]
+    data = [{result.data.identity for result in sweep.results} for sweep in sweeps]
     if data[0] != data[1]:
         raise UserError(f"{first} and {second}: ran on different data ({data[0]} and {data[1]}); nothing is paired.")
     common = [block for block in sweeps[0].blocks if block in sweeps[1].blocks and block not in CONTROLS]

@@ -21,7 +21,7 @@ WRONG = "tests.blocks.test_contract:WrongDecay"
 @pytest.mark.parametrize("name", block_names())
 def test_every_block_computes_what_its_steps_do(name, tokens):
     found = badge(name, find_block(name)(24), tokens, CPU)
-    assert found["max_error"] <= 2e-5
+    assert found.max_error <= 2e-5
 
 
 def test_the_comparison_disturbs_neither_generators_nor_weights():
@@ -43,7 +43,7 @@ class Drops(LSTM):
 
 
 def test_a_block_with_dropout_has_parity():
-    assert badge("drops", Drops(8), 2, CPU)["max_error"] <= 2e-5
+    assert badge("drops", Drops(8), 2, CPU).max_error <= 2e-5
 
 
 def test_blocks_are_checked_in_both_precisions_and_figures_are_stored(tmp_path):

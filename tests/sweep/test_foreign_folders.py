@@ -83,7 +83,7 @@ def test_a_result_cannot_name_files_elsewhere(folder):
     result = json.loads(path.read_text())
     frames = pd.read_parquet(folder / "frames.parquet")
     path.write_text(json.dumps({**result, "run": "../../../etc"}))
-    assert {result["run"] for result in read_sweep(folder).results} == {p.name for p in (folder / "runs").iterdir()}
+    assert {result.run for result in read_sweep(folder).results} == {p.name for p in (folder / "runs").iterdir()}
     strips = {"../../../../x": {"episodes": [0], "frames": [0]}, "{what.__class__}": {"episodes": ["0"], "frames": [0]}}
     for task, shown in strips.items():
         path.write_text(json.dumps({**result, "strips": {task: shown}}))

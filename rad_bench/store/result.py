@@ -1,0 +1,149 @@
+"""What `result.json` of a finished run holds: a run writes it, and all that look at a run read it through this."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rad_bench.errors import UserError, one_line
+from rad_bench.store.sweep_folder import check_name
+
+
+class _Part(BaseModel):
+    """Keys with a default came after the first results."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Memory(_Part):
+    name: str
+    options: dict[str, Any]  # all of them, solved
+    identity: str | None = None  # of the block's code
+
+
+class Counts(_Part):
+    memory: int
+    trunk: int
+
+
+class Match(_Part):
+    by: str
+    budget: int | None
+    residual: float | None  # (spent - budget) / budget
+
+
+class TrainingRecord(_Part):
+    """The training that made the weights, in whichever run."""
+
+    steps: int
+    seconds: float
+    seconds_per_step: float
+    share_waiting_for_data: float = 0.0  # of `seconds`
+    loss_first: float | None
+    loss_last: float
+    peak_memory_bytes: int = 0
+    by: str | None = None  # name of the run that trained
+    key: str | None = None  # hash of what decides the weights
+
+
+class RolloutTimes(_Part):
+    """Seconds a frame and video, of `videos` rolled out together."""
+
+    seconds_per_frame_start: float
+    seconds_per_frame_end: float
+    videos: int
+
+
+class EvaluationTime(_Part):
+    seconds: float
+
+
+class MetricCard(_Part):
+    """Definitions by metric, and their hash."""
+
+    model_config = ConfigDict(extra="allow")
+
+    card: str
+    psnr: str
+    ssim: str
+    lpips: str
+
+
+class Data(_Part):
+    name: str
+    identity: str
+    codec: str = "pixels"  # identity
+
+
+class Strips(_Part):
+    """What the strips of a task show."""
+
+    episodes: list[int]
+    frames: list[int]
+
+
+class Parity(_Part):
+    """Which path computed the block, why that one, and its largest error against the reference."""
+
+    path: str
+    why: str
+    max_error: float
+    device: str
+
+
+class Result(_Part):
+    """A finished run, but for its frames."""
+
+    format: Literal[1] = 1
+    run: str
+    block: str  # label
+    seed: int
+    axes: dict[str, Any] = {}
+    memory: Memory
+    parameters: Counts
+    match: Match
+    flops_per_frame: Counts
+    state_bytes: dict[int, int] = Field(min_length=1)  # frames seen -> bytes of memory state a video
+    window_bytes: int | None = None
+    reach: int
+    training: TrainingRecord
+    rollout: RolloutTimes
+    evaluation: EvaluationTime | None = None
+    peak_memory_bytes: int
+    device: str
+    threads: int
+    processes: int = 1
+    trunk_hash: str
+    metrics: MetricCard
+    science_version: int
+    commit: str | None
+    episodes: int
+    data: Data
+    strips: dict[str, Strips] = {}  # by task
+    probe: dict[str, float] = {}  # R^2 by what is read
+    parity: Parity | None = None
+
+    @property
+    def trained_by(self) -> str:
+        """The run in whose training the weights were made: this one, if it took them from no other."""
+        return self.training.by or self.run
+
+
+def read_result(path: Path) -> Result:
+    """Read a run's result. What it says of its own name is not believed: files are found by it. Raises `UserError`."""
+    try:
+        result = Result.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(map(str, problem["loc"])) or "the file"
+        raise UserError(f"{path}: is not the result of a run: {key}: {problem['msg']}.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not the result of a run: {type(error).__name__}: {error}.") from None
+    for task in result.strips:
+        check_name(task, path)  # it becomes part of the names of files
+    if result.training.by is not None:
+        check_name(result.training.by, path)
+    return result.model_copy(update={"run": path.parent.name, "block": one_line(result.block)})
