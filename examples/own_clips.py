@@ -3,8 +3,8 @@
     python examples/own_clips.py                          # two runs: about two minutes on two CPU cores
     python examples/own_clips.py run.training.steps=1000  # with any setting of the sweep changed
 
-A clip is a video `NAME.mp4` and, beside it, `NAME.npz` with the array `actions`, one row of 8 numbers a frame: four keys
-(here 0, for the motion is taken from the poses), then x, y, z and yaw as Minecraft counts them.
+A clip is a video `NAME.mp4` and, beside it, `NAME.npz` with the array `actions`: 8 numbers a frame. The first four are
+keys, here 0, because the motion is taken from the poses. The others are the pose: x, y, z and yaw, as in Minecraft.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Run a small sweep from Python, print a metric, and load a trained model.
 
-    python examples/run_from_python.py                          # two runs: about a minute on two CPU cores
-    python examples/run_from_python.py run.training.steps=800   # with any setting of the sweep changed
+python examples/run_from_python.py                          # two runs: about a minute on two CPU cores
+python examples/run_from_python.py run.training.steps=800   # with any setting of the sweep changed
 """
 
 import sys
