@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from rad_bench.config import LaunchConfig, RunConfig
-from rad_bench.data import Dataset, open_dataset
+from rad_bench.data import Dataset
 from rad_bench.look.load import Trained
-from rad_bench.model.budget import build_trunk
-from rad_bench.model.codec import Pixels
+from rad_bench.model.experiment import Experiment, open_experiment
 from rad_bench.run.execute import execute
 from rad_bench.store.run_folder import Run, RunFolder, save_run
 
@@ -40,14 +39,21 @@ def finished(folder: Path, seed: int = 0, **sections: Any) -> Path:
     return folder
 
 
+def opened(config: RunConfig, perturbed: bool = False) -> Experiment:
+    """Open an experiment on the CPU. Perturbed weights show what a memory does, which those that start at zero hide."""
+    experiment = open_experiment(config, torch.device("cpu"))
+    if perturbed:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in experiment.trunk.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return experiment
+
+
 def shaken(dataset: Dataset | None = None, **sections: Any) -> Trained:
-    """Return a run as if trained: its weights are shaken, for those that start at zero would hide its memory."""
+    """Return a run as if trained: its weights are perturbed."""
     run = tiny_run(**sections)
-    dataset = dataset or open_dataset(run.config.data)
-    trunk, _ = build_trunk(run.config, dataset.frame_shape, dataset.action_size)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in trunk.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    codec = Pixels(dataset.frame_shape)
-    return Trained(RunFolder(Path(run.name)), run, trunk.eval(), dataset, codec, torch.device("cpu"))
+    experiment = opened(run.config, perturbed=True)
+    experiment.trunk.eval()
+    parts = {**vars(experiment), "dataset": dataset or experiment.dataset}
+    return Trained(**parts, folder=RunFolder(Path(run.name)), run=run)

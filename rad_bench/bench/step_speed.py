@@ -18,10 +18,10 @@ from rad_bench.bench.race import Race
 from rad_bench.bench.seeds import BUDGET
 from rad_bench.blocks.contract import perturb
 from rad_bench.config import LaunchConfig, RunConfig
-from rad_bench.data import Episodes, open_dataset
+from rad_bench.data import Episodes
 from rad_bench.errors import UserError
-from rad_bench.model.budget import ModelPlan, build_trunk
-from rad_bench.model.codec import open_codec
+from rad_bench.model.budget import ModelPlan
+from rad_bench.model.experiment import open_experiment
 from rad_bench.model.registry import block_names
 from rad_bench.training.distributed import Group
 from rad_bench.training.loop import Trainer, make_trainer
@@ -74,9 +74,7 @@ def compiled_races(device: torch.device) -> Iterator[Race]:
 def stepping(name: str, device: torch.device, launch: LaunchConfig = LaunchConfig()) -> Stepping:
     """Return training steps of the preset around the named block."""
     run = RunConfig.model_validate({"memory": name, "match": {"by": "parameters", "budget": BUDGET}})
-    dataset = open_dataset(run.data)
-    codec = open_codec(run.autoencoder, dataset.frame_shape)
-    trunk, plan = build_trunk(run, codec.frame_shape, dataset.action_size)
-    trainer = make_trainer(run, trunk.to(device), codec, device, launch, Group())
-    clips = dataset.training_batch(0, 0, run.training.batch, run.training.frames)
-    return Stepping(trainer, clips, plan)
+    experiment = open_experiment(run, device)
+    trainer = make_trainer(experiment, launch, Group())
+    clips = experiment.dataset.training_batch(0, 0, run.training.batch, run.training.frames)
+    return Stepping(trainer, clips, experiment.plan)

@@ -22,7 +22,7 @@ from rad_bench.evaluation.metrics import DECODED, METRICS, SSIM_SMALLEST, few_at
 from rad_bench.evaluation.revisits import classify_task
 from rad_bench.evaluation.tasks import Task, make_task
 from rad_bench.model.codec import Codec
-from rad_bench.model.trunk import Trunk
+from rad_bench.model.experiment import Experiment
 
 
 @dataclass
@@ -51,17 +51,15 @@ def held_out(run: RunConfig, dataset: Dataset) -> Episodes:
     return dataset.held_out(config.episodes, config.context + config.horizon, config.context)
 
 
-def evaluate(
-    run: RunConfig, trunk: Trunk, dataset: Dataset, codec: Codec, device: torch.device,
-    report: Callable[[int, int], None],
-) -> Evaluation:  # fmt: skip
-    """Evaluate `trunk` as the run's config says; `report(done, of)` is called as rollouts finish."""
+def evaluate(experiment: Experiment, report: Callable[[int, int], None]) -> Evaluation:
+    """Evaluate the experiment's trunk as its config says; `report(done, of)` is called as rollouts finish."""
+    run, dataset, codec, device = experiment.config, experiment.dataset, experiment.codec, experiment.device
     config = run.evaluation
     episodes = held_out(run, dataset)
     tasks = [make_task(name, episodes, config, run.trunk.frames_per_step) for name in config.tasks]
     result = Evaluation(pd.DataFrame())
     tables, done, of = [], 0, len(tasks) * len(config.interventions)
-    trunk.eval()
+    experiment.trunk.eval()
     for task in tasks:
         kinds, gaps = classify_task(task, reach(run), dataset.has_poses, dataset.same_view)
         truth = task.truth[:, task.context :]
@@ -78,7 +76,7 @@ def evaluate(
         def told(more: int, done: int = done) -> None:
             report(done + more, of)
 
-        generated = roll_out(run, trunk, task, codec, device, told)
+        generated = roll_out(experiment, task, told)
         for intervention in (name for name in config.interventions if name in generated.frames):
             frames = generated.frames[intervention]
             tables.append(score(intervention, frames))

@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from rad_bench.blocks.memory import leaves, map_state
-from rad_bench.config import RunConfig
 from rad_bench.evaluation.tasks import Task
 from rad_bench.model.cache import Cache
-from rad_bench.model.codec import Codec
 from rad_bench.model.diffusion import Diffusion
+from rad_bench.model.experiment import Experiment
 from rad_bench.model.motion import motion_features
 from rad_bench.model.rollout import Rollout, frame_noise, rollout
-from rad_bench.model.trunk import Trunk
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,8 @@ class Generated:
 
 @torch.no_grad()
 def roll_out(
-    run: RunConfig, trunk: Trunk, task: Task, codec: Codec, device: torch.device,
-    report: Callable[[int], None] = lambda done: None, only: Mapping[str, Sequence[int]] | None = None,
+    experiment: Experiment, task: Task, report: Callable[[int], None] = lambda done: None,
+    only: Mapping[str, Sequence[int]] | None = None,
 ) -> Generated:  # fmt: skip
     """Generate the task's frames under each of the run's interventions; `report(done)` counts these.
 
@@ -47,11 +45,12 @@ def roll_out(
     `only` names the episodes that are asked for, and returned in that order, under some of the interventions. Batches
     are left out whole or not at all: the last bits of a frame depend on its company.
     """
+    run, trunk, codec, device = experiment.config, experiment.trunk, experiment.codec, experiment.device
     diffusion = Diffusion(run.diffusion, codec.bound)
     motion = motion_features(run.trunk.motion, task.actions, task.egomotion)
     count, C = len(motion), task.context
     wanted: Mapping[str, Sequence[int]] = only or {name: range(count) for name in run.evaluation.interventions}
-    starts = _starts(run, trunk, task, codec, motion, device)
+    starts = _starts(experiment, task, motion)
     generated: dict[str, Tensor] = {}
     first: Rollout | None = None
     for names in _companies(starts):
@@ -83,25 +82,23 @@ def roll_out(
     return Generated(generated, first.seconds, len(first.frames))
 
 
-def _starts(
-    run: RunConfig, trunk: Trunk, task: Task, codec: Codec, motion: Tensor, device: torch.device
-) -> dict[str, Cache]:
+def _starts(experiment: Experiment, task: Task, motion: Tensor) -> dict[str, Cache]:
     """Return the caches of all episodes at the end of the context, `keep` first.
 
     They lie in host memory: `evaluation.batch` says what the device has room for.
     """
-    count = len(motion)
+    count, config = len(motion), experiment.config.evaluation
     read = [
-        read_context(trunk, task, codec, motion, index, device).map(Tensor.cpu)
-        for index in torch.arange(count).split(run.evaluation.batch)
+        read_context(experiment, task, motion, index).map(Tensor.cpu)
+        for index in torch.arange(count).split(config.batch)
     ]
     context = read[0].map(_joined, *read[1:])
     starts = {"keep": context}
-    if "reset" in run.evaluation.interventions:
-        initial = (map_state(Tensor.cpu, state) for state in trunk.start(count).memory())
+    if "reset" in config.interventions:
+        initial = (map_state(Tensor.cpu, state) for state in experiment.trunk.start(count).memory())
         starts["reset"] = context.with_memory(tuple(initial))
     partner = partners(task)
-    if "swap" in run.evaluation.interventions and partner is not None:
+    if "swap" in config.interventions and partner is not None:
         starts["swap"] = context.with_memory(context.select(partner).memory())
     return starts
 
@@ -135,8 +132,9 @@ def _companies(starts: dict[str, Cache]) -> list[list[str]]:
 
 
 @torch.no_grad()
-def read_context(trunk: Trunk, task: Task, codec: Codec, motion: Tensor, index: Tensor, device: torch.device) -> Cache:
+def read_context(experiment: Experiment, task: Task, motion: Tensor, index: Tensor) -> Cache:
     """Return the cache of these episodes at the end of the task's context."""
+    trunk, codec, device = experiment.trunk, experiment.codec, experiment.device
     C, F = task.context, trunk.config.frames_per_step
     cache = trunk.start(len(index))
     # In pieces, so that a long context needs no more working memory than a short one.

@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from rad_bench.blocks.memory import leaves
-from rad_bench.config import RunConfig
-from rad_bench.data import Dataset, Episodes
-from rad_bench.model.codec import Codec
+from rad_bench.data import Episodes
+from rad_bench.model.experiment import Experiment
 from rad_bench.model.motion import motion_features
 from rad_bench.model.trunk import Trunk
 
@@ -25,17 +24,18 @@ HELD_BACK = 0.25  # that part
 BATCH = 32
 
 
-def probe(run: RunConfig, trunk: Trunk, dataset: Dataset, codec: Codec, device: torch.device) -> dict[str, float]:
+def probe(experiment: Experiment) -> dict[str, float]:
     """Return R^2 by what is read; empty without a memory of constant size, or where the data hide nothing known."""
-    count = run.evaluation.probe
-    if not count or not _has_constant_state(trunk):
+    config, dataset = experiment.config.evaluation, experiment.dataset
+    count = config.probe
+    if not count or not _has_constant_state(experiment.trunk):
         return {}
-    training = dataset.probe_clips(True, count, run.evaluation.context)
+    training = dataset.probe_clips(True, count, config.context)
     if training.hidden is None:
         return {}
-    held_out = dataset.probe_clips(False, max(count // 2, 2), run.evaluation.context)
+    held_out = dataset.probe_clips(False, max(count // 2, 2), config.context)
     assert held_out.hidden is not None
-    x, x_test = (_states(run, trunk, clips, codec, device) for clips in (training, held_out))
+    x, x_test = (_states(experiment, clips) for clips in (training, held_out))
     scores = {
         name: _score(x, training.hidden[name].values.numpy(), x_test, hidden.values.numpy(), hidden.known.numpy())
         for name, hidden in held_out.hidden.items()
@@ -57,9 +57,10 @@ def _has_constant_state(trunk: Trunk) -> bool:
 
 
 @torch.no_grad()
-def _states(run: RunConfig, trunk: Trunk, clips: Episodes, codec: Codec, device: torch.device) -> Floats:
+def _states(experiment: Experiment, clips: Episodes) -> Floats:
     """The memory after each clip as one vector a video, [B, E]."""
-    motion = motion_features(run.trunk.motion, clips.actions, clips.egomotion)
+    trunk, codec, device = experiment.trunk, experiment.codec, experiment.device
+    motion = motion_features(trunk.config.motion, clips.actions, clips.egomotion)
     found = []
     for index in torch.arange(len(clips)).split(BATCH):
         inputs = torch.stack([codec.encode(clips.frames[e].to(device)) for e in index])

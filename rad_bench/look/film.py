@@ -75,8 +75,7 @@ def film(runs: Sequence[Trained], task_name: str | None, intervention: str, epis
     C = truth.context
     rows = {"truth": truth.truth[shown]}
     for trained, task in found:
-        model = trained.run.config, trained.trunk, task, trained.codec, trained.device
-        frames = roll_out(*model, only={intervention: shown}).frames[intervention]
+        frames = roll_out(trained, task, only={intervention: shown}).frames[intervention]
         label = _label(trained, runs)
         while label in rows:
             label += "'"

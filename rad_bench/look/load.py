@@ -5,17 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rad_bench.config import MemoryConfig
-from rad_bench.data import Dataset, open_dataset
 from rad_bench.errors import UserError
-from rad_bench.model.budget import make_trunk
-from rad_bench.model.codec import Codec, open_codec
-from rad_bench.model.registry import block_identity, check_options
-from rad_bench.model.trunk import Trunk
+from rad_bench.model.experiment import Experiment, open_experiment
+from rad_bench.model.registry import block_identity
 from rad_bench.store.result import read_result
 from rad_bench.store.run_folder import Run, RunFolder, load_run
 from rad_bench.training.device import be_deterministic, choose_device
@@ -23,15 +19,11 @@ from rad_bench.training.distributed import Group
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A run with its weights, and the data and codec it was trained on."""
+class Trained(Experiment):
+    """A finished run with its weights."""
 
     folder: RunFolder
     run: Run
-    trunk: Trunk
-    dataset: Dataset
-    codec: Codec
-    device: torch.device
 
     @property
     def name(self) -> str:
@@ -51,11 +43,10 @@ def load_trained(path: Path) -> Trained:
     memory = MemoryConfig(name=run.config.memory.name, options=result.memory.options)
     device = choose_device("auto", Group())
     be_deterministic(max(result.threads, 1), device)
-    dataset = open_dataset(run.config.data)
-    codec = open_codec(run.config.autoencoder, dataset.frame_shape)
+    experiment = open_experiment(run.config.model_copy(update={"memory": memory}), device)
     for what, now, then in (
-        ("data", dataset.identity, result.data.identity),
-        ("autoencoder", codec.identity, result.data.codec),
+        ("data", experiment.dataset.identity, result.data.identity),
+        ("autoencoder", experiment.codec.identity, result.data.codec),
         ("block", block_identity(run.config.memory), result.memory.identity),
     ):  # fmt: skip
         if then not in (None, now):  # older results do not tell their block's
@@ -63,14 +54,14 @@ def load_trained(path: Path) -> Trained:
                 f"{path}: the {what} that its config.yaml leads to is not what it was trained with (identity {then}, "
                 f"now {now}), so its frames could not be made again. Let config.yaml lead to the former."
             )
-    trunk = make_trunk(run.config, check_options(memory), codec.frame_shape, dataset.action_size)
     try:
-        trunk.load_state_dict(load_file(folder.weights))
+        experiment.trunk.load_state_dict(load_file(folder.weights))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(
             f"{folder.weights}: cannot be loaded into the model that config.yaml describes: {error}."
         ) from None
-    return Trained(folder, run, trunk.to(device).eval(), dataset, codec, device)
+    experiment.trunk.eval()
+    return Trained(**vars(experiment), folder=folder, run=run)
 
 
 def _check_folder(folder: RunFolder) -> None:

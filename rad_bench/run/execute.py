@@ -6,25 +6,21 @@ import json
 import math
 import statistics
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from safetensors.torch import save
 
 from rad_bench.config import SCIENCE_VERSION, LaunchConfig, RunConfig
-from rad_bench.data import Dataset, open_dataset
-from rad_bench.data.encoded import Encoded
-from rad_bench.data.recordings import Recordings
 from rad_bench.errors import UserError
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.evaluation.evaluate import Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.evaluation.probe import probe
 from rad_bench.evaluation.strips import shown, strip
-from rad_bench.model.budget import build_trunk
-from rad_bench.model.codec import Codec, open_codec
+from rad_bench.model.experiment import Experiment, open_experiment
 from rad_bench.model.registry import block_files, block_identity, is_built_in
-from rad_bench.model.trunk import Trunk
 from rad_bench.run.environment import commit, environment
 from rad_bench.run.identity import Machine, training_key
 from rad_bench.run.parity import badge
@@ -67,18 +63,16 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     be_deterministic(launch.threads, device)
     if group.rank == 0:
         _write_json(paths, "environment.json", environment(device, launch.threads, group.world))
-    dataset: Dataset = open_dataset(run.config.data)
-    codec = open_codec(run.config.autoencoder, dataset.frame_shape)
-    if not codec.lossless and isinstance(dataset, Recordings):
-        dataset = Encoded(dataset, codec, device)
-    trunk, plan = build_trunk(run.config, codec.frame_shape, dataset.action_size)
+    experiment = open_experiment(run.config, device)
     if group.rank == 0 and not is_built_in(run.config.memory):
         for code in block_files(run.config.memory):  # kept beside what it gave
             paths.replace(paths.path / "block" / code.name, lambda file, code=code: file.write(code.read_bytes()))  # type: ignore[misc]
+    trunk = experiment.trunk
     trunk_hash = trunk.trunk_hash()
     parity = badge(run.config.memory.name, trunk.memory_block(), trunk.scan.tokens_per_step, device)
-    key = training_key(run.config, dataset, plan, Machine(device, launch, group.world))
-    trained = _train(run, key, trunk.to(device), dataset, codec, paths, device, launch, group)
+    plan = experiment.plan
+    key = training_key(run.config, experiment.dataset, plan.options, Machine(device, launch, group.world))
+    trained = _train(run.name, key, experiment, paths, launch, group)
     if trained is None:
         return
     average = trained.average
@@ -89,8 +83,9 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
         paths.append(paths.log, json.dumps({"phase": "evaluation", "done": done, "of": of}))
 
     began = time.perf_counter()
-    evaluation = evaluate(run.config, average, dataset, codec, device, log)
-    read = probe(run.config, average, dataset, codec, device)
+    finished = replace(experiment, trunk=average)
+    evaluation = evaluate(finished, log)
+    read = probe(finished)
     seconds = time.perf_counter() - began
     _write_frames(run, evaluation, paths)
     for name, frames in evaluation.strips.items():
@@ -121,7 +116,7 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
         science_version=SCIENCE_VERSION,
         commit=commit(),
         episodes=config.evaluation.episodes,
-        data=Data(identity=dataset.identity, name=config.data.name, codec=codec.identity),
+        data=Data(identity=experiment.dataset.identity, name=config.data.name, codec=experiment.codec.identity),
         strips={
             task: Strips(episodes=episodes, frames=shown(evaluation.horizons[task]))
             for task, episodes in evaluation.shown.items()
@@ -135,18 +130,18 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
 
 
 def _train(
-    run: Run, key: str, trunk: Trunk, dataset: Dataset, codec: Codec, paths: RunFolder, device: torch.device,
-    launch: LaunchConfig, group: Group,
-) -> Training | None:  # fmt: skip
+    name: str, key: str, experiment: Experiment, paths: RunFolder, launch: LaunchConfig, group: Group
+) -> Training | None:
     """Train together, or take up what another run has trained from the same key; return what came of it to rank 0."""
-    standing = take_up(paths.path.parent, key, run.config.seed, trunk) if group.rank == 0 else None
+    seed, device = experiment.config.seed, experiment.device
+    standing = take_up(paths.path.parent, key, seed, experiment.trunk) if group.rank == 0 else None
     if group.broadcast("trained before", standing is not None):
         return standing
     with group.connected(device):
-        watch = Watch(run.config, dataset, codec, paths, device, launch)
-        average, progress = train(run.config, trunk, dataset, codec, paths, device, launch, group, watch)
+        watch = Watch(experiment, paths, launch)
+        average, progress = train(experiment, paths, launch, group, watch)
         watch.close()
-    return Training(average, progress, _peak_memory(device), run.name) if group.rank == 0 else None
+    return Training(average, progress, _peak_memory(device), name) if group.rank == 0 else None
 
 
 def _peak_memory(device: torch.device) -> int:

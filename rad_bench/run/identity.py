@@ -15,7 +15,6 @@ import rad_bench
 from rad_bench.config import SCIENCE_VERSION, LaunchConfig, RunConfig
 from rad_bench.data import Dataset
 from rad_bench.evaluation.metrics import metric_card
-from rad_bench.model.budget import ModelPlan
 from rad_bench.model.codec import open_codec
 from rad_bench.model.registry import block_identity, check_options, find_block
 from rad_bench.run.environment import version
@@ -39,17 +38,17 @@ def run_key(config: RunConfig, dataset: Dataset) -> str:
     return _hash(parts | {"metrics": metric_card()["card"]})
 
 
-def training_key(config: RunConfig, dataset: Dataset, model: ModelPlan, machine: Machine) -> str:
+def training_key(config: RunConfig, dataset: Dataset, options: dict[str, Any], machine: Machine) -> str:
     """Return the hash of what decides the weights that a run ends with, to the last bit.
 
     How they are evaluated is not among it, nor what led to the block's options. What they are made with is: who edits
     a block, or trains on another number of threads, does not go on from weights of before.
     """
     parts = _parts(config, dataset)
-    parts["config"]["memory"]["options"] = model.options
+    parts["config"]["memory"]["options"] = options
     for section in ("evaluation", "match"):
         del parts["config"][section]
-    block = find_block(config.memory.name)(config.trunk.width, **model.options)
+    block = find_block(config.memory.name)(config.trunk.width, **options)
     path = asdict(block.path(machine.device, torch.float32))
     return _hash(parts | {"machine": machine.record(), "path": path, "sources": _sources()})
 

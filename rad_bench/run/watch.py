@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rad_bench.config import LaunchConfig, RunConfig
-from rad_bench.data import Dataset
+from rad_bench.config import LaunchConfig
 from rad_bench.errors import UserError
 from rad_bench.evaluation.evaluate import held_out, reach
 from rad_bench.evaluation.interventions import roll_out
 from rad_bench.evaluation.revisits import classify_task
 from rad_bench.evaluation.strips import strip
 from rad_bench.evaluation.tasks import Task, make_task
-from rad_bench.model.codec import Codec
+from rad_bench.model.experiment import Experiment
 from rad_bench.model.trunk import Trunk
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.training.loop import LOG_EVERY, Progress, learning_rate
@@ -31,11 +30,8 @@ if TYPE_CHECKING:
 class Watch:
     """Called after each step of training. Close it at the end."""
 
-    def __init__(
-        self, run: RunConfig, dataset: Dataset, codec: Codec, folder: RunFolder, device: torch.device,
-        launch: LaunchConfig,
-    ) -> None:  # fmt: skip
-        self.run, self.dataset, self.codec, self.folder, self.device = run, dataset, codec, folder, device
+    def __init__(self, experiment: Experiment, folder: RunFolder, launch: LaunchConfig) -> None:
+        self.experiment, self.run, self.folder = experiment, experiment.config, folder
         self.strip_every, self.tensorboard = launch.strip_every, launch.tensorboard
         self.writer: SummaryWriter | None = None
         if self.tensorboard:
@@ -75,8 +71,9 @@ class Watch:
     def _task(self) -> Task:
         """The first task, on its one episode with most revisits: the choice knows the truth alone."""
         config = self.run.evaluation
-        task = make_task(config.tasks[0], held_out(self.run, self.dataset), config, self.run.trunk.frames_per_step)
-        kinds, _ = classify_task(task, reach(self.run), self.dataset.has_poses, self.dataset.same_view)
+        dataset = self.experiment.dataset
+        task = make_task(config.tasks[0], held_out(self.run, dataset), config, self.run.trunk.frames_per_step)
+        kinds, _ = classify_task(task, reach(self.run), dataset.has_poses, dataset.same_view)
         chosen = int((kinds == "revisit").sum(1).argmax())
         alone = {
             part.name: getattr(task, part.name)[chosen : chosen + 1]
@@ -89,8 +86,9 @@ class Watch:
         """Generate the frames, uint8 [H, 3, h, w]. Global generators, and the trunk's mode, stay as they are."""
         was_training = average.training
         average.eval()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            frames = roll_out(self.run, average, self._task, self.codec, self.device, only={"keep": [0]}).frames["keep"]
+        model, device = dataclasses.replace(self.experiment, trunk=average), self.experiment.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            frames = roll_out(model, self._task, only={"keep": [0]}).frames["keep"]
         average.train(was_training)
         return frames[0]
 

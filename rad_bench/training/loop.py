@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rad_bench.config import LaunchConfig, RunConfig, TrainingConfig
-from rad_bench.data import Dataset, Episodes
-from rad_bench.model.codec import Codec
+from rad_bench.data import Episodes
 from rad_bench.model.diffusion import Diffusion
+from rad_bench.model.experiment import Experiment
 from rad_bench.model.motion import motion_features
 from rad_bench.model.trunk import Trunk
 from rad_bench.store.run_folder import RunFolder
@@ -55,26 +55,26 @@ class DivergedError(RuntimeError):
 
 
 def train(
-    run: RunConfig, trunk: Trunk, dataset: Dataset, codec: Codec, folder: RunFolder, device: torch.device,
-    launch: LaunchConfig, group: Group, watch: Callable[[Progress, Trunk], None] = lambda progress, average: None,
+    experiment: Experiment, folder: RunFolder, launch: LaunchConfig, group: Group,
+    watch: Callable[[Progress, Trunk], None] = lambda progress, average: None,
 ) -> tuple[Trunk, Progress]:  # fmt: skip
-    """Train `trunk` in place, together with the (connected) group, and return its averaged (EMA) copy.
+    """Train the experiment's trunk in place, together with the (connected) group, and return its averaged (EMA) copy.
 
     Resumes from the folder's checkpoint. All randomness of step s is a function of (seed, s), so a checkpoint holds
     only weights, averages, optimiser state and progress. Rank 0 writes checkpoints and log, and calls `watch` with the
     averaged copy after each step. Raises `DivergedError`, on every rank, if the loss is not finite.
     """
-    config, leads = run.training, group.rank == 0
-    check_shares(run, group.world, launch.accumulate)
-    trainer = make_trainer(run, trunk, codec, device, launch, group)
+    config, leads = experiment.config.training, group.rank == 0
+    check_shares(experiment.config, group.world, launch.accumulate)
+    trainer = make_trainer(experiment, launch, group)
     progress = _resume(folder, trainer)
     # `gather` is a barrier: rank 0 changes checkpoint and log only after all ranks have read the same checkpoint.
     if len(steps := set(group.gather(progress.step))) > 1:
         raise RuntimeError(f"{folder.checkpoint}: processes resumed from different steps, {sorted(steps)}")
     if leads:
         _cut_log(folder, progress.step)
-    losses = [torch.tensor(loss, device=device) for loss in progress.pending]
-    with training_batches(run, dataset, progress.step, trainer.rows, launch.loaders) as batches:
+    losses = [torch.tensor(loss, device=experiment.device) for loss in progress.pending]
+    with training_batches(experiment, progress.step, trainer.rows, launch.loaders) as batches:
         while progress.step < config.steps:
             began = time.perf_counter()
             episodes = next(batches)
@@ -111,16 +111,21 @@ def train(
 class Trainer:
     """Everything that a training step needs."""
 
-    run: RunConfig
-    trunk: Trunk
+    experiment: Experiment
     network: nn.Module  # the trunk, or its wrapper that averages gradients over processes
     average: Trunk
     optimiser: torch.optim.AdamW
-    codec: Codec
     diffusion: Diffusion
-    device: torch.device
     rows: slice  # this process's rows of the global batch
     accumulate: int  # micro-batches that these rows are divided into
+
+    @property
+    def trunk(self) -> Trunk:
+        return self.experiment.trunk
+
+    @property
+    def run(self) -> RunConfig:
+        return self.experiment.config
 
     def step(self, episodes: Episodes, number: int) -> Tensor:
         """Take step `number` on this process's rows of its batch; return their mean loss."""
@@ -154,30 +159,29 @@ class Trainer:
         losses, network = [], self.network
         mixed = self.run.training.precision == "bf16"
         for number, micro_batch in enumerate(micro_batches, 1):
-            frames, motion, level, noise = (tensor.to(self.device) for tensor in micro_batch)
-            clean = frames if frames.is_floating_point() else self.codec.encode(frames)
+            frames, motion, level, noise = (tensor.to(self.experiment.device) for tensor in micro_batch)
+            clean = frames if frames.is_floating_point() else self.experiment.codec.encode(frames)
             # Processes exchange gradients only after the last micro-batch.
             waits = number < len(micro_batches) and isinstance(network, DistributedDataParallel)
             with network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+                with torch.autocast(self.experiment.device.type, torch.bfloat16, enabled=mixed):
                     loss = self.diffusion.loss(network, clean, motion, level, noise)
                 (loss / len(micro_batches)).backward()
             losses.append(loss.detach())
         return torch.stack(losses).mean()
 
 
-def make_trainer(
-    run: RunConfig, trunk: Trunk, codec: Codec, device: torch.device, launch: LaunchConfig, group: Group
-) -> Trainer:
-    """Return the trainer of `trunk`, which is on `device`, starting from its current weights."""
+def make_trainer(experiment: Experiment, launch: LaunchConfig, group: Group) -> Trainer:
+    """Return the trainer of the experiment's trunk, starting from its current weights."""
+    run, trunk = experiment.config, experiment.trunk
     average = copy.deepcopy(trunk).requires_grad_(False)
     trunk.recompute = launch.activation_checkpointing
     if launch.compile:
         for layer in trunk.layers:
             layer.compile(dynamic=False)
     return Trainer(
-        run, trunk, group.wrap(trunk, device), average, make_optimiser(trunk, run.training), codec,
-        Diffusion(run.diffusion, codec.bound), device, group.rows(run.training.batch), launch.accumulate,
+        experiment, group.wrap(trunk, experiment.device), average, make_optimiser(trunk, run.training),
+        Diffusion(run.diffusion, experiment.codec.bound), group.rows(run.training.batch), launch.accumulate,
     )  # fmt: skip
 
 
@@ -201,17 +205,15 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 @contextlib.contextmanager
-def training_batches(
-    run: RunConfig, dataset: Dataset, first: int, rows: slice, loaders: int
-) -> Iterator[Iterator[Episodes]]:
+def training_batches(experiment: Experiment, first: int, rows: slice, loaders: int) -> Iterator[Iterator[Episodes]]:
     """Yield an iterator over the given rows of the batches from step `first` on, prepared by `loaders` threads.
 
     A batch is a function of its step, so it does not depend on the thread.
     """
-    config = run.training
+    run, config = experiment.config, experiment.config.training
 
     def batch(step: int) -> Episodes:
-        return dataset.training_batch(run.seed, step, config.batch, config.frames, rows)
+        return experiment.dataset.training_batch(run.seed, step, config.batch, config.frames, rows)
 
     if not loaders:
         yield map(batch, itertools.count(first))
@@ -266,7 +268,7 @@ def _resume(folder: RunFolder, trainer: Trainer) -> Progress:
     """Load the newest readable checkpoint. A broken one costs time, never the run."""
     for path in (folder.checkpoint, folder.checkpoint_before):
         try:
-            state: dict[str, Any] = torch.load(path, map_location=trainer.device, weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location=trainer.experiment.device, weights_only=True)
         except FileNotFoundError:
             continue
         except UNREADABLE as error:

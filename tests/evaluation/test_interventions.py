@@ -5,18 +5,15 @@ import pytest
 import torch
 
 from rad_bench.config import RunConfig
-from rad_bench.data import open_dataset
 from rad_bench.errors import UserError
 from rad_bench.evaluation.evaluate import evaluate, held_out
 from rad_bench.evaluation.interventions import partners, read_context, roll_out
 from rad_bench.evaluation.tasks import Task, make_task
 from rad_bench.look.film import film
-from rad_bench.model.budget import build_trunk
-from rad_bench.model.codec import open_codec
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_features
 from rad_bench.model.rollout import frame_noise, rollout
-from tests.runs import shaken
+from tests.runs import opened, shaken
 
 CPU = torch.device("cpu")
 
@@ -26,28 +23,23 @@ CPU = torch.device("cpu")
 def test_interventions_side_by_side_equal_each_alone(memory, batch):
     evaluation = {"episodes": 5, "context": 6, "horizon": 7, "batch": batch, "interventions": ("swap", "keep", "reset")}
     run = RunConfig.model_validate({"memory": memory, "trunk": {"width": 16}, "evaluation": evaluation})
-    dataset = open_dataset(run.data)
-    codec = open_codec(run.autoencoder, dataset.frame_shape)
-    trunk, _ = build_trunk(run, codec.frame_shape, dataset.action_size)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in trunk.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    task = make_task("continuation", dataset.held_out(5, 13, 6), run.evaluation, 1)
+    experiment = opened(run, perturbed=True)
+    trunk, codec = experiment.trunk, experiment.codec
+    task = make_task("continuation", experiment.dataset.held_out(5, 13, 6), run.evaluation, 1)
     told: list[int] = []
 
-    found = roll_out(run, trunk, task, codec, CPU, told.append)
+    found = roll_out(experiment, task, told.append)
 
     motion = motion_features(run.trunk.motion, task.actions, task.egomotion)
     diffusion = Diffusion(run.diffusion, codec.bound)
     distinct = []
     for e in range(5):
         for intervention in run.evaluation.interventions:
-            cache = read_context(trunk, task, codec, motion, torch.tensor([e]), CPU)
+            cache = read_context(experiment, task, motion, torch.tensor([e]))
             if intervention == "reset":
                 cache = cache.with_memory(trunk.start(1).memory())
             elif intervention == "swap":
-                other = read_context(trunk, task, codec, motion, torch.tensor([(e + 2) % 5]), CPU)
+                other = read_context(experiment, task, motion, torch.tensor([(e + 2) % 5]))
                 cache = cache.with_memory(other.memory())
 
             def noise(h, e=e):
@@ -95,8 +87,7 @@ def test_clips_of_one_recording_are_not_swapped(tmp_path):
         data = {"name": "memory_maze", "path": str(tmp_path), "held_out": held_out_share}
         evaluation = {"episodes": 2, "context": 10, "horizon": 12}
         trained = shaken(data=data, evaluation=evaluation)
-        config, device = trained.run.config, trained.device
-        result = evaluate(config, trained.trunk, trained.dataset, trained.codec, device, lambda done, of: None)
+        result = evaluate(trained, lambda done, of: None)
         assert set(result.frames["intervention"]) == found
         if "swap" not in found:
             with pytest.raises(UserError, match="clips of one recording"):
@@ -109,9 +100,8 @@ def test_episodes_asked_for_are_to_the_bit_what_they_are_among_all(memory, batch
     trained = shaken(memory=memory, evaluation={"episodes": 5, "batch": batch})
     config = trained.run.config
     task = make_task("continuation", held_out(config, trained.dataset), config.evaluation, 1)
-    model = config, trained.trunk, task, trained.codec, CPU
-    every = roll_out(*model).frames
-    some = roll_out(*model, only={"swap": [4, 0], "reset": [3]}).frames
+    every = roll_out(trained, task).frames
+    some = roll_out(trained, task, only={"swap": [4, 0], "reset": [3]}).frames
     assert set(some) == {"swap", "reset"}
     assert torch.equal(some["swap"], every["swap"][[4, 0]])
     assert torch.equal(some["reset"], every["reset"][[3]])

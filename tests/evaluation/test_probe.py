@@ -7,8 +7,7 @@ from rad_bench.config import MemoryMazeData, RoomsData, RunConfig
 from rad_bench.data import open_dataset
 from rad_bench.data.maze_view import maze_shown
 from rad_bench.evaluation.probe import _score, probe
-from rad_bench.model.budget import build_trunk
-from rad_bench.model.codec import Pixels
+from tests.runs import opened
 
 
 def test_what_is_linear_in_the_state_is_read_and_noise_is_not():
@@ -84,8 +83,6 @@ def test_a_trunk_is_probed_where_its_state_is_of_constant_size():
             {"memory": block, "data": {"name": "rooms", "size": 16}, "trunk": {"patch": 8, "width": 16, "depth": 1},
              "evaluation": {"probe": 12, "context": 8}}
         )  # fmt: skip
-        data = open_dataset(run.data)
-        trunk, _ = build_trunk(run, data.frame_shape, data.action_size)
-        found = probe(run, trunk, data, Pixels(data.frame_shape), torch.device("cpu"))
+        found = probe(opened(run))
         assert list(found) == (["wall colours"] if probed else [])
         assert all(np.isfinite(value) for value in found.values())

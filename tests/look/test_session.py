@@ -58,7 +58,7 @@ def same(first: list[Shown], second: list[Shown]) -> bool:
 def test_an_episodes_own_way_shows_what_was_scored_to_the_bit(sections: dict[str, Any]) -> None:
     place = world(**sections)
     trained, task = place.trained, place.task
-    scored = roll_out(trained.run.config, trained.trunk, task, trained.codec, trained.device).frames["keep"]
+    scored = roll_out(trained, task).frames["keep"]
     kinds, gaps = classify_task(task, reach(trained.run.config), True, None)
     for episode in (0, 3):
         shown = walk(Session(place, episode), own_way(place, episode))
@@ -75,7 +75,7 @@ def test_an_episodes_own_way_shows_what_was_scored_to_the_bit(sections: dict[str
 def test_interventions_at_the_contexts_end_are_the_evaluations(intervention: str) -> None:
     place = world()
     trained, task = place.trained, place.task
-    scored = roll_out(trained.run.config, trained.trunk, task, trained.codec, trained.device).frames[intervention]
+    scored = roll_out(trained, task).frames[intervention]
     kept = walk(Session(place, 1), own_way(place, 1))
     changed = Session(place, 1)
     changed.reset() if intervention == "reset" else changed.swap(3)

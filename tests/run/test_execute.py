@@ -14,7 +14,6 @@ from rad_bench.data import open_dataset
 from rad_bench.evaluation.evaluate import evaluate
 from rad_bench.evaluation.tasks import make_task
 from rad_bench.model.budget import build_trunk, plan_model
-from rad_bench.model.codec import Pixels
 from rad_bench.model.registry import block_names, find_block
 from rad_bench.run.execute import execute
 from rad_bench.run.parity import ParityError
@@ -22,6 +21,7 @@ from rad_bench.store.run_folder import Run, RunFolder, save_run
 from rad_bench.sweep.launch import RunJob
 from rad_bench.training.device import check_gpus
 from rad_bench.training.loop import Trainer
+from tests.runs import opened
 from tests.sweep.faults import corrupted, truncated
 
 TINY = {
@@ -202,28 +202,15 @@ def test_frames_have_the_contract_columns_and_every_task_and_intervention(finish
             ] == [True]
 
 
-def trained_like(config):
-    """A trunk whose zero-initialised weights are not zero, so that memory matters without training."""
-    dataset = open_dataset(config.data)
-    trunk, _ = build_trunk(config, dataset.frame_shape, dataset.action_size)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in trunk.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return trunk, dataset
-
-
-def evaluated(config, trunk, dataset):
-    codec = Pixels(dataset.frame_shape)
-    return evaluate(config, trunk, dataset, codec, torch.device("cpu"), lambda done, of: None).frames
+def evaluated(experiment):
+    return evaluate(experiment, lambda done, of: None).frames
 
 
 def test_evaluation_does_not_depend_on_the_batch():
     tables = []
     for batch in (4, 3, 1):
         config = tiny(evaluation={"batch": batch})
-        trunk, dataset = trained_like(config)
-        tables.append(evaluated(config, trunk, dataset))
+        tables.append(evaluated(opened(config, perturbed=True)))
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0], atol=1e-2, rtol=1e-3)  # 8-bit frames may round apart
 
@@ -231,8 +218,7 @@ def test_evaluation_does_not_depend_on_the_batch():
 def test_interventions_change_what_memory_gave_and_nothing_without_memory():
     for block, changes in (("attention", True), ("none", False)):
         config = tiny(memory={"name": block})
-        trunk, dataset = trained_like(config)
-        frames = evaluated(config, trunk, dataset)
+        frames = evaluated(opened(config, perturbed=True))
         frames = frames[frames["block"].isna()].set_index(["task", "episode", "frame"])
         kept = frames[frames["intervention"] == "keep"]["mse"]
         for intervention in ("reset", "swap"):

@@ -81,7 +81,8 @@ HERE = Machine(torch.device("cpu"), LaunchConfig(), 1)
 
 def key_of(config, machine=HERE):
     dataset = open_dataset(config.data)
-    return training_key(config, dataset, plan_model(config, dataset.frame_shape, dataset.action_size), machine)
+    plan = plan_model(config, dataset.frame_shape, dataset.action_size)
+    return training_key(config, dataset, plan.options, machine)
 
 
 def test_a_finished_run_is_found_by_the_key_of_its_training(runs):

@@ -10,10 +10,7 @@ import pytest
 import torch
 
 from rad_bench.config import LaunchConfig
-from rad_bench.data import open_dataset
 from rad_bench.errors import UserError
-from rad_bench.model.budget import build_trunk
-from rad_bench.model.codec import Pixels
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.sweep.launch import RunJob
@@ -21,6 +18,7 @@ from rad_bench.training import loop
 from rad_bench.training.distributed import Group, check_shares, join
 from rad_bench.training.loop import DivergedError, Trainer, train
 from tests.run.test_execute import start, tiny
+from tests.runs import opened
 from tests.sweep.tiny import TINY, rad_bench
 
 DIVERGED, KILLED = 3, -signal.SIGKILL
@@ -35,11 +33,8 @@ def config(block="lstm"):
 def train_alone(folder, config, launch=LaunchConfig(), group=Group()):
     """Train as `execute` does, and keep the averaged weights."""
     folder.mkdir(exist_ok=True)
-    dataset, device = open_dataset(config.data), torch.device("cpu")
-    trunk, _ = build_trunk(config, dataset.frame_shape, dataset.action_size)
-    with group.connected(device):
-        codec = Pixels(dataset.frame_shape)
-        average, _ = train(config, trunk, dataset, codec, RunFolder(folder), device, launch, group)
+    with group.connected(torch.device("cpu")):
+        average, _ = train(opened(config), RunFolder(folder), launch, group)
     if group.rank == 0:
         torch.save(average.state_dict(), folder / "average.pt")
     return folder

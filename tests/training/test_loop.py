@@ -8,15 +8,14 @@ import torch
 from rad_bench.blocks.memory import leaves
 from rad_bench.config import DiffusionConfig, LaunchConfig, RoomsData
 from rad_bench.data import open_dataset
-from rad_bench.model.budget import build_trunk
-from rad_bench.model.codec import Pixels
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.registry import block_names, find_block
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.training.distributed import Group
 from rad_bench.training.loop import train
 from tests.model.test_trunk import make_inputs, make_trunk
-from tests.run.test_execute import tiny, trained_like
+from tests.run.test_execute import tiny
+from tests.runs import opened
 
 
 def float_trunk(block, **changes):
@@ -78,10 +77,9 @@ def test_recomputed_activations_are_not_kept_and_leave_the_same_gradients(block)
 def trained(folder, launch, **training):
     folder.mkdir()
     config = tiny(memory="none", training={"steps": 3, **training})
-    trunk, dataset = trained_like(config)
-    names = list(trunk.state_dict())
-    codec, device = Pixels(dataset.frame_shape), torch.device("cpu")
-    average, progress = train(config, trunk, dataset, codec, RunFolder(folder), device, launch, Group())
+    experiment = opened(config, perturbed=True)
+    names = list(experiment.trunk.state_dict())
+    average, progress = train(experiment, RunFolder(folder), launch, Group())
     saved = torch.load(folder / "checkpoint.pt")
     assert list(saved["trunk"]) == list(saved["average"]) == names
     return progress.loss_last, torch.cat([p.flatten() for p in average.parameters()])
@@ -116,14 +114,10 @@ def test_rows_of_a_batch_are_those_of_the_whole():
 def test_buffers_of_a_block_are_taken_over_and_not_averaged(tmp_path):
     """A user's block may count, or keep running statistics; evaluation must see them as training left them."""
     config = tiny(memory={"name": "lstm", "hidden": 8})
-    dataset = open_dataset(config.data)
-    trunk, _ = build_trunk(config, dataset.frame_shape, dataset.action_size)
-    counted = trunk.layers[0].memory
+    experiment = opened(config)
+    counted = experiment.trunk.layers[0].memory
     counted.register_buffer("steps", torch.zeros((), dtype=torch.int64))
     prefetch = counted.prefetch
     counted.prefetch = lambda *given: counted.steps.add_(1) is not None and prefetch(*given)
-    average, progress = train(
-        config, trunk, dataset, Pixels(dataset.frame_shape), RunFolder(tmp_path), torch.device("cpu"), LaunchConfig(),
-        Group(),
-    )  # fmt: skip
+    average, progress = train(experiment, RunFolder(tmp_path), LaunchConfig(), Group())
     assert average.layers[0].memory.steps == counted.steps == progress.step == 25
