@@ -7,13 +7,15 @@
     flops        a frame, of the memory's forward pass over one training clip (clean and noisy stream), as PyTorch
                  counts them: matrix products, no elementwise operations
 
-State and flops are linear in the number of sequences, so one sequence is measured. Large models run on PyTorch's meta
-device, whose tensors have shapes and no values: the counts are the same, without the arithmetic.
+Each is linear in the number of sequences and of layers, so one sequence in one layer is measured. The block's own code
+runs; where a model is large, on tensors of PyTorch's meta device, which have shapes and no values: the counts are the
+same, without the arithmetic.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,11 +27,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rad_bench.blocks.memory import MemoryBlock, state_bytes
-from rad_bench.config import RunConfig
+from rad_bench.blocks.none import NoMemory
+from rad_bench.config import RunConfig, TrunkConfig
 from rad_bench.errors import UserError
 from rad_bench.model.registry import check_options, find_block
 from rad_bench.model.scan import Scan
-from rad_bench.model.trunk import Trunk, memory_layers
+from rad_bench.model.trunk import Trunk, memory_layers, remember
 
 LARGEST = 1 << 14  # largest value of a size option
 TOLERANCE = 0.02  # relative, of a budget
@@ -67,9 +70,10 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
     budget, option = run.match.budget, block.size_option
     solvable = budget is not None and option is not None and option not in run.memory.options
 
+    layers = len(memory_layers(run.trunk))
+
     def measure(options: dict[str, Any]) -> int:
-        layer = block(run.trunk.width, **options)
-        return len(memory_layers(run.trunk)) * _MEASURES[run.match.by](layer, run, scan)
+        return layers * _MEASURES[run.match.by](block(run.trunk.width, **options), run, scan)
 
     try:
         _check_parameters(block, run.trunk.width, options)
@@ -77,9 +81,13 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
             assert budget is not None and option is not None
             options = _fit(measure, block, options, budget)
         trunk = make_trunk(run, options, frame_shape, action_size)
-        state, window = _count(trunk, trunk.rows * trunk.columns, lambda trunk, device: _bytes(trunk, run, device))
-        total = _count(trunk, trunk.rows * trunk.columns, lambda trunk, device: _trunk_flops(trunk, run, device))
-        memory = len(memory_layers(run.trunk)) * _flops(block(run.trunk.width, **options), run, scan)
+        layer, T = trunk.memory_block(), run.training.frames
+        state = {frames: layers * count for frames, count in _states(layer, run, scan).items()}
+        reading = _clip_flops(layer, run, scan)
+        memory = layers * (reading // T)
+        # Noisy writes cost a pass more in training, which has always been counted as the trunk's.
+        every = reading if run.trunk.memory_writes == "clean" else _clip_flops(layer, run, scan, noisy_writes=True)
+        bare = _bare_flops(run.trunk, frame_shape, action_size, T, T - run.training.loss_from)
     except UserError:
         raise
     except Exception as error:  # the user's code, on its first frames
@@ -92,9 +100,9 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
         memory_parameters=sum(p.numel() for _, p in trunk.memory_parameters()),
         trunk_parameters=sum(p.numel() for _, p in trunk.trunk_parameters()),
         state_bytes=state,
-        window_bytes=window,
+        window_bytes=_window_bytes(trunk, max(state)),
         memory_flops=memory,
-        trunk_flops=total - memory,
+        trunk_flops=(layers * every + bare) // T - memory,
         budget=budget if solvable else None,
         residual=(measure(options) - budget) / budget if solvable and budget else None,
     )
@@ -123,25 +131,66 @@ def _parameters(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
 
 
 def _state(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
-    steps = (run.evaluation.context + run.evaluation.horizon) // run.trunk.frames_per_step
-
-    def final(layer: MemoryBlock, device: torch.device) -> int:
-        with torch.no_grad():
-            return state_bytes(layer.prefetch(_tokens(layer, scan, steps, device), layer.initial_state(1)).state)
-
-    return scan.sequences(1) * _count(layer, scan.tokens_per_step, final)
+    return _states(layer, run, scan)[run.evaluation.context + run.evaluation.horizon]
 
 
-@torch.no_grad()
+def _states(layer: MemoryBlock, run: RunConfig, scan: Scan) -> dict[int, int]:
+    """Count the bytes of a layer's state, a video, after one step, the context, and context plus horizon."""
+    F, context = run.trunk.frames_per_step, run.evaluation.context
+
+    @torch.no_grad()
+    def count(layer: MemoryBlock, device: torch.device) -> dict[int, int]:
+        state, seen, counts = layer.initial_state(1), 0, {}
+        for mark in sorted({F, context, context + run.evaluation.horizon}):
+            state = layer.prefetch(_tokens(layer, scan, (mark - seen) // F, device), state).state
+            seen, counts[mark] = mark, scan.sequences(1) * state_bytes(state)
+        return counts
+
+    return _count(layer, scan.tokens_per_step, count)
+
+
 def _flops(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
+    return _clip_flops(layer, run, scan) // run.training.frames
+
+
+def _clip_flops(layer: MemoryBlock, run: RunConfig, scan: Scan, noisy_writes: bool = False) -> int:
+    """Count the FLOPs of a layer's memory over one training clip."""
     F, training = run.trunk.frames_per_step, run.training
 
-    def clip(layer: MemoryBlock, device: torch.device) -> int:
+    @torch.no_grad()
+    def count(layer: MemoryBlock, device: torch.device) -> int:
         clean = _tokens(layer, scan, training.frames // F, device)
         noisy = _tokens(layer, scan, (training.frames - training.loss_from) // F, device)
-        return count_flops(lambda: layer.retrieve(noisy, layer.prefetch(clean, layer.initial_state(1))))
+        return count_flops(lambda: remember(layer, clean, noisy, layer.initial_state(1), noisy_writes))
 
-    return scan.sequences(1) * _count(layer, scan.tokens_per_step, clip) // training.frames
+    return scan.sequences(1) * _count(layer, scan.tokens_per_step, count)
+
+
+@functools.lru_cache
+def _bare_flops(
+    config: TrunkConfig, frame_shape: tuple[int, int, int], action_size: int, clean: int, noisy: int
+) -> int:
+    """Count the FLOPs of a trunk without memory over a clip of so many clean frames, the last of them noisy as well."""
+
+    @torch.no_grad()
+    def count(trunk: Trunk, device: torch.device) -> int:
+        frames = torch.zeros(1, clean, *frame_shape, device=device)
+        motion = torch.zeros(1, clean, trunk.motion.in_features, device=device)
+        level = torch.zeros(1, noisy, device=device)
+        return count_flops(lambda: trunk(frames, frames[:, clean - noisy :], level, motion))
+
+    def of(depth: int) -> int:
+        trunk = Trunk(config.model_copy(update={"depth": depth}), NoMemory, frame_shape, action_size, seed=0)
+        return _count(trunk, trunk.rows * trunk.columns, count)
+
+    first = of(1)
+    return first if config.depth == 1 else first + (config.depth - 1) * (of(2) - first)
+
+
+def _window_bytes(trunk: Trunk, frames: int) -> int:
+    """Return the bytes a video of the keys and values that temporal attention sees after so many frames."""
+    channels = trunk.position  # of each token of a frame, as keys and values have them
+    return 2 * trunk.config.depth * min(trunk.config.window, frames) * channels.numel() * channels.element_size()
 
 
 _MEASURES: dict[str, Callable[[MemoryBlock, RunConfig, Scan], int]] = {
@@ -170,16 +219,6 @@ def count_flops(work: Callable[[], object]) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
-
-
-@torch.no_grad()
-def _trunk_flops(trunk: Trunk, run: RunConfig, device: torch.device) -> int:
-    """Return the FLOPs a frame of the whole model, memory included, over one training clip."""
-    frames, start = run.training.frames, run.training.loss_from
-    clean = torch.zeros(1, frames, *trunk.frame_shape, device=device)
-    motion = torch.zeros(1, frames, trunk.motion.in_features, device=device)
-    level = torch.zeros(1, frames - start, device=device)
-    return count_flops(lambda: trunk(clean, clean[:, start:], level, motion)) // frames
 
 
 def _fit(
@@ -217,20 +256,6 @@ def _solve(measure: Callable[[int], int], budget: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if measure(middle) < budget else (low, middle)
     return min((low, high), key=lambda size: abs(measure(size) - budget))
-
-
-def _bytes(trunk: Trunk, run: RunConfig, device: torch.device) -> tuple[dict[int, int], int]:
-    """Return state bytes a video after one step, the context, and context plus horizon; and final window bytes."""
-    step, context = run.trunk.frames_per_step, run.evaluation.context
-    marks = sorted({step, context, context + run.evaluation.horizon})
-    cache, counts = trunk.start(1), {}
-    with torch.no_grad():
-        for mark in marks:
-            frames = torch.zeros(1, mark - cache.frames, *trunk.frame_shape, device=device)
-            motion = torch.zeros(1, frames.shape[1], trunk.motion.in_features, device=device)
-            cache = trunk.commit(frames, motion, cache)
-            counts[mark] = cache.memory_bytes()
-    return counts, cache.window_bytes()
 
 
 def _check_shapes(run: RunConfig, frame_shape: tuple[int, int, int]) -> None:

@@ -118,19 +118,26 @@ class Layer(nn.Module):
         if not clean:  # one noisy step against a carried state
             y = self.memory.read(self.scan.fold(x_noisy)[:, 0], state)
             return self.scan.unfold(y[:, None]), state
-        clean_STKD = self.scan.fold(x_clean)
-        prefetched = self.memory.prefetch(clean_STKD, state)
-        y_clean = self.scan.unfold(prefetched.y_STKD)
-        if not x_noisy.shape[1]:
-            return y_clean, prefetched.state
-        noisy_STKD = self.scan.fold(x_noisy)
-        if self.noisy_writes:  # earlier diffusion-RNNs: in training, noisy frames update the memory
-            context = clean_STKD.shape[1] - noisy_STKD.shape[1]
-            before = self.memory.prefetch(clean_STKD[:, :context], state).state if context else state
-            y_STKD = self.memory.prefetch(noisy_STKD, before).y_STKD
-        else:
-            y_STKD = self.memory.retrieve(noisy_STKD, prefetched)
-        return torch.cat([y_clean, self.scan.unfold(y_STKD)], 1), prefetched.state
+        noisy_STKD = self.scan.fold(x_noisy) if x_noisy.shape[1] else None
+        y_clean, y_noisy, state = remember(self.memory, self.scan.fold(x_clean), noisy_STKD, state, self.noisy_writes)
+        return torch.cat([self.scan.unfold(y) for y in (y_clean, y_noisy) if y is not None], 1), state
+
+
+def remember(
+    memory: MemoryBlock, clean_STKD: Tensor, noisy_STKD: Tensor | None, state: State, noisy_writes: bool
+) -> tuple[Tensor, Tensor | None, State]:
+    """Write clean frames into a memory and let noisy ones, if any, read it. Return both outputs and the new state.
+
+    `noisy_writes` is the earlier recipe: in training, noisy frames themselves advance the memory.
+    """
+    prefetched = memory.prefetch(clean_STKD, state)
+    if noisy_STKD is None:
+        return prefetched.y_STKD, None, prefetched.state
+    if not noisy_writes:
+        return prefetched.y_STKD, memory.retrieve(noisy_STKD, prefetched), prefetched.state
+    context = clean_STKD.shape[1] - noisy_STKD.shape[1]
+    before = memory.prefetch(clean_STKD[:, :context], state).state if context else state
+    return prefetched.y_STKD, memory.prefetch(noisy_STKD, before).y_STKD, prefetched.state
 
 
 class Trunk(nn.Module):

@@ -8,6 +8,17 @@ from rad_bench.model import budget
 from rad_bench.model.registry import block_names, find_block
 
 READS_VALUES = {"ttt_chunk"}  # and so takes real tensors in any case
+FRAME, ACTIONS = (3, 16, 16), 4
+
+
+def config(block, match=None, **trunk):
+    return RunConfig.model_validate({
+        "memory": block,
+        "match": match or {},
+        "trunk": {"width": 16, "patch": 8, "frames_per_step": 2, **trunk},
+        "training": {"frames": 8, "loss_from": 4},
+        "evaluation": {"context": 6, "horizon": 6},
+    })  # fmt: skip
 
 
 @pytest.mark.parametrize("block", block_names())
@@ -15,20 +26,35 @@ READS_VALUES = {"ttt_chunk"}  # and so takes real tensors in any case
 def test_counts_on_shapes_alone_are_those_of_real_tensors(monkeypatch, block, by):
     if by == "state" and (find_block(block).memoryless or block in ("lstm", "minlstm")):
         pytest.skip("a vector of that many bytes has millions of weights, and no memory has no bytes")
-    config = RunConfig.model_validate({
-        "memory": block,
-        "match": {} if by == "none" else {"by": by, "budget": 100_000},
-        "trunk": {"width": 16, "patch": 8, "frames_per_step": 2},
-        "training": {"frames": 8, "loss_from": 4},
-        "evaluation": {"context": 6, "horizon": 6},
-    })  # fmt: skip
-    plans, devices, count = [], [], budget._trunk_flops
-    monkeypatch.setattr(budget, "_trunk_flops", lambda *given: (count(*given), devices.append(given[-1].type))[0])
+    run = config(block, {} if by == "none" else {"by": by, "budget": 100_000})
+    plans, devices, tokens = [], [], budget._tokens
+    monkeypatch.setattr(budget, "_tokens", lambda *given: (tokens(*given), devices.append(given[-1].type))[0])
     for largest in (1 << 60, 0):
         monkeypatch.setattr(budget, "SMALL", largest)
-        plans.append(budget.plan_model(config, (3, 16, 16), 4))
+        devices.clear()
+        budget._bare_flops.cache_clear()
+        plans.append(budget.plan_model(run, FRAME, ACTIONS))
+        assert devices[-1] == ("cpu" if largest or block in READS_VALUES or block == "none" else "meta")
     assert plans[0] == plans[1]
-    assert devices == ["cpu", "cpu" if block in READS_VALUES else "meta"]
+
+
+@pytest.mark.parametrize("block", ["none", "lstm", "ttt", "attention"])
+@pytest.mark.parametrize("layers", ["all", "alternate", "last"])
+@pytest.mark.parametrize("scan", [{}, {"scan": "frame"}, {"scan": "block", "memory_writes": "noisy"}])
+def test_counts_of_one_sequence_in_one_layer_are_those_of_the_whole_trunk(block, layers, scan):
+    run = config(block, depth=3, window=4, memory_layers=layers, **scan)
+    trunk, plan = budget.build_trunk(run, FRAME, ACTIONS)
+    clip, motion = torch.zeros(1, 8, *FRAME), torch.zeros(1, 8, trunk.motion.in_features)
+    with torch.no_grad():
+        flops = budget.count_flops(lambda: trunk(clip, clip[:, 4:], torch.zeros(1, 4), motion))
+        cache, state = trunk.start(1), {}
+        for mark in (2, 6, 12):
+            new = mark - cache.frames
+            cache = trunk.commit(torch.zeros(1, new, *FRAME), torch.zeros(1, new, motion.shape[-1]), cache)
+            state[mark] = cache.memory_bytes()
+    assert plan.memory_flops + plan.trunk_flops == flops // 8
+    assert plan.state_bytes == state
+    assert plan.window_bytes == cache.window_bytes()
 
 
 def test_no_count_leaves_the_trunk_on_the_meta_device(monkeypatch):
