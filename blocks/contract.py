@@ -244,7 +244,7 @@ def reaches_far_back(probe: Probe) -> str:
     reach = min(by_token)
     silent = [str(token) for token, found in enumerate(by_token) if not found]
     assert not silent, f"no gradient from frame {FRAMES - 1} to frame 0, token {', '.join(silent)} of {len(by_token)}"
-    into_state = max((float(g.abs().max()) for g in states if g is not None), default=0.0)
+    into_state = max((float(g.abs().max()) for g in states if g is not None and g.numel()), default=0.0)
     assert into_state > 0, "no gradient to the state before the first frame"
     return f"gradient over {FRAMES - 1} frames {reach:.1g}"
 

@@ -15,8 +15,8 @@ import numpy as np
 from rich.console import Console
 
 from rad_bench.sweep.grid import plan_runs
+from rad_bench.sweep.launch import run_sweep
 from rad_bench.sweep.load import load_sweep
-from rad_bench.sweep.sweep import run_sweep
 
 CLIPS, FRAMES, SIZE = 8, 300, 32
 FOLDER = Path("data/own")

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from rad_bench.look.load import load_trained
 from rad_bench.sweep.grid import plan_runs
+from rad_bench.sweep.launch import run_sweep
 from rad_bench.sweep.load import load_sweep
-from rad_bench.sweep.sweep import run_sweep
 
 SWEEP = Path(__file__).parents[1] / "sweeps" / "memory_blocks.yaml"
 SETTINGS = ["name=from_python", "grid.memory=[none, lstm]", "grid.seed=[0]", "run.training.steps=200"]

@@ -64,8 +64,8 @@ def sweep(
     from rich.console import Console
 
     from rad_bench.sweep.grid import plan_runs
+    from rad_bench.sweep.launch import run_sweep
     from rad_bench.sweep.load import load_sweep
-    from rad_bench.sweep.sweep import run_sweep
 
     config = load_sweep(file, overrides)
     runs = plan_runs(config, only, str(file))
@@ -111,7 +111,8 @@ def status(folder: Path) -> None:
     """Show how far each run of a sweep's FOLDER is."""
     from rich.table import Table
 
-    from rad_bench.sweep.sweep import planned_runs, sweep_status
+    from rad_bench.store.sweep_folder import planned_runs
+    from rad_bench.sweep.status import sweep_status
 
     statuses, silence = sweep_status(folder, planned_runs(folder))
     table = Table("run", "state", "progress", "detail")
@@ -128,7 +129,8 @@ def status(folder: Path) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 def cancel(folder: Path) -> None:
     """Stop the launcher and the jobs of a sweep's FOLDER. Checkpoints stay, and the sweep command goes on from them."""
-    from rad_bench.sweep.sweep import cancel_sweep, planned_runs
+    from rad_bench.store.sweep_folder import planned_runs
+    from rad_bench.sweep.status import cancel_sweep
 
     planned_runs(folder)  # raises if this is no sweep
     for line in cancel_sweep(folder) or ["nothing of this sweep is running"]:
@@ -139,7 +141,8 @@ def cancel(folder: Path) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 def report(folder: Path) -> None:
     """Write the report of a sweep's FOLDER again, from the runs that are done."""
-    from rad_bench.sweep.sweep import finish, planned_runs
+    from rad_bench.store.sweep_folder import planned_runs
+    from rad_bench.sweep.gather import finish
 
     _print_outcome(finish(folder, planned_runs(folder)))
 

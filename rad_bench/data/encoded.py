@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import replace
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from rad_bench.data.index import cache_folder
 from rad_bench.data.recordings import Recordings
 from rad_bench.data.source import Item
 from rad_bench.errors import UserError
+from rad_bench.store.atomic import write_atomically
 
 
 class Encoder(Protocol):
@@ -54,14 +54,10 @@ class Encoded:
         if not path.exists():
             frames = self.data.clip(item, 0, item.length).frames
             latents = self.encoder.encode(frames.to(self.device)).cpu().numpy()
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with temporary.open("wb") as file:
-                    np.save(file, latents)
-                os.replace(temporary, path)
+                write_atomically(path, lambda file: np.save(file, latents))
             except OSError as error:
-                temporary.unlink(missing_ok=True)
                 raise UserError(f"{path.parent}: latents cannot be kept there: {error.strerror}.") from None
         latents_on_disk: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return latents_on_disk

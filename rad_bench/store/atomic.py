@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,19 +12,17 @@ from typing import Any, BinaryIO
 from rad_bench.errors import unwritten
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill, sees the old content or the new, never a part."""
-    replace_atomically(path, lambda file: file.write(content))
-
-
-def replace_atomically(
-    path: Path, write: Callable[[BinaryIO], object], fence: Callable[[], None] = lambda: None
+def write_atomically(
+    path: Path, content: bytes | Callable[[BinaryIO], object], fence: Callable[[], None] = lambda: None
 ) -> None:
-    """Let `write` fill a file that takes the place of `path` once it is whole and on disk, and the fence lets it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a file that takes the place of `path` once it is whole and on disk, and the fence, which may raise, allows.
+
+    `content` is what the file shall hold, or a function that writes it.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # ids of processes are no names on a shared disk
     try:
         with temporary.open("wb") as file:
-            write(file)
+            file.write(content) if isinstance(content, bytes) else content(file)
             file.flush()
             os.fsync(file.fileno())
         fence()

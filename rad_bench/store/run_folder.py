@@ -12,7 +12,7 @@ import yaml
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
 from rad_bench.store import strict_yaml
-from rad_bench.store.atomic import replace_atomically, write_atomically
+from rad_bench.store.atomic import write_atomically
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ class RunFolder:
         return self.path / "failure.txt"
 
     @property
+    def output(self) -> Path:
+        """What its processes printed on this machine; those of SLURM print elsewhere."""
+        return self.path / "output.txt"
+
+    @property
     def start(self) -> Path:
         """Which start of a SLURM job was the first at the step that the run has come to."""
         return self.path / "start.json"
@@ -89,7 +94,7 @@ class RunFolder:
     def replace(self, target: Path, write: Callable[[BinaryIO], object]) -> None:
         """Write a file of this folder behind the fence: a reader, or a kill, sees the old content or the new."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        replace_atomically(target, write, self.fence)
+        write_atomically(target, write, self.fence)
 
     def append(self, target: Path, line: str) -> None:
         """Add a line to a file of this folder behind the fence."""

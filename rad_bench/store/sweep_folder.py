@@ -10,7 +10,9 @@ import yaml
 
 from rad_bench.errors import UserError
 from rad_bench.store import strict_yaml
+from rad_bench.store.run_folder import Run, load_run
 
+LAUNCHERS = "launchers"  # in a sweep's folder: claims on the launching of it
 _NAME = re.compile(r"[A-Za-z0-9=_-][A-Za-z0-9.=_-]{0,199}")
 
 
@@ -47,3 +49,16 @@ def _target(path: Path) -> Path:
         return path.resolve()
     except (OSError, RuntimeError):  # a circle of links
         return Path("/")
+
+
+def run_folders(sweep_folder: Path, runs: list[Run]) -> list[Path]:
+    """Return the folders of the given runs."""
+    return [sweep_folder / "runs" / run.name for run in runs]
+
+
+def planned_runs(sweep_folder: Path) -> list[Run]:
+    """Return the runs that a sweep folder was last asked for."""
+    folders = [sweep_folder / "runs" / name for name in read_plan(sweep_folder)["planned"]]
+    for folder in folders:
+        check_links(folder, sweep_folder)
+    return [load_run(folder) for folder in folders]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import submitit
 
@@ -17,8 +18,8 @@ from rad_bench.config import LaunchConfig
 from rad_bench.errors import UserError
 from rad_bench.store.lease import ruling_claim
 from rad_bench.sweep import squeue
+from rad_bench.sweep.job import Missing, Notes, RunJob
 from rad_bench.sweep.journal import Submission, new_submission, read_submissions
-from rad_bench.sweep.launch import Missing, Notes, RunJob, make_executor
 from rad_bench.sweep.squeue import SilentError, Task
 
 CONFIRM_SECONDS = 3.0  # before a job that has ended without a result is believed to have none
@@ -53,6 +54,8 @@ class ClusterLaunch:
 
     def start(self) -> None:
         """Take over what earlier commands left in the queue, and submit the rest. Raises `UserError`."""
+        if "%" in str(self.sweep_folder.absolute()):
+            raise UserError(f"{self.sweep_folder}: SLURM replaces % and a letter in paths; take a folder without %.")
         self.submissions = read_submissions(self.sweep_folder)
         try:
             tasks = squeue.ask(self.submissions)
@@ -168,7 +171,7 @@ class ClusterLaunch:
         for run in runs:
             run.paths.failure.unlink(missing_ok=True)
         submission = new_submission(self.sweep_folder, names)
-        executor = make_executor("slurm", submission.folder, launch, submission.name)
+        executor = make_executor(submission.folder, launch, submission.name)
         with executor.batch():
             for run in runs:
                 executor.submit(RunJob(), run.folder, run.launch)
@@ -193,6 +196,40 @@ class ClusterLaunch:
                 if task and task.is_live and not (submission.folder / f"{task.id}_submitted.pkl").exists():
                     found.append(tasks.pop(run))
         return found
+
+
+def make_executor(logs: Path, launch: LaunchConfig, name: str) -> submitit.AutoExecutor:
+    """Return submitit's executor for jobs called `name`, which leave their files in `logs`."""
+    slurm = launch.slurm
+    python = {"slurm_python": slurm.python} if slurm.python else {}
+    executor = submitit.AutoExecutor(folder=logs, cluster="slurm", slurm_max_num_timeout=1000, **python)
+    named = {"partition": slurm.partition, "account": slurm.account, "qos": slurm.qos, "constraint": slurm.constraint}
+    options: dict[str, Any] = {f"slurm_{key}": value for key, value in named.items() if value is not None}
+    if slurm.gpus:
+        options["slurm_gpus_per_node"] = slurm.gpus
+    nodes, tasks = launch.tasks("slurm")
+    if nodes * tasks > 1:  # end all with one that fails, and none because another has left after training
+        options["slurm_srun_args"] = ["--kill-on-bad-exit=1", "--wait=0"]
+    executor.update_parameters(
+        name=name,
+        timeout_min=slurm.minutes,
+        nodes=nodes,
+        tasks_per_node=tasks,
+        cpus_per_task=slurm.cpus,
+        mem_gb=slurm.memory_gb,
+        slurm_array_parallelism=launch.parallel,
+        slurm_setup=[
+            f"export OMP_NUM_THREADS={launch.threads} MKL_NUM_THREADS={launch.threads}",
+            "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # srun stopped inheriting it in SLURM 22.05
+            "set -e",  # a module that cannot be loaded ends the job
+            *slurm.setup,
+            "set +e",
+        ],
+        # A node that fails gives its jobs back to the queue, whatever the cluster's default.
+        slurm_additional_parameters={"requeue": True, **slurm.extra},
+        **options,
+    )
+    return executor
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,7 @@ from rad_bench.model.registry import block_identity, check_options
 from rad_bench.run.identity import run_key
 from rad_bench.store.run_folder import Run
 from rad_bench.store.strict_yaml import DEEPEST
-from rad_bench.sweep.load import absolute_paths, merge, split_assignment, validate
+from rad_bench.sweep.load import absolute_paths, merge, set_at, split_assignment, validate
 
 MOST_RUNS = 10_000
 LONGEST_LABEL = 300  # characters
@@ -89,7 +89,7 @@ def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Data
         named = sweep.grid[axis]
         settings = named[value] if isinstance(named, dict) else {axis: value}
         for path, setting in settings.items():
-            _put(tree, path.split("."), setting, f"{where}: grid.{axis}")
+            set_at(tree, path.split("."), setting, f"{where}: grid.{axis}")
     config = absolute_paths(validate(RunConfig, tree, where, "run"))
     try:
         check_options(config.memory)
@@ -134,16 +134,6 @@ def _label(sweep: SweepConfig, config: RunConfig, axes: dict[str, Any], where: s
             f"'{label:.80}...'. Named points, `regime: {{short: {{...}}, ...}}`, keep names short."
         )
     return label
-
-
-def _put(tree: dict[str, Any], path: list[str], value: Any, where: str) -> None:
-    for part in path[:-1]:
-        if isinstance(tree.get(part), str):  # `memory: lstm` is short for `memory: {name: lstm}`
-            tree[part] = {"name": tree[part]}
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"{where}: there is nothing below '{part}', which is {tree!r:.80}.")
-    tree[path[-1]] = value
 
 
 def _check_axes(sweep: SweepConfig, where: str) -> None:

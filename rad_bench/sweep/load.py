@@ -133,15 +133,22 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
         grid = tree.get("grid")
         if isinstance(grid, dict):
             grid.pop(".".join(parts[1:]), None)  # a fixed value takes the place of an axis
-    place = tree
-    for part in parts[:-1]:
-        inner = place.get(part)
-        if not isinstance(inner, dict):
-            # `memory: lstm` is short for `memory: {name: lstm}`
-            inner = {"name": inner} if isinstance(inner, str) else {}
-            place[part] = inner
-        place = inner
-    place[parts[-1]] = value
+    set_at(tree, parts, value, f"--set {assignment:.200}")
+
+
+def set_at(tree: dict[str, Any], path: list[str], value: Any, where: str) -> None:
+    """Set the value at a path of a tree, whose mappings are made where they are missing. Raises `UserError`."""
+    *above, last = path
+    for part in above:
+        inner = tree.get(part)
+        if isinstance(inner, str):
+            inner = {"name": inner}  # `memory: lstm` is short for `memory: {name: lstm}`
+        if not isinstance(inner, dict | None):
+            raise UserError(f"{where}: there is nothing below '{part}', which is {inner!r:.80}.")
+        inner = inner or {}
+        tree[part] = inner
+        tree = inner
+    tree[last] = value
 
 
 def _explain(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) -> str:

@@ -16,8 +16,8 @@ from rad_bench.run.identity import decisive
 from rad_bench.store import strict_yaml
 from rad_bench.store.atomic import write_atomically
 from rad_bench.store.run_folder import RunFolder
-from rad_bench.store.sweep_folder import read_plan
-from rad_bench.sweep.sweep import Outcome, finish, planned_runs
+from rad_bench.store.sweep_folder import planned_runs, read_plan
+from rad_bench.sweep.gather import Outcome, finish
 
 
 def merge(out: Path, folders: list[Path]) -> Outcome:

@@ -1,75 +1,19 @@
-"""What runs are doing, read from their folders."""
+"""Show how far runs are while they are waited for."""
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from rad_bench.store.lease import ruling_claim
-from rad_bench.store.run_folder import RunFolder
+from rad_bench.sweep.status import RunStatus, run_status
 from rad_bench.units import show_seconds
 
-TAIL_BYTES = 4096
 QUIET_SECONDS = 30.0  # between lines where there is no terminal
 NAMED = 3  # runs that such a line tells of, at most
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """Where one run stands."""
-
-    name: str
-    state: str  # done, failed, running, stopped (begun, but no process is at it), missing
-    share: float  # of its steps and rollouts, 0..1
-    detail: str
-
-
-def run_status(folder: Path) -> RunStatus:
-    """Read a run's state from its files alone."""
-    paths = RunFolder(folder)
-    if paths.is_done:
-        return RunStatus(folder.name, "done", 1.0, "")
-    claim, last = ruling_claim(paths.attempts), _last_record(paths.log)
-    running = claim is not None and claim.is_alive()
-    if not running and paths.failure.exists():
-        lines = paths.failure.read_text(errors="replace").strip().splitlines() or ["unknown"]
-        return RunStatus(folder.name, "failed", 0.0, lines[-1][:200])
-    if last is None:
-        return RunStatus(folder.name, "running" if running else "missing", 0.0, "starting" if running else "")
-    state = "running" if running else "stopped"
-    try:
-        if last["phase"] == "training":
-            rate = f", {last['step'] / last['seconds']:.1f} steps a second" if last["seconds"] else ""
-            detail = f"step {last['step']}/{last['steps']}, loss {last['loss']:.4f}{rate}"
-            return RunStatus(folder.name, state, 0.9 * last["step"] / last["steps"], detail)
-        detail = f"rollouts {last['done']}/{last['of']}"
-        return RunStatus(folder.name, state, 0.9 + 0.1 * last["done"] / last["of"], detail)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # a log that this program did not write
-        return RunStatus(folder.name, state, 0.0, "")
-
-
-def _last_record(path: Path) -> dict | None:  # type: ignore[type-arg]
-    """Return the last whole line of a log; a line being written is not whole."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "phase" in record:
-            return record
-    return None
 
 
 class ProgressView:

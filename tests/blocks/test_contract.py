@@ -42,6 +42,7 @@ VARIANTS = {
         {"heads": 2, "head_dim": 4, "chunk": 8},
     ],
 }
+FAR_BACK = "gradient reaches far back"
 CASES = [(name, options) for name in block_names() for options in VARIANTS.get(name, [{}])]
 
 
@@ -50,6 +51,33 @@ def test_block_keeps_the_contract(name, options):
     outcomes = check_block(find_block(name), options)
     assert [outcome.name for outcome in outcomes] == list(CHECKS)
     assert not [outcome for outcome in outcomes if not outcome.passed]
+
+
+class WithAnEmptyTensor(LSTM):
+    """Its state has a tensor without elements, which is unusual and right."""
+
+    def initial_state(self, sequences):
+        return (*super().initial_state(sequences), self.zeros(sequences, 0))
+
+    def step(self, x_SKD, state):
+        y_SKD, carried = super().step(x_SKD, state[:-1])
+        return y_SKD, (*carried, state[-1])
+
+    prefetch, retrieve, read = MemoryBlock.prefetch, MemoryBlock.retrieve, MemoryBlock.read
+
+
+class WithNothingButAnEmptyTensor(WithAnEmptyTensor):
+    def initial_state(self, sequences):
+        return (self.zeros(sequences, 0),)
+
+    def step(self, x_SKD, state):
+        return super().step(x_SKD, (*LSTM.initial_state(self, len(x_SKD)), *state))[0], state
+
+
+def test_a_state_tensor_without_elements_gets_a_verdict():
+    assert all(outcome.passed for outcome in check_block(WithAnEmptyTensor, {"hidden": 12}))
+    (verdict,) = [o for o in check_block(WithNothingButAnEmptyTensor, {"hidden": 12}) if o.name == FAR_BACK]
+    assert not verdict.passed and "no gradient from frame" in verdict.detail
 
 
 @pytest.mark.parametrize("span", [1, 2, 7])

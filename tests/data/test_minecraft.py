@@ -20,9 +20,9 @@ from rad_bench.report import write_report
 from rad_bench.report.reading import read_frames
 from rad_bench.run.execute import execute
 from rad_bench.store.run_folder import RunFolder, save_run
+from rad_bench.sweep.gather import aggregate
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
-from rad_bench.sweep.sweep import aggregate
 
 av = pytest.importorskip("av", reason="PyAV is not installed (extra: video)")
 FRAMES, HEIGHT, WIDTH = 30, 36, 64

@@ -18,7 +18,7 @@ from rad_bench.model.registry import block_names, find_block
 from rad_bench.run.execute import execute
 from rad_bench.run.parity import ParityError
 from rad_bench.store.run_folder import Run, RunFolder, save_run
-from rad_bench.sweep.launch import RunJob
+from rad_bench.sweep.job import RunJob
 from rad_bench.training.device import check_gpus
 from rad_bench.training.loop import Trainer
 from tests.runs import opened

@@ -16,10 +16,12 @@ from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
 from rad_bench.report.reading import read_sweep
 from rad_bench.store.run_folder import Run, load_run, save_run
+from rad_bench.store.sweep_folder import planned_runs
+from rad_bench.sweep.gather import finish
 from rad_bench.sweep.grid import plan_runs
+from rad_bench.sweep.launch import run_sweep
 from rad_bench.sweep.load import load_sweep
 from rad_bench.sweep.merge import compare, merge
-from rad_bench.sweep.sweep import finish, planned_runs, run_sweep
 from tests.report.synthetic import write_sweep
 from tests.sweep.tiny import ROOT, TINY
 
@@ -83,7 +85,7 @@ def test_a_result_cannot_name_files_elsewhere(folder):
     result = json.loads(path.read_text())
     frames = pd.read_parquet(folder / "frames.parquet")
     path.write_text(json.dumps({**result, "run": "../../../etc"}))
-    assert {result.run for result in read_sweep(folder).results} == {p.name for p in (folder / "runs").iterdir()}
+    assert {result["run"] for result in read_sweep(folder).results} == {p.name for p in (folder / "runs").iterdir()}
     strips = {"../../../../x": {"episodes": [0], "frames": [0]}, "{what.__class__}": {"episodes": ["0"], "frames": [0]}}
     for task, shown in strips.items():
         path.write_text(json.dumps({**result, "strips": {task: shown}}))
@@ -154,7 +156,7 @@ def test_a_folder_from_elsewhere_does_not_choose_what_a_sweep_runs(tmp_path, mon
     place = tmp_path / "out" / "runs" / runs[0].name
     evil = RunConfig.model_validate({"memory": "/tmp/evil.py:X"})
     save_run(Run(runs[0].name, "evil", {}, evil, runs[0].key), place)
-    monkeypatch.setattr("rad_bench.sweep.sweep.launch_here", lambda *_: {})
+    monkeypatch.setattr("rad_bench.sweep.launch.launch_here", lambda *_: {})
     from rich.console import Console
 
     run_sweep(sweep, runs, tmp_path / "out", "local", False, Console(quiet=True))

@@ -10,7 +10,8 @@ from rich.console import Console
 from rad_bench.store.lease import hold
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.sweep import progress
-from rad_bench.sweep.progress import ProgressView, run_status
+from rad_bench.sweep.progress import ProgressView
+from rad_bench.sweep.status import run_status
 
 
 def begun(folder, step, seconds=4.0):

@@ -11,8 +11,8 @@ from rad_bench.store.lease import hold
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.sweep import squeue
 from rad_bench.sweep.cluster import ClusterLaunch, Waiting
+from rad_bench.sweep.job import Missing
 from rad_bench.sweep.journal import Submission, new_submission, read_submissions
-from rad_bench.sweep.launch import Missing
 
 
 @pytest.fixture

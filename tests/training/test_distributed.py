@@ -13,7 +13,7 @@ from rad_bench.config import LaunchConfig
 from rad_bench.errors import UserError
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.store.run_folder import RunFolder
-from rad_bench.sweep.launch import RunJob
+from rad_bench.sweep.job import RunJob
 from rad_bench.training import loop
 from rad_bench.training.distributed import Group, check_shares, join
 from rad_bench.training.loop import DivergedError, Trainer, train

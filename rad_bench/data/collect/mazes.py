@@ -9,6 +9,7 @@ seed, number) alone, whoever collects it and whatever was interrupted before.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import errno
 import hashlib
@@ -156,10 +157,8 @@ def _finish_manifest(out: Path, manifest: dict[str, Any]) -> None:
         if path.name not in known:
             with path.open("rb") as file:
                 known[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
+    with contextlib.suppress(OSError):  # a full disk: the next call adds what is missing
         write_atomically(out / MANIFEST, _json(manifest))
-    except OSError:  # a full disk: the next call adds what is missing
-        (out / f".{MANIFEST}.{os.getpid()}.tmp").unlink(missing_ok=True)
 
 
 def _prepare() -> None:
@@ -204,15 +203,7 @@ def _collect_one(size: str, seed: list[int], steps: int, path: Path) -> None:
 
 
 def _save(path: Path, arrays: Arrays) -> None:
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
 def _end(pool: ProcessPoolExecutor) -> None:

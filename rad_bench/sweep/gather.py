@@ -1,0 +1,60 @@
+"""Gather the runs of a sweep that are done: one table of frames, and the report from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from rad_bench.errors import UserError, unwritten
+from rad_bench.evaluation.controls import CONTROLS
+from rad_bench.store.atomic import write_atomically
+from rad_bench.store.run_folder import Run
+from rad_bench.sweep.job import Notes
+from rad_bench.sweep.status import RunStatus, read_runs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sweep stands after a command."""
+
+    done: int
+    unfinished: list[RunStatus]
+    report: Path | None
+    unwritten: UserError | None = None  # why there is no report of what is done
+    detached: bool = False  # jobs were submitted and go on by themselves
+
+
+def finish(sweep_folder: Path, runs: list[Run], notes: Notes | None = None) -> Outcome:
+    """Aggregate the runs that are done and write the report from them. `notes` say what is known of the others."""
+    from rad_bench.report import write_report
+
+    statuses, tables = read_runs(sweep_folder, runs)
+    unfinished = [_noted(status, notes or {}) for status in statuses if status.state != "done"]
+    if not tables:
+        return Outcome(0, unfinished, None)
+    try:
+        aggregate(sweep_folder, tables)
+        return Outcome(len(tables), unfinished, write_report(sweep_folder))
+    except OSError as error:
+        return Outcome(len(tables), unfinished, None, unwritten(error, sweep_folder))
+
+
+def _noted(status: RunStatus, notes: Notes) -> RunStatus:
+    if status.state == "failed" or status.name not in notes:
+        return status
+    return replace(status, detail=f"{status.detail}; {notes[status.name]}".removeprefix("; "))
+
+
+def aggregate(sweep_folder: Path, tables: dict[str, pd.DataFrame]) -> None:
+    """Write the sweep's frames.parquet from its runs'. Refuses runs whose metrics are defined differently."""
+    cards = {name: table["card"].iloc[0] for name, table in tables.items()}
+    if len(set(cards.values())) > 1:
+        listing = "; ".join(f"{name}: {card}" for name, card in cards.items())
+        raise UserError(f"{sweep_folder}: runs were scored with different metric definitions ({listing}).")
+    frames = pd.concat(tables.values(), ignore_index=True)
+    copies = frames["block"].isin(CONTROLS)  # every run holds the controls; once a seed is enough
+    key = ["block", "seed", "task", "intervention", "episode", "frame"]
+    frames = pd.concat([frames[~copies], frames[copies].drop_duplicates(key)], ignore_index=True)
+    write_atomically(sweep_folder / "frames.parquet", lambda file: frames.to_parquet(file, index=False))
