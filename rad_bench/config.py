@@ -53,6 +53,7 @@ class FilesData(Config):
     size: int | None = Field(
         None, ge=8, le=512, description="crop to a square of this side; null keeps frames as they are"
     )
+    stride: int = Field(1, ge=1, le=1000, description="every how many recorded frames one is used")
     held_out: float = Field(0.2, gt=0, lt=1, description="share of the episodes kept for evaluation, by hash of names")
 
 
@@ -126,6 +127,9 @@ class TrainingConfig(Config):
     batch: int = Field(8, ge=1, le=MOST_EPISODES, description="clips a step")
     frames: int = Field(24, ge=2, le=MOST_FRAMES, description="frames a clip")
     loss_from: int = Field(8, ge=0, le=MOST_FRAMES, description="first frame of the noisy stream")
+    return_share: float = Field(
+        0.0, ge=0, le=1, description="share of the clips that go some way and come back the same way"
+    )
     learning_rate: float = Field(4e-3, gt=0, le=1e3)
     betas: tuple[Decay, Decay] = (0.9, 0.99)
     weight_decay: float = Field(0.01, ge=0, le=1e3)
@@ -264,6 +268,11 @@ class RunConfig(Config):
             raise ValueError(
                 f"evaluation.reach {self.evaluation.reach} is less than attention reaches, {self.trunk.reach} frames: "
                 "depth x (window + frames_per_step - 1)"
+            )
+        if self.trunk.motion == "action" and self.training.return_share:
+            raise ValueError(
+                "training.return_share: clips that come back need a motion that says the way back, which actions "
+                "cannot; use trunk.motion: pose or egomotion, or return_share: 0"
             )
         if self.trunk.motion == "action" and "retrieval" in self.evaluation.tasks:
             raise ValueError(

@@ -35,11 +35,13 @@ class Encoded:
         self.has_poses, self.same_view = data.has_poses, data.same_view
         self.folder = cache_folder() / "latents" / encoder.identity / data.identity
 
-    def training_batch(self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None)) -> Episodes:
+    def training_batch(
+        self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None), with_surfaces: bool = False
+    ) -> Episodes:
         """Return what the recordings return, with latents."""
         clips = self.data.draw(seed, step, batch, frames)[rows]
         latents = [torch.from_numpy(np.array(self._latents(item)[start : start + frames])) for item, start in clips]
-        return replace(self.data.clips(clips, frames), latents=torch.stack(latents))
+        return replace(self.data.clips(clips, frames, with_surfaces), latents=torch.stack(latents))
 
     def held_out(self, episodes: int, frames: int, context: int) -> Episodes:
         """Return what the recordings return: evaluation encodes its contexts itself."""

@@ -56,7 +56,9 @@ class Dataset(Protocol):
     same_view: tuple[float, float] | None  # distance and radians within which poses show one view, where no map tells
     identity: str  # hash of everything that decides its content
 
-    def training_batch(self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None)) -> Episodes:
+    def training_batch(
+        self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None), with_surfaces: bool = False
+    ) -> Episodes:
         """Return the given rows of the `batch` clips of one training step: a pure function of its arguments."""
         ...
 

@@ -39,6 +39,8 @@ class FilesConfig(Protocol):
     @property
     def size(self) -> int | None: ...
     @property
+    def stride(self) -> int: ...
+    @property
     def held_out(self) -> float: ...
 
 
@@ -47,7 +49,7 @@ class Recordings:
 
     def __init__(self, source: Source, config: FilesConfig, same_view: tuple[float, float] | None = None) -> None:
         self.source, self.config = source, config
-        items, self.left_out = _uniform(source.listing, config.size)
+        items, self.left_out = _uniform(_strided(source.listing, config.stride), config.size)
         reasons = _reasons(self.left_out)
         if len(items) < 2:
             found = f"{len(items)} good episode{'' if len(items) == 1 else 's'}"
@@ -61,16 +63,18 @@ class Recordings:
         self.training, self.held_out_items = split(items, config.held_out)
         first = items[0]
         self.frame_shape = (3, config.size or first.height, config.size or first.width)
-        self.action_size, self.has_poses = source.action_size, source.has_poses
+        self.action_size, self.has_poses = config.stride * source.action_size, source.has_poses
         self.same_view = same_view
         self.identity = self._identity(items)
         pixels = math.prod(self.frame_shape)
         self._keeps_all = sum(item.length for item in items) * pixels <= CACHE_BYTES
         self._kept: OrderedDict[str, Recording] = OrderedDict()
 
-    def training_batch(self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None)) -> Episodes:
+    def training_batch(
+        self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None), with_surfaces: bool = False
+    ) -> Episodes:
         """Return random clips of random training items: a pure function of the files and the arguments."""
-        return self.clips(self.draw(seed, step, batch, frames)[rows], frames)
+        return self.clips(self.draw(seed, step, batch, frames)[rows], frames, with_surfaces)
 
     def draw(self, seed: int, step: int, batch: int, frames: int) -> list[tuple[Item, int]]:
         """Return the clips of a training batch, as items and first frames."""
@@ -140,15 +144,23 @@ class Recordings:
         return self._kept[item.name].part(start, stop)
 
     def _read(self, item: Item, start: int, stop: int) -> Recording:
+        stride = self.config.stride
         try:
-            recording = self.source.read(item, start, stop)
+            recording = self.source.read(item, start * stride, (stop - 1) * stride + 1)
         except UNREADABLE as error:
             raise UserError(
                 f"data.path: {self.config.path}/{item.name} looked good when it was opened but cannot be read "
                 f"({error or type(error).__name__}). Copy it again from its source or remove it."
             ) from error
-        frames = resize(recording.frames, *self.frame_shape[1:])
-        return Recording(frames, recording.actions, recording.poses, recording.layout)
+        frames = resize(recording.frames[::stride], *self.frame_shape[1:])
+        # All actions since the frame before, one after the other; what led to the first lies outside.
+        led = [
+            torch.zeros_like(recording.actions[:1]).repeat(1, stride),
+            recording.actions[1:].reshape(stop - start - 1, -1),
+        ]
+        poses = None if recording.poses is None else recording.poses[::stride]
+        actions = recording.actions if stride == 1 else torch.cat(led)
+        return Recording(frames, actions, poses, recording.layout)
 
     def clips(self, clips: Sequence[tuple[Item, int]], frames: int, with_surfaces: bool = False) -> Episodes:
         """Return clips of equal length, given as items and first frames."""
@@ -178,7 +190,8 @@ class Recordings:
     def _identity(self, items: list[Item]) -> str:
         """Hash the items' names and contents and how they are read; not where they lie, nor how they are stored."""
         held_out = "" if _comes_split(items) else f" held_out={self.config.held_out}"
-        lines = [f"{self.source.kind} {VERSION} {self.frame_shape}{held_out}"]
+        stride = "" if self.config.stride == 1 else f" stride={self.config.stride}"
+        lines = [f"{self.source.kind} {VERSION} {self.frame_shape}{held_out}{stride}"]
         lines += [f"{item.name} {item.length} {item.content}" for item in items]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
@@ -203,6 +216,13 @@ def resize(frames: Tensor, height: int, width: int) -> Tensor:
     top, left = (h - keep_h) // 2, (w - keep_w) // 2
     cropped = frames[..., top : top + keep_h, left : left + keep_w].float()
     return F.interpolate(cropped, size=(height, width), mode="area").round().to(torch.uint8)
+
+
+def _strided(listing: Listing, stride: int) -> Listing:
+    """Count the items' frames in strides; leave out items of which a single frame is left."""
+    items = [replace(item, length=-(-item.length // stride)) for item in listing.items]
+    short = [f"{item.name}: has one frame at data.stride {stride}" for item in items if item.length < 2]
+    return Listing([item for item in items if item.length >= 2], [*listing.left_out, *short])
 
 
 def _uniform(listing: Listing, size: int | None) -> tuple[list[Item], list[str]]:

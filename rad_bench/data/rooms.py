@@ -57,15 +57,18 @@ class Rooms:
         self.same_view: tuple[float, float] | None = None
         self.identity = hashlib.sha256(f"rooms {VERSION} {config.model_dump_json()}".encode()).hexdigest()[:16]
 
-    def training_batch(self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None)) -> Episodes:
-        """Return rows of `batch` clips, without surfaces: a pure function of the config and the arguments."""
+    def training_batch(
+        self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None), with_surfaces: bool = False
+    ) -> Episodes:
+        """Return rows of `batch` clips: a pure function of the config and the arguments."""
         rng = np.random.default_rng([TRAINING, seed, step, batch, frames])
         layout = self._layouts(rng, batch)
         turns = np.stack([self._training_turns(rng, frames) for _ in range(batch)])
         actions, poses = self._move(rng, turns, layout)
         names = tuple(f"rooms/{seed}/{step}/{b}" for b in range(batch))
         layout = _Layout(layout.colours[rows], layout.pillar[rows])
-        return self._episodes(layout, actions[rows], poses[rows], names[rows])
+        surfaces = self._surfaces(layout, poses[rows]) if with_surfaces else None
+        return self._episodes(layout, actions[rows], poses[rows], names[rows], surfaces)
 
     def held_out(self, episodes: int, frames: int, context: int) -> Episodes:
         """Return the first `episodes` of an endless list, with surfaces.

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rad_bench.data.episodes import wrap
+from rad_bench.data.episodes import Episodes, wrap
 from rad_bench.evaluation.tasks import Task
 
 SEEN, UNSEEN = 0.9, 0.5
@@ -89,6 +89,32 @@ def classify(surfaces: Tensor, context: int, reach: int) -> tuple[NDArray[np.str
     settled = (seen >= SEEN) | (count == 0)
     kind = np.select([settled & (gap > reach), settled, seen >= UNSEEN], ["revisit", "recent", "partial"], "novel")
     return kind, gap
+
+
+def stretches_out_of_sight(clips: Episodes, same_view: tuple[float, float] | None) -> NDArray[np.float64]:
+    """Return for how many frames what each ray meets was out of sight, [B, T, R], all earlier frames being given.
+
+    Infinite where it was never met, NaN where a ray meets nothing. Where there is no map, R is 1: the view as a whole.
+    """
+    if clips.surfaces.shape[-1]:
+        return _last_stretches(clips.surfaces.cpu().numpy())
+    assert same_view is not None
+    same_BTT = np.tril(pose_difference(clips.poses, *same_view) <= 1, -1)
+    T = same_BTT.shape[-1]
+    last = T - 1 - same_BTT[:, :, ::-1].argmax(-1)
+    return np.where(same_BTT.any(-1), np.arange(T) - last, np.inf)[..., None]
+
+
+def _last_stretches(ids_BTR: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How long ago each ray's surface was last met. [B, T, R]; infinite where it never was, NaN where none is met."""
+    names, index = np.unique(ids_BTR, return_inverse=True)
+    index = index.reshape(ids_BTR.shape)
+    sighted = np.full((len(ids_BTR), len(names)), -np.inf)  # the latest frame that met each surface
+    stretch_BTR = np.empty(ids_BTR.shape)
+    for t in range(ids_BTR.shape[1]):
+        stretch_BTR[:, t] = t - np.take_along_axis(sighted, index[:, t], 1)
+        np.put_along_axis(sighted, index[:, t], float(t), 1)
+    return np.where(ids_BTR < 0, np.nan, stretch_BTR)
 
 
 def _longest_stretches(ids_BTR: NDArray[np.int64], context: int) -> NDArray[np.float64]:

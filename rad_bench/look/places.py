@@ -90,7 +90,9 @@ def open_places(run: RunConfig, dataset: Dataset) -> Places:
             for item, start in dataset.held_out_places(config.episodes, frames)
         ]
         if motions and all(layout is not None for layout in layouts):
-            return Places(tuple(motions), [MazePlace(layout, motions) for layout in layouts if layout is not None])
+            stride = dataset.config.stride
+            of = [MazePlace(layout, motions, stride) for layout in layouts if layout is not None]
+            return Places(tuple(motions), list(of))
         raise UserError(
             f"play: data.path {dataset.config.path} holds no {'map of its mazes' if motions else 'single steps'}, so "
             "arrow keys cannot be mapped to its motions; `rad-bench rollout` shows this run along its episodes' paths."
@@ -132,8 +134,8 @@ class MazePlace:
     actions: ClassVar = {LEFT: explorer.LEFT, RIGHT: explorer.RIGHT, FORWARD: explorer.FORWARD}
     fov = FOV
 
-    def __init__(self, free: NDArray[np.bool_], motions: dict[str, Floats]) -> None:
-        self.free, self.motions = free, motions
+    def __init__(self, free: NDArray[np.bool_], motions: dict[str, Floats], stride: int = 1) -> None:
+        self.free, self.motions, self.stride = free, motions, stride
 
     def step(self, pose_3: Floats, key: str) -> tuple[Floats, Floats] | None:
         pose = follow(pose_3, self.motions[key])
@@ -141,7 +143,7 @@ class MazePlace:
         length = float(np.linalg.norm(way))
         if key == FORWARD and length and not self._is_free(pose[:2] + way / length * MARGIN):
             return None
-        return np.eye(6, dtype=np.float32)[self.actions[key]], pose
+        return np.tile(np.eye(6, dtype=np.float32)[self.actions[key]], self.stride), pose
 
     def _is_free(self, place_2: Floats) -> bool:
         column, row = np.floor(place_2).astype(int)
@@ -163,14 +165,16 @@ class MazePlace:
 def typical_motions(data: Recordings) -> dict[str, Floats]:
     """Return the egomotion (forward, sideways, turn) that each key's action leads to: its median over recordings.
 
-    Steps that a wall stopped are left out. Keys whose action was never recorded have none.
+    With a stride, the action is one that was taken all the while. Steps that a wall stopped are left out. Keys whose
+    action was never recorded have none.
     """
     motions, actions = [], []
     for item in data.training[:ITEMS]:
         recording = data.clip(item, 0, item.length)
         if recording.poses is not None:
             motions.append(egomotion_from_poses(recording.poses)[1:])
-            actions.append(recording.actions[1:].argmax(-1))
+            taken = recording.actions[1:].unflatten(-1, (data.config.stride, -1)).argmax(-1)
+            actions.append(torch.where((taken == taken[:, :1]).all(-1), taken[:, 0], -1))
     if not motions:
         return {}
     motion, action = torch.cat(motions).numpy(), torch.cat(actions).numpy()

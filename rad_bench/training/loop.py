@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rad_bench.config import LaunchConfig, RunConfig, TrainingConfig
-from rad_bench.data import Episodes
+from rad_bench.data import Dataset, Episodes
+from rad_bench.data.returns import turned_back, turning_frames
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.experiment import Experiment
 from rad_bench.model.motion import motion_features
@@ -204,6 +205,17 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
+def training_clips(
+    run: RunConfig, dataset: Dataset, step: int, rows: slice = slice(None), with_surfaces: bool = False
+) -> Episodes:
+    """Return rows of the clips of a training step, some of which turn back: a function of the config and the step."""
+    config = run.training
+    clips = dataset.training_batch(run.seed, step, config.batch, config.frames, rows, with_surfaces)
+    if not config.return_share:
+        return clips
+    return turned_back(clips, turning_frames(config.return_share, run.seed, step, config.batch, config.frames)[rows])
+
+
 @contextlib.contextmanager
 def training_batches(experiment: Experiment, first: int, rows: slice, loaders: int) -> Iterator[Iterator[Episodes]]:
     """Yield an iterator over the given rows of the batches from step `first` on, prepared by `loaders` threads.
@@ -213,7 +225,7 @@ def training_batches(experiment: Experiment, first: int, rows: slice, loaders: i
     run, config = experiment.config, experiment.config.training
 
     def batch(step: int) -> Episodes:
-        return experiment.dataset.training_batch(run.seed, step, config.batch, config.frames, rows)
+        return training_clips(run, experiment.dataset, step, rows)
 
     if not loaders:
         yield map(batch, itertools.count(first))

@@ -320,3 +320,26 @@ def test_a_folder_or_file_without_permission_is_named(folder: Path, monkeypatch:
     )
     with pytest.warns(UserWarning, match=r"left out 1 of 5 .*episode2.npz: .*Permission denied"):
         opened(folder)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_a_stride_takes_every_nth_frame_with_its_pose_and_all_actions_since_the_one_before(
+    folder: Path, stride: int
+) -> None:
+    every, some = opened(folder), opened(folder, stride=stride)
+    item, same = every.training[0], some.training[0]
+    whole, part = every.clip(item, 0, item.length), some.clip(same, 2, 9)
+    at = np.arange(2, 9) * stride
+    assert same.length == -(-item.length // stride) and some.action_size == 6 * stride
+    assert torch.equal(part.frames, whole.frames[at])
+    assert part.poses is not None and whole.poses is not None and torch.equal(part.poses, whole.poses[at])
+    for t, frame in list(enumerate(at))[1:]:
+        assert torch.equal(part.actions[t], whole.actions[frame - stride + 1 : frame + 1].flatten())
+    clips = some.training_batch(0, 0, 2, 5)
+    torch.testing.assert_close(clips.egomotion[:, 1:, 2], torch.full((2, 4), 0.3 * stride), atol=1e-5, rtol=0)
+
+
+def test_a_stride_is_part_of_the_datas_identity(folder: Path) -> None:
+    assert opened(folder).identity == opened(folder, stride=1).identity != opened(folder, stride=2).identity
+    with pytest.raises(UserError, match=r"has one frame at data\.stride 40"):
+        opened(folder, stride=40)

@@ -1,0 +1,62 @@
+"""How much of what is trained, and of what is scored, needs a memory: known before a run is paid for.
+
+A scored frame needs a memory if it is a revisit (`revisits.py`): in a rollout, all that it shows must come from the
+context. In training the true frames up to the one before are given, so attention knows whatever they show. What is
+left to a memory is what comes back into view: a trained frame needs one if a tenth of its rays meet surfaces that were
+seen before, and last seen longer ago than attention reaches. Where no trained frame does, nothing teaches a memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rad_bench.config import RunConfig
+from rad_bench.data import Dataset
+from rad_bench.evaluation.evaluate import held_out, reach
+from rad_bench.evaluation.revisits import classify_task, stretches_out_of_sight
+from rad_bench.evaluation.tasks import make_task
+from rad_bench.training.loop import training_clips
+
+CLIPS = 128  # training clips that are looked at: the first ones, as a run trains on them
+RAYS = 0.1  # share of a trained frame's rays that makes it need a memory
+
+
+@dataclass(frozen=True)
+class Need:
+    """Which of the frames that are trained, or scored, need a memory."""
+
+    frames: int  # looked at
+    share: float  # of them that need a memory
+    gaps: tuple[float, float, float]  # quartiles of the frames that what they show was out of sight; NaN without any
+    episodes: int  # clips or held-out episodes with such frames
+    of: int  # looked at
+
+
+def training_need(run: RunConfig, dataset: Dataset) -> Need:
+    """Return what the first training clips need, over the frames whose loss counts."""
+    steps = range(min(-(-CLIPS // run.training.batch), run.training.steps))
+    clips = [training_clips(run, dataset, step, with_surfaces=True) for step in steps]
+    stretch_BTR = np.concatenate([stretches_out_of_sight(part, dataset.same_view) for part in clips])
+    stretch_BTR = stretch_BTR[:, run.training.loss_from :]
+    beyond = np.isfinite(stretch_BTR) & (stretch_BTR > reach(run))
+    needs = beyond.sum(-1) >= RAYS * np.maximum((~np.isnan(stretch_BTR)).sum(-1), 1)
+    return _need(needs, stretch_BTR[beyond & needs[..., None]])
+
+
+def evaluation_need(run: RunConfig, dataset: Dataset) -> dict[str, Need]:
+    """Return what each task's generated frames need. Raises `UserError` where the data cannot serve the tasks."""
+    episodes = held_out(run, dataset)
+    tasks = [make_task(name, episodes, run.evaluation, run.trunk.frames_per_step) for name in run.evaluation.tasks]
+    needs = {}
+    for task in tasks:
+        kind, gap = classify_task(task, reach(run), dataset.has_poses, dataset.same_view)
+        needs[task.name] = _need(kind == "revisit", gap[kind == "revisit"])
+    return needs
+
+
+def _need(needs: NDArray[np.bool_], gaps: NDArray[np.float64]) -> Need:
+    low, median, high = map(float, np.quantile(gaps, (0.25, 0.5, 0.75)) if len(gaps) else np.full(3, np.nan))
+    return Need(needs.size, float(needs.mean()), (low, median, high), int(needs.any(1).sum()), len(needs))
