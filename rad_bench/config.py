@@ -83,6 +83,9 @@ class TrunkConfig(Config):
     patch: int = Field(16, ge=1, le=512, description="side of a patch, pixels")
     mlp_ratio: float = Field(3.0, gt=0, le=64)
     window: int = Field(3, ge=0, le=MOST_FRAMES, description="clean frames before a step that temporal attention sees")
+    attention: Literal["axial", "full"] = Field(
+        "axial", description="what temporal attention sees: the same location of the window's frames, or all of them"
+    )
     frames_per_step: int = Field(1, ge=1, le=MOST_FRAMES, description="1: frame-wise; F: chunks of F frames")
     motion: Literal["action", "egomotion", "pose"] = "pose"
     memory_gain: float = Field(2.0, ge=0, le=1e6, description="scale of the motion code added to the memory's input")
@@ -100,6 +103,10 @@ class TrunkConfig(Config):
     def _consistent(self) -> TrunkConfig:
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ValueError(f"width {self.width} must be heads ({self.heads}) times a multiple of 4")
+        if self.attention == "full" and (self.width // self.heads) % 8:
+            raise ValueError(
+                f"attention: full needs width {self.width} to be heads ({self.heads}) times a multiple of 8"
+            )
         parameters = self.depth * self.width**2 * (12 + 2 * self.mlp_ratio)  # about: attention twice, adaLN, MLP
         if parameters > LARGEST_TRUNK:
             raise ValueError(

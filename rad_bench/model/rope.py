@@ -26,6 +26,14 @@ def rotation_2d(rows: int, columns: int, head_dim: int, device: torch.device) ->
     return torch.cat([rotation_1d(axis, head_dim // 2, base=100.0) for axis in (row, column)], -2)
 
 
+def rotation_3d(frame_T: Tensor, rows: int, columns: int, head_dim: int) -> Tensor:
+    """Rotations [N, T, 1, head_dim / 2, 2] for a grid of N tokens over time: half of the channels turn with time."""
+    time = rotation_1d(frame_T, head_dim // 2)[None]
+    space = rotation_2d(rows, columns, head_dim // 2, frame_T.device)[:, None]
+    shape = (rows * columns, len(frame_T), -1, -1, -1)
+    return torch.cat([time.expand(shape), space.expand(shape)], -2)
+
+
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotate pairs of channels of x [..., L, H, P] by the rotations [L, 1, P / 2, 2]."""
     real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)

@@ -1,11 +1,11 @@
 """The recurrent diffusion transformer: one trunk, any memory block.
 
-A layer is spatial attention over a frame's tokens, causal temporal attention per location over a local window, the
-memory block, and an MLP; each is modulated by the frame's noise level and motion (adaLN-zero, Peebles & Xie 2022,
-arXiv 2212.09748). There are two streams of frames. *Clean* frames have the stabilisation noise level; they are written
-to the attention window and to memory. *Noisy* frames only read: the clean frames of their window, the memory before
-their step, and their own step. Training (all frames of both streams at once) and rollout (one step of one stream, with
-a cache) run the same code, so they agree.
+A layer is spatial attention over a frame's tokens, causal temporal attention over a local window (per location, or over
+all tokens of its frames), the memory block, and an MLP; each is modulated by the frame's noise level and motion
+(adaLN-zero, Peebles & Xie 2022, arXiv 2212.09748). There are two streams of frames. *Clean* frames have the
+stabilisation noise level; they are written to the attention window and to memory. *Noisy* frames only read: the clean
+frames of their window, the memory before their step, and their own step. Training (all frames of both streams at once)
+and rollout (one step of one stream, with a cache) run the same code, so they agree.
 
 Letters: B videos, T frames, N tokens a frame, D channels, H heads, P channels a head, M motion features, W window,
 F frames a step. A step is F frames that are denoised together.
@@ -28,8 +28,9 @@ from rad_bench.blocks.none import NoMemory
 from rad_bench.config import TrunkConfig
 from rad_bench.model.cache import Cache, LayerCache
 from rad_bench.model.motion import motion_size
-from rad_bench.model.rope import rotate, rotation_1d, rotation_2d
+from rad_bench.model.rope import rotate, rotation_1d, rotation_2d, rotation_3d
 from rad_bench.model.scan import Scan
+from rad_bench.model.window import SMALLEST_BAND, Bands, attend_in_bands, make_bands
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Streams:
     first: int  # absolute index of the first frame of the pass
     frame_Q: Tensor  # absolute index of every frame of the pass
     visible_QK: Tensor  # temporal attention, keys = [cached..., clean..., noisy...]
+    bands: Bands | None  # the same for attention over all tokens of a frame; None: per location
 
 
 class Attention(nn.Module):
@@ -63,6 +65,12 @@ class Attention(nn.Module):
         q, k, v = (tensor.flatten(0, -4).transpose(1, 2) for tensor in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         return self.output(y.transpose(1, 2).flatten(2)).unflatten(0, lead)
+
+    def attend_over_frames(self, q_BNTHP: Tensor, k_BNSHP: Tensor, v_BNSHP: Tensor, streams: Streams) -> Tensor:
+        """Attend to the frames that a frame sees: per location, or to all of their tokens. Returns [B, N, T, D]."""
+        if streams.bands is None:
+            return self.attend(q_BNTHP, k_BNSHP, v_BNSHP, streams.visible_QK)
+        return self.output(attend_in_bands(q_BNTHP, k_BNSHP, v_BNSHP, streams.bands).flatten(-2))
 
 
 class Layer(nn.Module):
@@ -99,7 +107,7 @@ class Layer(nn.Module):
 
         q, k, v = self.temporal.project(modulated(1).transpose(1, 2), time)
         k, v = torch.cat([cache.k_BNWHP, k], 2), torch.cat([cache.v_BNWHP, v], 2)
-        x = x + gate[1] * self.temporal.attend(q, k, v, streams.visible_QK).transpose(1, 2)
+        x = x + gate[1] * self.temporal.attend_over_frames(q, k, v, streams).transpose(1, 2)
         written = cache.k_BNWHP.shape[2] + streams.clean
         kept = slice(max(written - self.window, 0), written)
 
@@ -242,10 +250,12 @@ class Trunk(nn.Module):
         condition = F.silu(self.level(_sinusoid(levels, self.config.width)) + self.motion(motion))
         streams = self._streams(T_c, T_n, cache.frames, x.device)
         head_dim = self.config.width // self.config.heads
-        rotations = (
-            rotation_2d(self.rows, self.columns, head_dim, x.device),
-            rotation_1d(streams.frame_Q, head_dim),
-        )
+        space = rotation_2d(self.rows, self.columns, head_dim, x.device)
+        if streams.bands is None:
+            time = rotation_1d(streams.frame_Q, head_dim)
+        else:
+            time = rotation_3d(streams.frame_Q, self.rows, self.columns, head_dim)
+        rotations = (space, time)
         layers = []
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
             inputs = (x, condition, motion, streams, layer_cache, rotations)
@@ -275,7 +285,10 @@ class Trunk(nn.Module):
         step_start = (query // F_ * F_)[:, None]
         in_window = (key >= step_start - W) & (key < step_start) & ~key_noisy
         own_step = (key >= step_start) & (key <= query[:, None]) & (key_noisy == query_noisy)
-        return Streams(T_c, first, query, in_window | own_step)
+        visible = in_window | own_step
+        full = self.config.attention == "full"
+        bands = make_bands(visible, T_c, max(W, F_, SMALLEST_BAND)) if full else None
+        return Streams(T_c, first, query, visible, bands)
 
 
 def memory_layers(config: TrunkConfig) -> list[int]:

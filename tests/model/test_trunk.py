@@ -12,6 +12,8 @@ REGIMES = {
     "frame-wise": {"window": 3},
     "chunk-wise": {"frames_per_step": 4, "window": 0},
     "chunk-wise with overlap": {"frames_per_step": 2, "window": 4},
+    "frame-wise, full attention": {"window": 3, "attention": "full"},
+    "chunk-wise, full attention": {"frames_per_step": 2, "window": 4, "attention": "full"},
 }
 B, T = 2, 16
 
@@ -114,10 +116,11 @@ def test_a_noisy_frame_sees_neither_its_truth_nor_later_nor_other_noisy_steps(bl
     assert (trunk(clean, noisy, level, motion)[:, now] - before).abs().max() < 1e-11
 
 
+@pytest.mark.parametrize("attention", ["axial", "full"])
 @pytest.mark.parametrize("window", [1, 3])
 @pytest.mark.parametrize("depth", [1, 2])
-def test_without_memory_the_reach_is_depth_times_window(window, depth):
-    trunk = make_trunk("none", window=window, depth=depth)
+def test_without_memory_the_reach_is_depth_times_window(window, depth, attention):
+    trunk = make_trunk("none", window=window, depth=depth, attention=attention)
     clean, noisy, level, motion = make_inputs(trunk)
     clean.requires_grad_()
     output = trunk(clean, noisy, level, motion)[:, -1]
