@@ -19,19 +19,12 @@ import torch
 from torch import Tensor
 
 from rad_bench.bench.race import Race
-from rad_bench.bench.seeds import BUDGET
-from rad_bench.config import RunConfig
+from rad_bench.bench.step_speed import BUDGET
+from rad_bench.config import LaunchConfig, RunConfig
 from rad_bench.store.run_folder import Run, RunFolder, save_run
 
 MEMORY = "mamba2"
 POLL_SECONDS = 0.005
-EXECUTE = """
-import sys
-from pathlib import Path
-from rad_bench.config import LaunchConfig
-from rad_bench.sweep.launch import RunJob
-print(RunJob()(Path(sys.argv[1]), LaunchConfig(device=sys.argv[2], threads=1)))
-"""
 
 
 def races(device: torch.device) -> Iterator[Race]:
@@ -53,7 +46,8 @@ def _first_step(device: torch.device) -> Sequence[Tensor]:
     config = {"memory": MEMORY, "match": {"by": "parameters", "budget": BUDGET}, "training": {"steps": 1}}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as said:
         save_run(Run("startup", MEMORY, {}, RunConfig.model_validate(config), ""), Path(folder))
-        command = [sys.executable, "-c", EXECUTE, folder, device.type]
+        launch = LaunchConfig(device=device.type, threads=1).model_dump_json()
+        command = [sys.executable, "-m", "rad_bench.sweep.job", folder, launch]
         with subprocess.Popen(command, env=_environment(), stdout=said, stderr=said) as process:
             log = RunFolder(Path(folder)).log
             while process.poll() is None and not (log.exists() and log.stat().st_size):

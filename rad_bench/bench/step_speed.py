@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from rad_bench.bench.race import Race
-from rad_bench.bench.seeds import BUDGET
 from rad_bench.blocks.contract import perturb
 from rad_bench.config import LaunchConfig, RunConfig
 from rad_bench.data import Episodes
@@ -26,6 +25,7 @@ from rad_bench.model.registry import block_names
 from rad_bench.training.distributed import Group
 from rad_bench.training.loop import Trainer, make_trainer
 
+BUDGET = 70_000  # memory parameters of each model in memory_blocks.yaml
 UNROLLED = ("ttt",)  # by the compiler, a gradient step a frame, for many minutes
 COMPILED_TOLERANCE = 1e-5  # of the loss
 

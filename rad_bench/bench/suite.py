@@ -15,7 +15,6 @@ from rad_bench.bench import (
     rollout_speed,
     scaling,
     scoring_speed,
-    seeds,
     startup,
     step_parts,
     step_speed,
@@ -30,7 +29,7 @@ from rad_bench.training.device import be_deterministic, choose_device
 from rad_bench.training.distributed import Group
 
 KINDS: dict[str, Callable[[torch.device], Iterator[Race]]] = {
-    "blocks": block_speed.races, "rollout": rollout_speed.races, "metrics": scoring_speed.races, "seeds": seeds.races,
+    "blocks": block_speed.races, "rollout": rollout_speed.races, "metrics": scoring_speed.races,
     "startup": startup.races, "step": step_speed.races, "compile": step_speed.compiled_races,
 }  # fmt: skip
 

@@ -99,7 +99,7 @@ def blocks(device: str) -> None:
 @click.argument(
     "kinds",
     nargs=-1,
-    type=click.Choice(["blocks", "rollout", "metrics", "seeds", "startup", "step", "compile", "profile", "scaling"]),
+    type=click.Choice(["blocks", "rollout", "metrics", "startup", "step", "compile", "profile", "scaling"]),
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--seconds", type=click.FloatRange(0.01, 600), default=2.0, show_default=True, help="Of each comparison.")

@@ -12,7 +12,6 @@ from rad_bench.bench import (
     race,
     rollout_speed,
     scoring_speed,
-    seeds,
     startup,
     step_speed,
 )
@@ -24,7 +23,6 @@ from rad_bench.blocks.lstm import LSTM
 from rad_bench.blocks.memory import Path, kernels_are_off
 from rad_bench.cli.main import cli
 from rad_bench.errors import UserError
-from rad_bench.model.registry import block_names
 
 CPU = torch.device("cpu")
 
@@ -83,15 +81,6 @@ def test_kernels_race_against_pytorch_alone(monkeypatch):
     for way, with_kernel in ((found.ours, True), (found.other, False), (found.other, False), (found.ours, True)):
         way()
         assert layer.with_kernel is with_kernel
-
-
-@pytest.mark.parametrize("block", block_names())
-def test_seeds_in_one_pass_have_the_losses_and_gradients_of_seeds_alone(block):
-    solos = [seeds.make_solo(block, seed, CPU) for seed in range(3)]
-    together, alone = seeds.packed(solos)(), seeds.one_by_one(solos)()
-    size = len(alone) // len(solos)
-    assert all(not torch.equal(alone[k], alone[size + k]) for k in range(size))  # a mix-up of seeds would be seen
-    assert race._difference(together, alone) <= 1e-5
 
 
 @pytest.mark.parametrize("block", ["none", "lstm", "attention"])

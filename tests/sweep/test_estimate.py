@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from rad_bench.cli.main import cli
+from rad_bench.data.rooms import Rooms
 from rad_bench.evaluation.evaluate import evaluate
 from rad_bench.run import execute
 from rad_bench.store.run_folder import RunFolder, save_run
@@ -165,9 +166,12 @@ def test_a_model_that_fails_says_so_in_its_row(tmp_path, monkeypatch):
     assert plan._reason(torch.OutOfMemoryError("CUDA out of memory")) == "does not fit into memory"
 
 
-def test_what_is_too_slow_is_timed_in_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(timing, "TOO_LONG", 0.0)
+def test_what_is_too_large_for_a_cpu_is_timed_in_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "LARGEST_CPU", 0.0)
+    drawn, real = [], Rooms.training_batch
+    monkeypatch.setattr(Rooms, "training_batch", lambda *given: drawn.append(given[3]) or real(*given))
     sweep, models = planned(tmp_path)
-    cost = plan.estimate_costs(models, sweep.launch, tmp_path)[0]
-    assert cost.source == "timed; in part: training, evaluation"
+    cost = plan.estimate_costs(models[:1], sweep.launch, tmp_path)[0]
+    assert set(drawn) == {1}  # clips of a step, of two
+    assert cost.source == "timed in part"
     assert cost.step > 0 < cost.evaluation
