@@ -227,16 +227,14 @@ for verb in (data, check, blocks, bench):
 
 
 def _print_models(runs: list[Any], sweep: Any, folder: Path) -> list[Any]:
-    from rad_bench.sweep.plan import disk_line, models_table, plan_sweep
+    from rad_bench.sweep.plan import disk_line, models_table, need_table, need_warnings, plan_sweep
 
     models = plan_sweep(runs, folder)
     print_table(models_table(models), 120)
     click.echo(disk_line(models, sweep.launch.parallel, folder))
-    if not all(model.tells_revisits for model in models):
-        click.echo(
-            "data without poses: no frame is known to be a revisit, so nothing will be said about memory, only about "
-            "all frames"
-        )
+    print_table(need_table(models), 120)
+    for warning in need_warnings(models):
+        click.echo(f"note: {warning}")
     return models
 
 

@@ -8,8 +8,6 @@ seen before, and last seen longer ago than attention reaches. Where no trained f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,21 +16,11 @@ from rad_bench.data import Dataset
 from rad_bench.evaluation.evaluate import held_out, reach
 from rad_bench.evaluation.revisits import classify_task, stretches_out_of_sight
 from rad_bench.evaluation.tasks import make_task
+from rad_bench.store.result import Need
 from rad_bench.training.loop import training_clips
 
 CLIPS = 128  # training clips that are looked at: the first ones, as a run trains on them
 RAYS = 0.1  # share of a trained frame's rays that makes it need a memory
-
-
-@dataclass(frozen=True)
-class Need:
-    """Which of the frames that are trained, or scored, need a memory."""
-
-    frames: int  # looked at
-    share: float  # of them that need a memory
-    gaps: tuple[float, float, float]  # quartiles of the frames that what they show was out of sight; NaN without any
-    episodes: int  # clips or held-out episodes with such frames
-    of: int  # looked at
 
 
 def training_need(run: RunConfig, dataset: Dataset) -> Need:
@@ -41,7 +29,7 @@ def training_need(run: RunConfig, dataset: Dataset) -> Need:
     clips = [training_clips(run, dataset, step, with_surfaces=True) for step in steps]
     stretch_BTR = np.concatenate([stretches_out_of_sight(part, dataset.same_view) for part in clips])
     stretch_BTR = stretch_BTR[:, run.training.loss_from :]
-    beyond = np.isfinite(stretch_BTR) & (stretch_BTR > reach(run))
+    beyond = np.isfinite(stretch_BTR) & (stretch_BTR > run.trunk.reach)
     needs = beyond.sum(-1) >= RAYS * np.maximum((~np.isnan(stretch_BTR)).sum(-1), 1)
     return _need(needs, stretch_BTR[beyond & needs[..., None]])
 
@@ -57,6 +45,19 @@ def evaluation_need(run: RunConfig, dataset: Dataset) -> dict[str, Need]:
     return needs
 
 
+def needs_of(run: RunConfig, dataset: Dataset) -> dict[str, Need]:
+    """Return both, the training's under `training`; empty where the data do not tell what was seen before."""
+    if not dataset.has_poses:
+        held_out(run, dataset)  # raises where they cannot serve the tasks
+        return {}
+    return {"training": training_need(run, dataset), **evaluation_need(run, dataset)}
+
+
 def _need(needs: NDArray[np.bool_], gaps: NDArray[np.float64]) -> Need:
-    low, median, high = map(float, np.quantile(gaps, (0.25, 0.5, 0.75)) if len(gaps) else np.full(3, np.nan))
-    return Need(needs.size, float(needs.mean()), (low, median, high), int(needs.any(1).sum()), len(needs))
+    quartiles = None
+    if len(gaps):
+        low, median, high = map(float, np.quantile(gaps, (0.25, 0.5, 0.75)))
+        quartiles = low, median, high
+    return Need(
+        frames=needs.size, share=float(needs.mean()), gaps=quartiles, episodes=int(needs.any(1).sum()), of=len(needs)
+    )

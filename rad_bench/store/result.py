@@ -85,6 +85,16 @@ class Strips(_Part):
     frames: list[int]
 
 
+class Need(_Part):
+    """Which of the frames that are trained, or scored, need a memory."""
+
+    frames: int  # looked at
+    share: float  # of them that need a memory
+    gaps: tuple[float, float, float] | None  # quartiles of the frames that what they show was out of sight
+    episodes: int  # clips or held-out episodes with such frames
+    of: int  # looked at
+
+
 class Parity(_Part):
     """Which path computed the block, why that one, and its largest error against the reference."""
 
@@ -125,6 +135,7 @@ class Result(_Part):
     strips: dict[str, Strips] = {}  # by task
     probe: dict[str, float] = {}  # R^2 by what is read
     parity: Parity | None = None
+    need: dict[str, Need] = {}  # of the training clips, under `training`, and of each task's generated frames
 
     @property
     def trained_by(self) -> str:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
 from rad_bench.evaluation.strips import shown
-from rad_bench.model.trunk import Trunk
+from rad_bench.model.experiment import Experiment
 from rad_bench.store.result import read_result
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.training.loop import LOG_EVERY
@@ -97,13 +96,14 @@ def wall_seconds(runs: Sequence[float], parallel: int) -> float:
     return max(free)
 
 
-def disk(run: RunConfig, trunk: Trunk, frame_shape: tuple[int, int, int]) -> Disk:
-    """Return what a run of `trunk` leaves on disk, whose videos have that frame shape."""
+def disk(experiment: Experiment) -> Disk:
+    """Return what a run leaves on disk."""
+    run, trunk = experiment.config, experiment.trunk
     state, parameters = trunk.state_dict().values(), list(trunk.parameters())
     weights = sum(tensor.numel() * tensor.element_size() for tensor in state)
     moments = 2 * sum(p.numel() * p.element_size() for p in parameters)  # of AdamW, and a count of steps for each
     stored = 2 * len(state) + 3 * len(parameters)
-    config, (channels, height, width) = run.evaluation, frame_shape
+    config, (channels, height, width) = run.evaluation, experiment.dataset.frame_shape
     F = run.trunk.frames_per_step
     horizons = [config.horizon if name == "continuation" else (config.context - 1) // F * F for name in config.tasks]
     controls = 1 + (run.autoencoder.name != "none")

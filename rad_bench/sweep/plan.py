@@ -16,11 +16,13 @@ from rad_bench.blocks.contract import check_block
 from rad_bench.config import LaunchConfig, RunConfig, SweepConfig
 from rad_bench.data import open_dataset
 from rad_bench.errors import UserError
-from rad_bench.model.budget import ModelPlan, build_trunk, make_trunk
-from rad_bench.model.codec import open_codec
+from rad_bench.evaluation.need import needs_of
+from rad_bench.model.budget import ModelPlan
+from rad_bench.model.experiment import open_experiment
 from rad_bench.model.registry import check_options, find_block, is_built_in
 from rad_bench.run.identity import Machine, training_key
 from rad_bench.run.reuse import find_trained
+from rad_bench.store.result import Need
 from rad_bench.store.run_folder import Run, RunFolder
 from rad_bench.sweep.estimate import Cost, Disk, disk, measured, wall_seconds
 from rad_bench.sweep.grid import launch_of
@@ -30,6 +32,7 @@ from rad_bench.training.distributed import Group
 from rad_bench.units import show_bytes, show_seconds, two_digits
 
 CHECKED_WIDTH = 64  # channels
+FEWEST_EPISODES = 8  # with revisits, that a task needs for its means to say something
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class PlannedModel:
     done: tuple[bool, ...]  # of each run
     plan: ModelPlan
     disk: Disk
-    tells_revisits: bool  # its data know what was seen before
+    need: dict[str, Need]  # of training, and of each task; empty where the data do not tell what was seen before
 
     @property
     def missing(self) -> int:
@@ -55,16 +58,19 @@ def plan_sweep(runs: Sequence[Run], sweep_folder: Path) -> list[PlannedModel]:
         key = run.label + run.config.model_copy(update={"seed": 0}).model_dump_json()
         groups.setdefault(key, []).append(run)
     models = []
+    needs: dict[str, dict[str, Need]] = {}  # one for all memories and seeds that share clips and tasks
     for group in groups.values():
         config = group[0].config
-        dataset = open_dataset(config.data)
-        codec = open_codec(config.autoencoder, dataset.frame_shape)
-        trunk, plan = build_trunk(config, codec.frame_shape, dataset.action_size)
+        experiment = open_experiment(config, torch.device("cpu"))
         if not is_built_in(config.memory):
             _hold_to_contract(config)
         done = tuple(RunFolder(sweep_folder / "runs" / run.name).is_done for run in group)
-        size = disk(config, trunk, dataset.frame_shape)
-        models.append(PlannedModel(group[0].label, tuple(group), done, plan, size, dataset.has_poses))
+        shared = config.model_dump_json(exclude={"memory", "match", "seed", "diffusion"})
+        if shared not in needs:
+            needs[shared] = needs_of(config, experiment.dataset)
+        models.append(
+            PlannedModel(group[0].label, tuple(group), done, experiment.plan, disk(experiment), needs[shared])
+        )
     return models
 
 
@@ -118,6 +124,57 @@ def _off_budget(model: PlannedModel) -> str:
     return "not sized" if asked and model.plan.memory_parameters else ""
 
 
+def need_table(models: Sequence[PlannedModel]) -> Table:
+    """Return which share of the trained and of the scored frames needs a memory."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("frames that need a memory", overflow="fold")
+    for heading in ("share", "frames out of sight:\nquartiles", "clips with\nsuch frames"):
+        table.add_column(heading, justify="right")
+    for labels, need in _distinct_needs(models):
+        for name, of_frames in need.items():
+            gaps = " ".join(f"{gap:.0f}" for gap in of_frames.gaps or ())
+            counts = f"{of_frames.episodes} of {of_frames.of}"
+            table.add_row(f"{name}{labels}", f"{of_frames.share:.1%}", gaps, counts)
+    return table
+
+
+def need_warnings(models: Sequence[PlannedModel]) -> list[str]:
+    """Say where too few frames need a memory for it to be learned or seen."""
+    warnings = []
+    for labels, need in _distinct_needs(models):
+        if not need:
+            warnings.append(
+                f"data without poses{labels}: no frame is known to be a revisit, so nothing will be said about memory, "
+                "only about all frames"
+            )
+        elif not need["training"].share:
+            warnings.append(
+                f"no trained frame needs a memory{labels}: nothing teaches one. Longer clips (training.frames), clips "
+                "that come back (training.return_share), data.stride or a smaller trunk.window change that"
+            )
+        warnings += [
+            f"{task}{labels}: only {scored.episodes} of {scored.of} episodes have revisits, and {FEWEST_EPISODES} are "
+            "wanted; a longer context or horizon, or more episodes, give more"
+            for task, scored in need.items()
+            if task != "training" and scored.episodes < FEWEST_EPISODES
+        ]
+    return warnings
+
+
+def _distinct_needs(models: Sequence[PlannedModel]) -> list[tuple[str, dict[str, Need]]]:
+    """Return the different needs of a sweep's models, with a note of whose each is, if there are several."""
+    groups: list[tuple[list[str], dict[str, Need]]] = []
+    for model in models:
+        labels = next((labels for labels, need in groups if need == model.need), None)
+        if labels is None:
+            groups.append(([model.label], model.need))
+        else:
+            labels.append(model.label)
+    if len(groups) == 1:
+        return [("", groups[0][1])]
+    return [(f" ({labels[0]}{' and others' if labels[1:] else ''})", need) for labels, need in groups]
+
+
 def disk_line(models: Sequence[PlannedModel], parallel: int, sweep_folder: Path) -> str:
     """Say what the missing runs will leave on disk, and what is free there."""
     missing = sum(model.missing for model in models)
@@ -166,10 +223,8 @@ def _trained(model: PlannedModel, folders: Sequence[Path], device: torch.device,
 
 def _probed(model: PlannedModel, device: torch.device, launch: LaunchConfig) -> Cost:
     config = model.runs[0].config
-    dataset = open_dataset(config.data)
-    codec = open_codec(config.autoencoder, dataset.frame_shape)
-    trunk = make_trunk(config, model.plan.options, codec.frame_shape, dataset.action_size)
-    return probe_cost(config, model.plan, trunk, dataset, codec, device, launch)
+    solved = config.memory.model_copy(update={"options": model.plan.options})
+    return probe_cost(open_experiment(config.model_copy(update={"memory": solved}), device), launch)
 
 
 def costs_table(models: Sequence[PlannedModel], costs: Sequence[Cost | Exception], start: float) -> Table:

@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from rad_bench.config import LaunchConfig, RunConfig
-from rad_bench.data import Dataset, Episodes
+from rad_bench.config import LaunchConfig
+from rad_bench.data import Episodes
+from rad_bench.data.encoded import Encoded
 from rad_bench.data.recordings import Recordings
 from rad_bench.evaluation.evaluate import evaluate
 from rad_bench.evaluation.probe import probe
-from rad_bench.model.budget import ModelPlan
 from rad_bench.model.codec import Codec
-from rad_bench.model.trunk import Trunk
+from rad_bench.model.experiment import Experiment
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.sweep.estimate import Cost
 from rad_bench.training.distributed import Group
@@ -40,41 +40,44 @@ class _EnoughError(Exception):
 
 
 class _WithLatents:
-    """A data set whose training clips carry empty latents: runs read theirs from disk, where the first put them."""
+    """A data set whose training clips have empty latents: the first run writes real ones to disk."""
 
     def __init__(self, data: Recordings, codec: Codec) -> None:
-        self.data, self.codec, self.identity = data, codec, data.identity
+        self.data, self.codec = data, codec
 
-    def training_batch(self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None)) -> Episodes:
-        clips = self.data.training_batch(seed, step, batch, frames, rows)
+    def training_batch(
+        self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None), with_surfaces: bool = False
+    ) -> Episodes:
+        clips = self.data.training_batch(seed, step, batch, frames, rows, with_surfaces)
         return replace(clips, latents=torch.zeros(len(clips.frames), frames, *self.codec.frame_shape))
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.data, name)
 
-def probe_cost(
-    run: RunConfig, plan: ModelPlan, trunk: Trunk, dataset: Dataset, codec: Codec, device: torch.device,
-    launch: LaunchConfig,
-) -> Cost:  # fmt: skip
-    """Time a few steps of the run's training and a short evaluation on `device`, and return what they come to.
 
-    `trunk` is moved there and trained. Raises what the run would raise, such as `torch.OutOfMemoryError`.
+def probe_cost(experiment: Experiment, launch: LaunchConfig) -> Cost:
+    """Time a few steps of training and a short evaluation, and return what a whole run comes to.
+
+    The experiment's trunk is trained. Raises what the run would raise, such as `torch.OutOfMemoryError`.
     """
+    run, plan = experiment.config, experiment.plan
     F, C, H = run.trunk.frames_per_step, run.evaluation.context, run.evaluation.horizon
     short, long = F, min(LONG * F, H)
     generated = len(run.evaluation.interventions) * (run.diffusion.sampler_steps + 1) * long
     frames = (3 * run.training.frames, C + H // 2 + generated)  # that a clip, and an episode, take through the trunk
     flops = [count * (plan.memory_flops + plan.trunk_flops) for count in frames]
     clips, episodes = run.training.batch, run.evaluation.episodes
-    if device.type == "cpu":
+    if experiment.device.type == "cpu":
         clips = min(clips, 1 + int(LARGEST_CPU / flops[0]))
         episodes = min(episodes, 2 + int(LARGEST_CPU / flops[1]))  # two can swap memories
 
-    step = _step(run, clips, trunk.to(device), dataset, codec, device, launch) * run.training.batch / clips
+    step = _step(experiment, clips, launch) * run.training.batch / clips
 
     def evaluated(horizon: int) -> float:
         changes = {"tasks": ["continuation"], "episodes": episodes, "context": C + (H - long) // 2 // F * F}
-        shortened = _with(run, "evaluation", **changes, horizon=horizon)
+        shortened = _with(experiment, "evaluation", **changes, horizon=horizon)
         began = time.perf_counter()
-        evaluate(shortened, trunk, dataset, codec, device, lambda done, of: None)
+        evaluate(shortened, lambda done, of: None)
         return (time.perf_counter() - began) * run.evaluation.episodes / episodes
 
     evaluated(short)  # warms up
@@ -84,18 +87,18 @@ def probe_cost(
     horizons = [H if name == "continuation" else (C - 1) // F * F for name in run.evaluation.tasks]
     seconds = sum(reading + horizon * a_frame for horizon in horizons)
     began, probed = time.perf_counter(), min(run.evaluation.probe, PROBED)
-    probe(_with(run, "evaluation", probe=probed), trunk, dataset, codec, device)
+    probe(_with(experiment, "evaluation", probe=probed))
     seconds += (time.perf_counter() - began) * run.evaluation.probe / max(probed, 1)
     whole = (clips, episodes) == (run.training.batch, run.evaluation.episodes)
     return Cost(step, run.training.steps, seconds, "timed" if whole else "timed in part")
 
 
-def _step(
-    run: RunConfig, clips: int, trunk: Trunk, dataset: Dataset, codec: Codec, device: torch.device, launch: LaunchConfig
-) -> float:
+def _step(experiment: Experiment, clips: int, launch: LaunchConfig) -> float:
     """Return the seconds of a training step on so many clips, by one process and without compilation."""
-    data: Any = dataset if codec.lossless or not isinstance(dataset, Recordings) else _WithLatents(dataset, codec)
-    few = _with(run, "training", batch=clips, steps=max(run.training.steps, MOST_STEPS + 1), checkpoint_every=1 << 30)
+    steps, device = max(experiment.config.training.steps, MOST_STEPS + 1), experiment.device
+    few = _with(experiment, "training", batch=clips, steps=steps, checkpoint_every=1 << 30)
+    if isinstance(few.dataset, Encoded):
+        few = replace(few, dataset=_WithLatents(few.dataset.data, few.codec))
     alone = launch.model_copy(update={"compile": False, "accumulate": 1})
     marks: list[float] = []
 
@@ -107,9 +110,10 @@ def _step(
             raise _EnoughError
 
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_EnoughError):
-        train(few, trunk, data, codec, RunFolder(Path(folder)), device, alone, Group(), watch)
+        train(few, RunFolder(Path(folder)), alone, Group(), watch)
     return (marks[-1] - marks[0]) / (len(marks) - 1)
 
 
-def _with(run: RunConfig, section: str, **changes: Any) -> RunConfig:
-    return run.model_copy(update={section: getattr(run, section).model_copy(update=changes)})
+def _with(experiment: Experiment, section: str, **changes: Any) -> Experiment:
+    changed = getattr(experiment.config, section).model_copy(update=changes)
+    return replace(experiment, config=experiment.config.model_copy(update={section: changed}))
