@@ -36,7 +36,7 @@ from rad_bench.model.trunk import Trunk, memory_layers, remember
 
 LARGEST = 1 << 14  # largest value of a size option
 TOLERANCE = 0.02  # relative, of a budget
-SMALL = 1 << 24  # parameters x tokens a frame; below this, arithmetic is faster than the meta device
+SMALL = 1 << 26  # parameters x tokens a frame; below this, arithmetic is faster than a loop of meta-device calls
 ABSURD = 1 << 34  # limit of numbers in one tensor, and of parameters in one block: both are allocated
 
 Module = TypeVar("Module", bound=nn.Module)
