@@ -1,4 +1,4 @@
-"""Episodes in, clips out."""
+"""Open a data set; it returns training clips and held-out episodes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def open_dataset(config: DataConfig) -> Dataset:
 
 
 def open_folder(folder: Path, size: int | None = None) -> Recordings:
-    """Open a folder of recordings of any kind: what it holds says which."""
+    """Open a folder of recordings; its files tell which kind of data it is."""
     from rad_bench.data.packed import Packed, is_packed
 
     if is_packed(folder):
@@ -37,20 +37,20 @@ def open_folder(folder: Path, size: int | None = None) -> Recordings:
     if kind == "minecraft":
         config = MinecraftData(name="minecraft", path=str(folder), size=size)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # who opens a folder asks for `left_out`
+        warnings.simplefilter("ignore")  # the caller reads `left_out`
         data = open_dataset(config)
     assert isinstance(data, Recordings)
     return data
 
 
 def open_source(kind: str, folder: Path) -> Source:
-    """Return the recordings of a kind below a folder, packed or not."""
+    """Return the recordings of this kind below a folder, packed or not. Raises `UserError` for another kind."""
     from rad_bench.data.packed import Packed, is_packed
 
     if is_packed(folder):
         packed = Packed(folder)
         if packed.kind != kind:
-            raise UserError(f"data.path {folder} holds packed {packed.kind}, and data.name is {kind}.")
+            raise UserError(f"data.path {folder} holds packed {packed.kind} data, but data.name is {kind}.")
         return packed
     if kind == "minecraft":
         from rad_bench.data.minecraft import MinecraftFiles

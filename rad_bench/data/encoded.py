@@ -1,4 +1,4 @@
-"""Recordings with their latents: each episode is encoded once, whole, and kept on disk."""
+"""Recordings with their latents: each whole episode is encoded once, and its latents are kept on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rad_bench.store.atomic import write_atomically
 
 
 class Encoder(Protocol):
-    """What turns frames [T, 3, H, W] uint8 into latents [T, C, h, w] float32."""
+    """Encodes frames [T, 3, H, W] uint8 as latents [T, C, h, w] float32."""
 
     identity: str
 
@@ -27,7 +27,7 @@ class Encoder(Protocol):
 
 
 class Encoded:
-    """Implements `Dataset` over recordings; training batches carry latents beside frames."""
+    """Implements `Dataset` over recordings; training batches have latents as well as frames."""
 
     def __init__(self, data: Recordings, encoder: Encoder, device: torch.device) -> None:
         self.data, self.encoder, self.device = data, encoder, device
@@ -38,17 +38,17 @@ class Encoded:
     def training_batch(
         self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None), with_surfaces: bool = False
     ) -> Episodes:
-        """Return what the recordings return, with latents."""
+        """Return the batch of the recordings, with latents."""
         clips = self.data.draw(seed, step, batch, frames)[rows]
         latents = [torch.from_numpy(np.array(self._latents(item)[start : start + frames])) for item, start in clips]
         return replace(self.data.clips(clips, frames, with_surfaces), latents=torch.stack(latents))
 
     def held_out(self, episodes: int, frames: int, context: int) -> Episodes:
-        """Return what the recordings return: evaluation encodes its contexts itself."""
+        """Return the episodes of the recordings, without latents: evaluation encodes its contexts itself."""
         return self.data.held_out(episodes, frames, context)
 
     def probe_clips(self, training: bool, count: int, frames: int) -> Episodes:
-        """Return what the recordings return."""
+        """Return the probe clips of the recordings, without latents."""
         return self.data.probe_clips(training, count, frames)
 
     def _latents(self, item: Item) -> np.ndarray:
@@ -60,6 +60,6 @@ class Encoded:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, lambda file: np.save(file, latents))
             except OSError as error:
-                raise UserError(f"{path.parent}: latents cannot be kept there: {error.strerror}.") from None
+                raise UserError(f"{path.parent}: latents cannot be written there: {error.strerror}.") from None
         latents_on_disk: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return latents_on_disk

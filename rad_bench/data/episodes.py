@@ -1,4 +1,4 @@
-"""What every data set gives: frames, actions, egomotion and poses, and which surface each ray of a view meets.
+"""What every data set returns: frames, actions, egomotion and poses, and the surface that each ray of a view meets.
 
 Letters: B episodes, T frames, C colour channels, H height, W width, A action size, R rays across a view.
 
@@ -17,10 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Hidden:
-    """What an episode's end should let a memory know, for a probe."""
+    """Targets of a linear probe: what a memory should hold at the end of an episode."""
 
     values: Tensor  # [B, Q] float64
-    known: Tensor  # [B, Q] bool: what the frames have shown
+    known: Tensor  # [B, Q] bool: whether the frames have shown it
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,23 @@ class Episodes:
     """B episodes (or clips) of T frames each."""
 
     frames: Tensor  # [B, T, C, H, W] uint8
-    actions: Tensor  # [B, T, A] float32; row t is what led to frame t
+    actions: Tensor  # [B, T, A] float32; row t is the action that led to frame t
     egomotion: Tensor  # [B, T, 3] float32
     poses: Tensor  # [B, T, 3] float64
     surfaces: Tensor  # [B, T, R] int64: identity of the surface each ray meets, -1 for none; R = 0 if unknown
-    names: tuple[str, ...]  # [B] where each comes from
-    latents: Tensor | None = None  # [B, T, c, h, w] float32: the frames as an autoencoder gave them, if it was asked to
-    hidden: dict[str, Hidden] | None = None  # by name; only probe clips have it
-    recordings: tuple[str, ...] | None = None  # [B] what each is a clip of; None where each is a world of its own
+    names: tuple[str, ...]  # [B] origin of each
+    latents: Tensor | None = None  # [B, T, c, h, w] float32: the encoded frames, with an autoencoder
+    hidden: dict[str, Hidden] | None = None  # probe targets by name; only probe clips have them
+    recordings: tuple[str, ...] | None = None  # [B] recording of each; None if each has its own world
 
     def __len__(self) -> int:
         return len(self.names)
 
     def select(self, index: slice) -> Episodes:
-        """Return the episodes under `index`, as views, without what is hidden."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "hidden"}
-        picked: dict[str, Any] = {name: None if part is None else part[index] for name, part in parts.items()}
-        return Episodes(**picked)
+        """Return the episodes under `index`, as views, without `hidden`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "hidden"}
+        selected: dict[str, Any] = {name: None if value is None else value[index] for name, value in values.items()}
+        return Episodes(**selected)
 
 
 class Dataset(Protocol):
@@ -52,8 +52,8 @@ class Dataset(Protocol):
 
     frame_shape: tuple[int, int, int]  # C, H, W
     action_size: int
-    has_poses: bool  # without: no egomotion, so no retrieval, and no telling what was seen before
-    same_view: tuple[float, float] | None  # distance and radians within which poses show one view, where no map tells
+    has_poses: bool  # False: no egomotion, no retrieval task, no revisits
+    same_view: tuple[float, float] | None  # without a map: poses this close show the same view; radians
     identity: str  # hash of everything that decides its content
 
     def training_batch(
@@ -63,11 +63,11 @@ class Dataset(Protocol):
         ...
 
     def held_out(self, episodes: int, frames: int, context: int) -> Episodes:
-        """Return evaluation episodes with `surfaces`, the same for every run; never seen in training."""
+        """Return evaluation episodes with `surfaces`: the same for every run, and never trained on."""
         ...
 
     def probe_clips(self, training: bool, count: int, frames: int) -> Episodes:
-        """Return clips of training or held-out material, with what is `hidden` at their end where that is known."""
+        """Return training or held-out clips, with probe targets (`hidden`) where the data set knows any."""
         ...
 
 
@@ -89,7 +89,7 @@ def egomotion_from_poses(poses: Tensor) -> Tensor:
 def poses_from_egomotion(egomotion: Tensor) -> Tensor:
     """Dead reckoning: [..., T, 3] egomotion -> [..., T, 3] poses relative to the first frame's, heading unwrapped.
 
-    Row 0 of the result is zero: the first frame's own egomotion is how it was reached, which nobody saw.
+    Row 0 of the result is zero: the first frame's egomotion happened before the clip and is ignored.
     """
     motion = egomotion.double().clone()
     motion[..., 0, :] = 0
@@ -101,7 +101,7 @@ def poses_from_egomotion(egomotion: Tensor) -> Tensor:
 
 
 def invert_egomotion(egomotion: Tensor) -> Tensor:
-    """The motion that undoes each given motion, in the body frame it ends in. [..., 3] -> [..., 3]."""
+    """Return the motion that undoes each given motion, in the body frame where that ends. [..., 3] -> [..., 3]."""
     forward, sideways, turn = egomotion.unbind(-1)
     return torch.stack(
         [

@@ -1,7 +1,8 @@
 """Memory Maze episodes (https://github.com/jurgisp/memory-maze) in the official layout: npz files, one an episode.
 
-image [T, side, side, 3] uint8, action [T, 6] one-hot (row t led to frame t), agent_pos [T, 2] in cells, agent_dir
-[T, 2] unit vectors, maze_layout [N, N] or [T, N, N] with 1 = free, indexed [int(y), int(x)]. Other keys are not read.
+image [T, side, side, 3] uint8, action [T, 6] one-hot (row t is the action that led to frame t),
+agent_pos [T, 2] in cells, agent_dir [T, 2] unit vectors, maze_layout [N, N] or [T, N, N] with 1 = free, indexed
+[int(y), int(x)]. Other keys are not read.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rad_bench.data.source import Item, Recording
 
 INSPECTION = "memory_maze 2"
 ACTIONS = 6
-SKIP = 1 << 22  # bytes thrown away at a time on the way to a clip
+SKIP = 1 << 22  # bytes read at a time while skipping to a clip
 KEYS = ("image", "action", "agent_pos", "agent_dir", "maze_layout")
 Header = tuple[tuple[int, ...], np.dtype[Any]]
 
@@ -67,7 +68,7 @@ class MemoryMazeFiles:
 
 
 def _inspect(path: Path, name: str) -> Item:
-    """Check a file without decoding its images; the archive's own checksums stand for its content."""
+    """Check a file without decoding its images; the archive's checksums identify its content."""
     with zipfile.ZipFile(path) as archive:
         missing = [key for key in KEYS if f"{key}.npy" not in archive.namelist()]
         if missing:
@@ -86,7 +87,7 @@ def _read_header(member: IO[bytes]) -> Header:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(member)
     if fortran and len(shape) > 1:
-        raise ValueError("holds an array in Fortran's order")
+        raise ValueError("holds an array in Fortran order")
     return shape, dtype
 
 
@@ -96,7 +97,7 @@ def _header(archive: zipfile.ZipFile, key: str) -> Header:
 
 
 def _rows(path: Path, archive: zipfile.ZipFile, key: str, start: int, stop: int) -> NDArray[Any]:
-    """Read rows start..stop-1 of an array: mapped from the file if it is stored as it is, else unpacked up to there."""
+    """Read rows start..stop-1 of an array: memory-mapped if it is not compressed, else decompressed from its start."""
     info = archive.getinfo(f"{key}.npy")
     with archive.open(info) as member:
         shape, dtype = _read_header(member)
@@ -105,9 +106,8 @@ def _rows(path: Path, archive: zipfile.ZipFile, key: str, start: int, stop: int)
             raise ValueError(f"{key} ends early")
         if info.compress_type == zipfile.ZIP_STORED:
             with path.open("rb") as file:
-                file.seek(
-                    info.header_offset + 26
-                )  # of the member's own header: the lengths of its name and extra field
+                # Bytes 26 to 29 of the member's local header are the lengths of its name and of its extra field.
+                file.seek(info.header_offset + 26)
                 name, extra = np.frombuffer(file.read(4), "<u2")
             offset = info.header_offset + 30 + int(name) + int(extra) + member.tell() + start * row
             return np.array(np.memmap(path, dtype, "r", offset, (stop - start, *shape[1:])))

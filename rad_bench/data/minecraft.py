@@ -1,14 +1,14 @@
-"""Minecraft videos: an mp4 and, beside it, an npz of the same name whose `actions` have a row a frame.
+"""Minecraft videos: an mp4 and, beside it, an npz of the same name with `actions`, one row a frame.
 
-Two published layouts are told apart by the shape of `actions`:
+The shape of `actions` tells the published layouts apart:
 
     [T]      integers 0..3: TECO (Yan et al. 2023, arXiv 2210.02396), 128 x 128, 300 frames; no poses
     [T, 4]   forward, back, jump, turn: VRAG (arXiv 2505.21996), 360 x 640, 1200 frames; no poses
     [T, 8]   the same, then x, y, z and yaw: poses
 
-Row t is what led to frame t. Minecraft's yaw is in degrees, 0 along +z, growing clockwise as seen from above; our x is
-its z, our y is its x, and the heading is -yaw, so that ours is right-handed from above. Height (its y) and pitch are no
-part of a pose: a jump is not undone by walking back.
+Row t is the action that led to frame t. Minecraft's yaw is in degrees, 0 along +z, and grows clockwise as seen from
+above. Our x is its z, our y is its x, and our heading is -yaw, which is right-handed from above. Height (its y) and
+pitch are not part of a pose, because walking back does not undo a jump.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rad_bench.errors import UserError
 INSPECTION = "minecraft 1"
 DISCRETE = 4  # actions of TECO's layout
 KEYS = 4  # forward, back, jump, turn
-SAMPLE = 1 << 16  # bytes at either end of a video that stand for its content
+SAMPLE = 1 << 16  # bytes at both ends of a video that are hashed into its identity
 
 
 class MinecraftFiles:
@@ -77,7 +77,7 @@ def _inspect(path: Path, name: str) -> Item:
             length = stream.frames or sum(1 for _ in container.decode(stream))
             height, width = stream.height, stream.width
     except av.FFmpegError as error:
-        raise ValueError(f"is no readable video ({error.strerror})") from None
+        raise ValueError(f"is not a readable video ({error.strerror})") from None
     if length < 2:
         raise ValueError(f"has {length} frames")
     rows = _actions(path)
@@ -102,10 +102,10 @@ def _actions(video: Path) -> NDArray[Any]:
         rows: NDArray[Any] = archive["actions"]
     discrete = rows.ndim == 1 and rows.dtype.kind in "iu"
     if discrete and len(rows) and not (rows.min() >= 0 and rows.max() < DISCRETE):
-        raise ValueError(f"{path.name}: actions reach from {rows.min()} to {rows.max()}, should be 0..{DISCRETE - 1}")
+        raise ValueError(f"{path.name}: actions range from {rows.min()} to {rows.max()}, should be 0..{DISCRETE - 1}")
     if not discrete and not (rows.ndim == 2 and rows.shape[1] in (KEYS, 2 * KEYS) and rows.dtype.kind in "fiub"):
-        wanted = "whole numbers (T,), or numbers (T, 4) or (T, 8)"
-        raise ValueError(f"{path.name}: actions are {rows.dtype} {rows.shape}, should be {wanted}")
+        expected = "whole numbers (T,), or numbers (T, 4) or (T, 8)"
+        raise ValueError(f"{path.name}: actions are {rows.dtype} {rows.shape}, should be {expected}")
     if not np.isfinite(rows).all():
         raise ValueError(f"{path.name}: actions are not finite")
     return rows
@@ -124,7 +124,7 @@ def _decode(path: Path, start: int, stop: int) -> torch.Tensor:
             stream = container.streams.video[0]
             first, base, rate = stream.start_time or 0, stream.time_base, stream.average_rate
             if base is None or rate is None:
-                raise ValueError("does not say its frame rate")
+                raise ValueError("has no frame rate")
             container.seek(first + int(start / rate / base), stream=stream)
             for frame in container.decode(stream):
                 number = round((frame.pts - first) * base * rate)
@@ -136,7 +136,7 @@ def _decode(path: Path, start: int, stop: int) -> torch.Tensor:
         raise ValueError(f"cannot be decoded ({error.strerror})") from None
     missing = [number for number in range(start, stop) if number not in frames]
     if missing:
-        raise ValueError(f"lacks frame {missing[0]}; is its frame rate constant?")
+        raise ValueError(f"has no frame {missing[0]}; is its frame rate constant?")
     return torch.from_numpy(np.stack([frames[number] for number in range(start, stop)])).permute(0, 3, 1, 2)
 
 

@@ -1,12 +1,12 @@
-"""A data set packed once into plain arrays that are mapped from disk: clips at the speed of reading.
+"""A data set packed into plain arrays, which are memory-mapped: clips load as fast as the disk reads.
 
-    pack.json     what it is: the source's kind, the items in order
-    frames.npy    [total, 3, H, W] uint8, all items end to end, resized
+    pack.json     the kind of the source, and the items in order
+    frames.npy    [total, 3, H, W] uint8, all items concatenated, resized
     actions.npy   [total, A] float32
     poses.npy     [total, 3] float64, where the source has poses
     layouts.npz   one array an item, where the source has layouts
 
-A packed data set has the identity of what it was packed from at that size: the same runs, read faster.
+A packed data set has the identity of its source at that size, so that the runs are the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Packed:
         try:
             index = json.loads((folder / INDEX).read_text())
             if index["format"] != FORMAT:
-                raise ValueError(f"its format is {index['format']}, this version reads {FORMAT}")
+                raise ValueError(f"its format is {index['format']}, but this version reads {FORMAT}")
             self.listing = Listing([Item(**item) for item in index["items"]], [])
             self.kind, self.has_poses = str(index["kind"]), bool(index["has_poses"])
             self.action_size = int(index["action_size"])
@@ -50,16 +50,14 @@ class Packed:
             self._layouts = _load_layouts(folder / "layouts.npz")
             lengths = [item.length for item in self.listing.items]
             if len(self._frames) != sum(lengths) or len(self._actions) != sum(lengths):
-                raise ValueError(f"frames.npy holds {len(self._frames)} frames, {INDEX} tells of {sum(lengths)}")
+                raise ValueError(f"frames.npy holds {len(self._frames)} frames, {INDEX} lists {sum(lengths)}")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"data.path {folder}: not a packed data set that can be read: {error}. Pack it again."
-            ) from None
+            raise UserError(f"data.path {folder}: not a readable packed data set: {error}. Pack it again.") from None
         self._starts = dict(zip((item.name for item in self.listing.items), np.cumsum([0, *lengths]), strict=False))
 
     def read(self, item: Item, start: int, stop: int) -> Recording:
-        begin = int(self._starts[item.name])
-        rows = slice(begin + start, begin + stop)
+        first = int(self._starts[item.name])
+        rows = slice(first + start, first + stop)
         return Recording(
             frames=torch.from_numpy(np.array(self._frames[rows])),
             actions=torch.from_numpy(np.array(self._actions[rows])),
@@ -87,28 +85,28 @@ def _load_layouts(path: Path) -> dict[str, NDArray[np.bool_]]:
 
 def is_packed(folder: Path) -> bool:
     """Return whether a folder holds a packed data set."""
-    return os.path.isfile(folder / INDEX)  # False, too, where the folder's name is none or it is closed to us
+    return os.path.isfile(folder / INDEX)  # also False for an invalid name, or without permission
 
 
 def pack(data: Recordings, out: Path, report: Callable[[int, int], None]) -> None:
-    """Write a data set's items into `out`, which must not exist; `report(done, of)` is called as they are written.
+    """Write a data set's items into `out`, which must not exist; `report(done, of)` is called after each item.
 
-    The folder appears whole or not at all. Raises `UserError` if it cannot be written.
+    The folder is written completely or not at all. Raises `UserError` if it cannot be written.
     """
     if out.exists():
-        raise UserError(f"{out}: exists already; pack into a new folder, or remove it first.")
-    work = out.with_name(f".{out.name}.tmp")
+        raise UserError(f"{out}: exists already. Pack into a new folder, or remove this one first.")
+    temporary = out.with_name(f".{out.name}.tmp")
     items = sorted([*data.training, *data.held_out_items], key=lambda item: item.name)
     try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        _write(data, items, work, report)
-        work.rename(out)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write(data, items, temporary, report)
+        temporary.rename(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}. Nothing was kept.") from None
     finally:
         with contextlib.suppress(OSError):
-            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(data: Recordings, items: list[Item], folder: Path, report: Callable[[int, int], None]) -> None:
@@ -116,11 +114,12 @@ def _write(data: Recordings, items: list[Item], folder: Path, report: Callable[[
     layouts: dict[str, NDArray[np.bool_]] = {}
     with contextlib.ExitStack() as files:
 
-        def begin(name: str, shape: tuple[int, ...], dtype: type) -> IO[bytes]:
-            return files.enter_context(_begin(folder / f"{name}.npy", (total, *shape), np.dtype(dtype)))
+        def open_array(name: str, shape: tuple[int, ...], dtype: type) -> IO[bytes]:
+            return files.enter_context(_open_array(folder / f"{name}.npy", (total, *shape), np.dtype(dtype)))
 
-        frames, actions = begin("frames", data.frame_shape, np.uint8), begin("actions", (data.action_size,), np.float32)
-        poses = begin("poses", (3,), np.float64) if data.has_poses else None
+        frames = open_array("frames", data.frame_shape, np.uint8)
+        actions = open_array("actions", (data.action_size,), np.float32)
+        poses = open_array("poses", (3,), np.float64) if data.has_poses else None
         for done, item in enumerate(items, 1):
             recording = data.clip(item, 0, item.length)
             frames.write(recording.frames.contiguous().numpy().tobytes())
@@ -133,13 +132,16 @@ def _write(data: Recordings, items: list[Item], folder: Path, report: Callable[[
     if layouts:
         np.savez(folder / "layouts.npz", **layouts)  # type: ignore[arg-type]
     height, width = data.frame_shape[1:]
-    listed = [{**asdict(item), "height": height, "width": width} for item in items]
+    sized_items = [{**asdict(item), "height": height, "width": width} for item in items]
     index = {"format": FORMAT, "kind": data.source.kind, "action_size": data.action_size, "has_poses": data.has_poses}
-    (folder / INDEX).write_text(json.dumps({**index, "items": listed}, indent=1))
+    (folder / INDEX).write_text(json.dumps({**index, "items": sized_items}, indent=1))
 
 
-def _begin(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> IO[bytes]:
-    """Open an npy file behind its header. It is filled by plain writes: on a full disk a map would be a signal."""
+def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> IO[bytes]:
+    """Open an npy file and write its header; the data follow by plain writes.
+
+    On a full disk a write raises `OSError`, but a memory map would kill the process.
+    """
     file = path.open("wb")
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)

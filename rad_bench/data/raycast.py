@@ -1,4 +1,4 @@
-"""Where the rays of a view end: in a square room, on a cylinder, on a grid of walls. Plain vectorised geometry.
+"""Ray casting in a square room, at a cylinder, and in a grid of walls. Plain vectorised geometry.
 
 Rays start at (x, y) and run along unit vectors (dx, dy); all arguments broadcast against each other. World axes: x to
 the right, y up, angles counter-clockwise. Distances are in the world's unit of length.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.int64]
 
-TINY = 1e-12  # stands in for a component of exactly 0, so that a parallel wall is met very far away
+TINY = 1e-12  # replaces a component of exactly 0, so that a parallel wall is very far away
 
 
 def bearings(columns: int, fov: float) -> FloatArray:
@@ -28,7 +28,7 @@ def meet_square(
 ) -> tuple[FloatArray, IntArray, FloatArray]:
     """Cast rays from inside the room [-1, 1] x [-1, 1].
 
-    Returns the distance, the wall (0 at +x, 1 at +y, 2 at -x, 3 at -y) and the place along it in [0, 1).
+    Returns the distance, the wall (0 at +x, 1 at +y, 2 at -x, 3 at -y) and the position along it in [0, 1).
     """
     to_x = (np.copysign(1, dx) - x) / np.where(dx == 0, TINY, dx)
     to_y = (np.copysign(1, dy) - y) / np.where(dy == 0, TINY, dy)
@@ -51,24 +51,24 @@ def meet_circle(x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray, ra
 def meet_grid(
     free: NDArray[np.bool_], x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray
 ) -> tuple[FloatArray, IntArray, IntArray, FloatArray]:
-    """Cast rays through a grid of square cells of side 1, `free[int(y), int(x)]`; outside the grid all is wall.
+    """Cast rays through a grid of square cells of side 1, `free[int(y), int(x)]`; outside the grid everything is wall.
 
     Returns the distance, the number of the wall cell met (row by row in a grid with a border of one cell; -1 where
-    the ray starts in a wall), the face of that cell (0 at -x, 1 at -y, 2 at +x, 3 at +y) and the place along that
-    face in [0, 1). Amanatides and Woo's traversal: all rays go from cell border to cell border in step.
+    the ray starts in a wall), the face of that cell (0 at -x, 1 at -y, 2 at +x, 3 at +y) and the position along that
+    face in [0, 1). This is Amanatides and Woo's traversal, in which all rays move from border to border together.
     """
     x, y, dx, dy = (np.asarray(a, float) for a in np.broadcast_arrays(x, y, dx, dy))
     open_ = np.pad(free, 1)
     height, width = open_.shape
     column = np.clip(np.floor(x).astype(np.int64) + 1, 0, width - 1)
     row = np.clip(np.floor(y).astype(np.int64) + 1, 0, height - 1)
-    blind = ~open_[row, column]
+    in_wall = ~open_[row, column]
     step_x, step_y = np.where(dx > 0, 1, -1), np.where(dy > 0, 1, -1)
     per_x, per_y = 1 / np.maximum(np.abs(dx), TINY), 1 / np.maximum(np.abs(dy), TINY)
     to_x = np.where(dx > 0, column - x, x - column + 1) * per_x  # the column's borders are at column - 1 and column
     to_y = np.where(dy > 0, row - y, y - row + 1) * per_y
     distance, sideways = np.zeros_like(x), np.zeros(x.shape, bool)
-    moving = ~blind
+    moving = ~in_wall
     while moving.any():
         cross_x = to_x < to_y
         distance = np.where(moving, np.where(cross_x, to_x, to_y), distance)
@@ -79,5 +79,5 @@ def meet_grid(
         moving &= open_[row, column]
     face = np.where(sideways, np.where(dx > 0, 0, 2), np.where(dy > 0, 1, 3))
     across = np.where(sideways, y + distance * dy, x + distance * dx)
-    cell = np.where(blind, -1, row * width + column)
+    cell = np.where(in_wall, -1, row * width + column)
     return distance, cell, face, across - np.floor(across)

@@ -1,10 +1,10 @@
 """The embedded world: square rooms with coloured walls and a pillar, drawn on demand. No download, no files.
 
 Every episode is a new room, [-1, 1] in x and y, whose wall panels and pillar have random colours. In `rotation` the
-agent turns on the spot, one heading a frame; in `walking` it turns or takes a step. An episode opens with a look
-around, a full turn or (two in five) half of one, and goes on in sweeps, so that views return after a while.
-Held-out episodes linger in one direction for stretches of all lengths, which spreads the gaps over the horizon;
-training clips do so for up to `linger` frames.
+agent turns on the spot, one heading a frame; in `walking` it turns or takes a step. An episode starts with a look
+around: a full turn or, in 40 % of episodes, half a turn. Then the agent sweeps left and right, so that views return.
+In held-out episodes it also lingers around one direction, for a few frames or many, so that gaps are spread over the
+horizon. In training clips it lingers for up to `linger` frames.
 
 Letters: B episodes, T frames, R rays (columns of a frame), S sub-columns that are averaged into one.
 """
@@ -23,27 +23,27 @@ from rad_bench.config import RoomsData
 from rad_bench.data.episodes import Episodes, Hidden, egomotion_from_poses
 from rad_bench.data.raycast import FloatArray, IntArray, bearings, meet_circle, meet_square
 
-VERSION = 2  # of what is drawn and where the agent goes; part of the data's identity
+VERSION = 2  # of the drawing and the paths; part of the data's identity
 NONE, LEFT, RIGHT, FORWARD = range(4)  # the actions
-HALF_TURN_SHARE = 0.4  # of the episodes, whose look around leaves half of the room unseen
-STEP, STEP_SHARE = 0.15, 0.4  # of `walking`: length of a step, and share of frames that are one
+HALF_TURN_SHARE = 0.4  # of episodes, in which half of the room remains unseen
+STEP, STEP_SHARE = 0.15, 0.4  # in `walking`: length of a step, and share of frames with a step
 START = 0.3  # the agent starts within this of the room's centre, in x and in y
-PILLAR_RADIUS, PILLAR_RING = 0.15, (0.7, 0.8)  # the latter: its distance from the room's centre
-MARGIN = 0.2  # kept between the walking agent and walls or pillar
+PILLAR_RADIUS, PILLAR_RING = 0.15, (0.7, 0.8)  # radius, and range of its distance from the room's centre
+MARGIN = 0.2  # smallest distance of the walking agent from walls and pillar
 EYE = 0.5  # height of the eye; walls are twice as high
 BASEBOARD, BASEBOARD_SHADE = 0.2, 0.45  # share of a wall's height, and how much darker it is
-WALL_SHADE = (1.0, 0.88, 1.0, 0.88)  # neighbouring walls differ even where their colours agree
+WALL_SHADE = (1.0, 0.88, 1.0, 0.88)  # so that neighbouring walls of the same colour differ
 SKY, FLOOR = (128, 179, 230), (102, 89, 77)
-SUBCOLUMNS = 2  # rays averaged into each column, against jagged edges
-TRAINING, HELD_OUT, PROBE = 1, 2, 3  # first word of every random key: the two kinds never share a stream
+SUBCOLUMNS = 2  # rays averaged into each column, for antialiasing
+TRAINING, HELD_OUT, PROBE = 1, 2, 3  # first word of every random key, so that they never share a stream
 
 
 @dataclass(frozen=True)
 class _Layout:
     """B rooms."""
 
-    colours: FloatArray  # [B, 4 * panels + 1, 3] in 0..255, the pillar's last
-    pillar: FloatArray  # [B, 2] its centre
+    colours: FloatArray  # [B, 4 * panels + 1, 3] in 0..255; the last is the pillar's
+    pillar: FloatArray  # [B, 2] centre
 
 
 class Rooms:
@@ -71,22 +71,22 @@ class Rooms:
         return self._episodes(layout, actions[rows], poses[rows], names[rows], surfaces)
 
     def held_out(self, episodes: int, frames: int, context: int) -> Episodes:
-        """Return the first `episodes` of an endless list, with surfaces.
+        """Return the first episodes of an endless sequence, with surfaces.
 
-        Episode e depends on e and the two lengths alone, so that asking for more episodes changes none.
+        Episode e depends only on e and the two lengths, so it stays the same when more episodes are requested.
         """
         drawn = []
         for e in range(episodes):
             rng, layout = self._held_out_layout(e, frames, context)
             actions, poses = self._move(rng, self._held_out_turns(rng, frames, context)[None], layout)
             drawn.append((layout.colours, layout.pillar, actions, poses))
-        colours, pillar, actions, poses = (np.concatenate(part) for part in zip(*drawn, strict=True))
+        colours, pillar, actions, poses = (np.concatenate(arrays) for arrays in zip(*drawn, strict=True))
         layout = _Layout(colours, pillar)
         names = tuple(f"rooms/held-out/{e}" for e in range(episodes))
         return self._episodes(layout, actions, poses, names, surfaces=self._surfaces(layout, poses))
 
     def room(self, episode: int, frames: int, context: int) -> Room:
-        """Return the room of one of `held_out`'s episodes, to be walked at will."""
+        """Return the room of an episode of `held_out`, in which the caller can walk freely."""
         return Room(self, self._held_out_layout(episode, frames, context)[1])
 
     def _held_out_layout(self, episode: int, frames: int, context: int) -> tuple[np.random.Generator, _Layout]:
@@ -94,20 +94,20 @@ class Rooms:
         return rng, self._layouts(rng, 1)
 
     def probe_clips(self, training: bool, count: int, frames: int) -> Episodes:
-        """Return clips whose hidden part is the colour that each heading shows from where the clip began.
+        """Return clips with probe targets: the wall colour that each heading shows from the clip's first position.
 
-        Headings count from the first frame's. A heading is known if the agent looked that way.
+        Headings are relative to the first frame's. A heading is known if the agent looked in that direction.
         """
         rng = np.random.default_rng([PROBE, training, count, frames])
         layout = self._layouts(rng, count)
         turns = np.stack([self._training_turns(rng, frames) for _ in range(count)])
         actions, poses = self._move(rng, turns, layout)
-        turn = 2 * math.pi / self.config.headings
+        angle = 2 * math.pi / self.config.headings
         start = np.repeat(poses[:, :1], self.config.headings, 1)
-        start[..., 2] += turn * np.arange(self.config.headings)
+        start[..., 2] += angle * np.arange(self.config.headings)
         _, wall, along = self._cast(layout, start, np.zeros(1))
         colour = np.take_along_axis(layout.colours, self._panel(wall, along)[..., 0][..., None], 1) / 255
-        looked = np.round((poses[..., 2] - poses[:, :1, 2]) / turn).astype(np.int64) % self.config.headings
+        looked = np.round((poses[..., 2] - poses[:, :1, 2]) / angle).astype(np.int64) % self.config.headings
         known = (looked[:, :, None] == np.arange(self.config.headings)).any(1)
         hidden = Hidden(torch.from_numpy(colour.reshape(count, -1)).double(), torch.from_numpy(np.repeat(known, 3, 1)))
         clips = self._episodes(layout, actions, poses, tuple(f"rooms/probe/{training}/{b}" for b in range(count)))
@@ -121,19 +121,19 @@ class Rooms:
         names: tuple[str, ...],
         surfaces: IntArray | None = None,
     ) -> Episodes:
-        taken = np.eye(self.action_size, dtype=np.float32)[actions]
-        taken[:, 0] = 0  # nothing led to the first frame
+        one_hot = np.eye(self.action_size, dtype=np.float32)[actions]
+        one_hot[:, 0] = 0  # no action led to the first frame
         pose = torch.from_numpy(poses)
         return Episodes(
             frames=torch.from_numpy(self._draw(layout, poses)),
-            actions=torch.from_numpy(taken),
+            actions=torch.from_numpy(one_hot),
             egomotion=egomotion_from_poses(pose).float(),
             poses=pose,
             surfaces=torch.zeros(*actions.shape, 0).long() if surfaces is None else torch.from_numpy(surfaces),
             names=names,
         )
 
-    # -- rooms and ways through them -----------------------------------------------------------------------------
+    # -- rooms and paths -------------------------------------------------------------------------------------------
 
     def _layouts(self, rng: np.random.Generator, count: int) -> _Layout:
         surfaces = 4 * self.config.panels + 1
@@ -148,8 +148,8 @@ class Rooms:
         )
 
     def _look_around(self, rng: np.random.Generator) -> list[int]:
-        way, headings = int(rng.choice((-1, 1))), self.config.headings
-        return [way] * (headings // 2 if rng.random() < HALF_TURN_SHARE else headings)
+        direction, headings = int(rng.choice((-1, 1))), self.config.headings
+        return [direction] * (headings // 2 if rng.random() < HALF_TURN_SHARE else headings)
 
     def _training_turns(self, rng: np.random.Generator, frames: int) -> IntArray:
         """Return the turn that leads to each frame: -1, 0 or 1 headings; 0 for the first."""
@@ -161,7 +161,7 @@ class Rooms:
         return np.array(turns[:frames])
 
     def _held_out_turns(self, rng: np.random.Generator, frames: int, context: int) -> IntArray:
-        """The same, but the context shows no more than the look around, and what follows lingers now and then."""
+        """Return turns whose context shows no more than the look around; after the context, the agent also lingers."""
         headings = self.config.headings
         turns = [0, *self._look_around(rng)]
         shown = range(min(np.cumsum(turns)), max(np.cumsum(turns)) + 1)
@@ -176,7 +176,7 @@ class Rooms:
         return np.array(turns[:frames])
 
     def _move(self, rng: np.random.Generator, turns: IntArray, layout: _Layout) -> tuple[IntArray, FloatArray]:
-        """Follow the turns [B, T]; `walking` puts steps between them. Returns actions [B, T] and poses [B, T, 3]."""
+        """Follow the turns [B, T]; `walking` inserts steps. Returns actions [B, T] and poses [B, T, 3]."""
         count, frames = len(turns), turns.shape[1]
         turn = 2 * math.pi / self.config.headings
         place: FloatArray = rng.uniform(-START, START, (count, 2))
@@ -185,16 +185,17 @@ class Rooms:
             places = np.broadcast_to(place[:, None], (count, frames, 2))
             angles = (heading[:, None] + turns.cumsum(1)) * turn
             return np.choose(turns + 1, (RIGHT, NONE, LEFT)), np.concatenate([places, angles[..., None]], -1)
-        wish = rng.random((count, frames)) < STEP_SHARE
-        wish[:, : self.config.headings // 2 + 1] = False  # the look around begins on the spot
+        wants_step = rng.random((count, frames)) < STEP_SHARE
+        wants_step[:, : self.config.headings // 2 + 1] = False  # the look around starts on the spot
         actions, poses = np.zeros((count, frames), np.int64), np.zeros((count, frames, 3))
-        done = np.zeros(count, np.int64)  # turns taken so far; a step puts the next one off
+        turns_taken = np.zeros(count, np.int64)  # a step delays the next turn
         for t in range(frames):
             ahead = _ahead(place, heading * turn)
-            step = wish[:, t] & self._is_free(ahead, layout)
-            way = np.where(step, 0, turns[np.arange(count), done])
-            place, heading, done = np.where(step[:, None], ahead, place), heading + way, done + ~step
-            actions[:, t] = np.where(step, FORWARD, np.choose(way + 1, (RIGHT, NONE, LEFT)))
+            step = wants_step[:, t] & self._is_free(ahead, layout)
+            direction = np.where(step, 0, turns[np.arange(count), turns_taken])
+            place, heading = np.where(step[:, None], ahead, place), heading + direction
+            turns_taken = turns_taken + ~step
+            actions[:, t] = np.where(step, FORWARD, np.choose(direction + 1, (RIGHT, NONE, LEFT)))
             poses[:, t, :2], poses[:, t, 2] = place, heading * turn
         return actions, poses
 
@@ -204,10 +205,10 @@ class Rooms:
             free &= np.linalg.norm(place - layout.pillar, axis=-1) >= PILLAR_RADIUS + MARGIN
         return free
 
-    # -- what is seen --------------------------------------------------------------------------------------------
+    # -- drawing ---------------------------------------------------------------------------------------------------
 
     def _cast(self, layout: _Layout, poses: FloatArray, bearing: FloatArray) -> tuple[FloatArray, IntArray, FloatArray]:
-        """Cast rays at the eye's height. Returns distance, wall (4: the pillar) and place along it, all [B, T, R]."""
+        """Cast rays at eye height. Returns distance, wall (4: the pillar) and position along it, all [B, T, R]."""
         poses = poses.astype(np.float32)[..., None]
         x, y, angle = poses[:, :, 0], poses[:, :, 1], poses[:, :, 2] + bearing.astype(np.float32)
         dx, dy = np.cos(angle), np.sin(angle)
@@ -223,20 +224,20 @@ class Rooms:
     def _surfaces(self, layout: _Layout, poses: FloatArray) -> IntArray:
         """Return which panel, or the pillar, each column meets at the horizon. [B, T, size]
 
-        Who has seen a part of a panel knows the colour of all of it.
+        A panel is one surface, because each part of it shows the colour of the whole.
         """
         _, wall, along = self._cast(layout, poses, bearings(self.config.size, self.config.fov))
         return self._panel(wall, along)
 
     def _panel(self, wall: IntArray, along: FloatArray) -> IntArray:
-        """Return the number of what shows one colour: a panel of a wall, or, the last, the pillar."""
+        """Return the number of the wall panel, an area of one colour; the last number is the pillar's."""
         panel: IntArray = wall * self.config.panels + (along * self.config.panels).astype(np.int64)
         return panel
 
     def _draw(self, layout: _Layout, poses: FloatArray) -> NDArray[np.uint8]:
-        """Return frames [B, T, 3, size, size]. Edges are antialiased: a pixel mixes what covers it.
+        """Return frames [B, T, 3, size, size]. Edges are antialiased: a pixel mixes the colours that cover it.
 
-        The columns of all frames stand side by side (N = B * T * size of them), which numpy likes best.
+        The columns of all frames lie along one axis of N = B * T * size, which is fastest in numpy.
         """
         size = self.config.size
         spread = math.tan(math.radians(self.config.fov) / 2)
@@ -265,13 +266,13 @@ class Rooms:
 
 
 class Room:
-    """One room: what an action leads to, what is seen from any pose, and how it looks from above."""
+    """One room: moves a pose by an action, draws the view from a pose, and returns the floor plan."""
 
     def __init__(self, rooms: Rooms, layout: _Layout) -> None:
         self._rooms, self._layout = rooms, layout
 
     def step(self, pose_3: FloatArray, action: int) -> FloatArray | None:
-        """Return the pose that an action leads to, to the bit as episodes have it; None where something is ahead."""
+        """Return the pose after an action, bit for bit as in episodes; None if a wall or the pillar blocks it."""
         turn = 2 * math.pi / self._rooms.config.headings
         place, heading = pose_3[None, :2], round(float(pose_3[2]) / turn)
         if action == FORWARD:
@@ -282,11 +283,11 @@ class Room:
         return np.array([*place[0], heading * turn])
 
     def look(self, poses_T3: FloatArray) -> NDArray[np.uint8]:
-        """Return what is seen, [T, 3, size, size]. Poses must lie within the room."""
+        """Return the views from poses within the room, [T, 3, size, size]."""
         return self._rooms._draw(self._layout, poses_T3[None])[0]
 
     def surfaces(self, poses_T3: FloatArray) -> IntArray:
-        """Return which surface each column meets, [T, size], as episodes have it."""
+        """Return which surface each column meets, [T, size], as in episodes."""
         return self._rooms._surfaces(self._layout, poses_T3[None])[0]
 
     def contains(self, pose_3: FloatArray) -> bool:
@@ -296,7 +297,7 @@ class Room:
         return not (outside or (self._rooms.config.pillar and inside_pillar))
 
     def plan(self) -> list[tuple[FloatArray, list[int]]]:
-        """Return what stands in the room, as outlines [P, 2] with their colours: panels of walls, and the pillar."""
+        """Return the outlines [P, 2] of wall panels and pillar from above, with their colours."""
         panels, colours = self._rooms.config.panels, self._layout.colours[0].astype(int).tolist()
         corners = {0: ((1, -1), (1, 1)), 1: ((-1, 1), (1, 1)), 2: ((-1, -1), (-1, 1)), 3: ((-1, -1), (1, -1))}
         shapes: list[tuple[FloatArray, list[int]]] = []
@@ -320,6 +321,6 @@ def _sweep(rng: np.random.Generator, shortest: int, longest: int) -> list[int]:
 
 
 def _linger(rng: np.random.Generator, frames: int) -> list[int]:
-    """Look to and fro over three neighbouring headings."""
-    way = int(rng.choice((-1, 1)))
-    return [way if t % 4 in (0, 1) else -way for t in range(frames)]
+    """Return turns back and forth over three neighbouring headings."""
+    direction = int(rng.choice((-1, 1)))
+    return [direction if t % 4 in (0, 1) else -direction for t in range(frames)]

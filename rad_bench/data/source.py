@@ -1,4 +1,4 @@
-"""What a format of recorded episodes has to offer: its items, and frames of them."""
+"""What each format of recorded episodes provides: a list of items, and their frames."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Item:
     length: int  # frames
     height: int  # pixels
     width: int
-    content: str  # stands for the content in the data's identity
-    variant: str = ""  # of the format; a data set has one
+    content: str  # hash or checksums of the content; part of the data's identity
+    variant: str = ""  # of the format; all items of a data set have the same
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Recording:
     """T frames of an item."""
 
     frames: Tensor  # [T, 3, H, W] uint8
-    actions: Tensor  # [T, A] float32; row t is what led to frame t
+    actions: Tensor  # [T, A] float32; row t is the action that led to frame t
     poses: Tensor | None  # [T, 3] float64
     layout: NDArray[np.bool_] | None = None  # [N, N], true where free, in the poses' coordinates
 
-    def part(self, start: int, stop: int) -> Recording:
+    def slice(self, start: int, stop: int) -> Recording:
         """Return frames start..stop-1, as views."""
         poses = None if self.poses is None else self.poses[start:stop]
         return Recording(self.frames[start:stop], self.actions[start:stop], poses, self.layout)
@@ -43,7 +43,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder holds: good items by name, and why the others are left out."""
+    """The good items of a folder, sorted by name, and the files that are left out, with reasons."""
 
     items: list[Item]
     left_out: list[str]
@@ -52,19 +52,19 @@ class Listing:
 class Source(Protocol):
     """A format of recordings in files below a folder."""
 
-    kind: str  # the data's name in a config
+    kind: str  # `data.name` in a config
     action_size: int
     has_poses: bool
     listing: Listing
 
     def read(self, item: Item, start: int, stop: int) -> Recording:
-        """Return frames start..stop-1 of an item at their own size. Raises one of `UNREADABLE`."""
+        """Return frames start..stop-1 of an item at their recorded size. Raises one of `UNREADABLE`."""
         ...
 
     def surfaces(self, recording: Recording) -> NDArray[np.int64]:
-        """Return which surface each ray of each view meets, [T, R]; R = 0 where the world's layout is unknown."""
+        """Return which surface each ray of each view meets, [T, R]; R = 0 without a map of the world."""
         ...
 
     def surroundings(self, recording: Recording) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
-        """Return which places around the last pose are free, and which any view has shown, [P] each; None: no map."""
+        """Return which points around the last pose are free and which a view has shown, both [P]; None: no map."""
         ...

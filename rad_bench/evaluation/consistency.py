@@ -1,18 +1,18 @@
-"""Does a rollout agree with itself when it comes back? (After the normalised memory revisit of R2M-Bench.)
+"""Is a rollout consistent with itself when a view returns? (After the normalised memory revisit of R2M-Bench.)
 
-A generated frame and an earlier one of its rollout are a *revisit pair* if they show the same view, and the view was
-out of sight for more than attention's reach in between. The earlier one is of the last visit before the latest such
-stretch, and of that visit the frame whose view overlaps most. The similarity of these pairs is compared with that of
-pairs as far apart whose views differ, and with neighbouring frames that show the same view:
+Two frames of a rollout are a *revisit pair* if they show the same view, and the view was out of sight in between for
+longer than attention reaches. The earlier frame is taken from the last visit before the latest such interval; it is the
+frame of that visit with the largest overlap. The similarity of revisit pairs is compared with that of pairs of
+different views that are as many frames apart, and with that of neighbouring frames of the same view:
 
     nmr = (revisit - other) / (neighbour - other)        0: no memory; 1: as consistent as neighbours
 
-Truth does not enter, so novel views count too; and standing still earns nothing, for then nothing is out of sight.
-Where a camera never shows a view twice in a row, there is nothing to be as consistent as, and no score.
+The truth is not used, so novel views count too. Standing still does not count, because no view is out of sight. If no
+two neighbouring frames show the same view, there is no score.
 
-Views are the same if at least 90 % of the rays of either meet surfaces that the other shows, and different (the one is
-out of the other's sight) up to 10 %. Without a map poses stand in: the same within data.same_place and
-data.same_heading, different from three times as far on. Similarity is SSIM.
+Two views are the same if at least 90 % of the rays of each meet surfaces that the other shows. They are different, or
+out of each other's sight, if it is at most 10 %. Without a map, poses decide: views are the same within data.same_place
+and data.same_heading, and different at three times that. Similarity is SSIM.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from rad_bench.evaluation.revisits import SEEN, pose_difference
 from rad_bench.evaluation.tasks import Task
 
 DIFFERENT = 0.1
-APART = 3.0  # times as far as poses that just show the same view: different
-OTHERS = 4  # pairs of different views that a revisit pair is compared with
+APART = 3.0  # views are different at this many times the distance of the same view
+OTHERS = 4  # pairs of different views for each revisit pair
 
 
 def self_similarity(
@@ -36,26 +36,27 @@ def self_similarity(
 ) -> dict[str, NDArray[np.float64]]:
     """Return `self_revisit`, `self_other`, `self_neighbour` of each generated frame, [B, H], NaN where undefined.
 
-    `frames` are the generated ones, uint8 [B, H, 3, h, w]. The first two are defined for the later frame of a revisit
-    pair that has pairs of different views to be compared with, the third where the frame before shows the same view.
+    `frames` are the generated frames, uint8 [B, H, 3, h, w]. The first two are defined for the later frame of a revisit
+    pair, if there are pairs of different views to compare it with. The third is defined if the previous frame shows the
+    same view.
     """
     overlap_BHH = view_overlap(task, same_view)
     B, H = frames.shape[:2]
     revisits, others = _pairs(overlap_BHH, reach)
-    found = {name: np.full((B, H), np.nan) for name in ("self_revisit", "self_other", "self_neighbour")}
+    scores = {name: np.full((B, H), np.nan) for name in ("self_revisit", "self_other", "self_neighbour")}
     if revisits:
-        b, i, j = (np.array(part) for part in zip(*revisits, strict=True))
-        found["self_revisit"][b, j] = _similarity(frames, b, i, j)
-        pair, b_other, i, j_other = (np.array(part) for part in zip(*others, strict=True))
-        similar = _similarity(frames, b_other, i, j_other)
-        found["self_other"][b, j] = np.bincount(pair, similar) / np.bincount(pair)
+        b, i, j = (np.array(indices) for indices in zip(*revisits, strict=True))
+        scores["self_revisit"][b, j] = _similarity(frames, b, i, j)
+        pair, b_other, i, j_other = (np.array(indices) for indices in zip(*others, strict=True))
+        similarity = _similarity(frames, b_other, i, j_other)
+        scores["self_other"][b, j] = np.bincount(pair, similarity) / np.bincount(pair)
     b, i = np.nonzero(np.diagonal(overlap_BHH, 1, axis1=1, axis2=2) >= SEEN)
-    found["self_neighbour"][b, i + 1] = _similarity(frames, b, i, i + 1)
-    return found
+    scores["self_neighbour"][b, i + 1] = _similarity(frames, b, i, i + 1)
+    return scores
 
 
 def view_overlap(task: Task, same_view: tuple[float, float] | None) -> NDArray[np.float64]:
-    """Return how much of each generated view every other one shows, the lesser of both ways, [B, H, H]."""
+    """Return the overlap of generated views, [B, H, H]: the share of each that the other shows, whichever is less."""
     C = task.context
     if not task.surfaces.shape[-1]:
         if same_view is None:
@@ -77,7 +78,7 @@ def view_overlap(task: Task, same_view: tuple[float, float] | None) -> NDArray[n
 def _pairs(
     overlap_BHH: NDArray[np.float64], reach: int
 ) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int, int]]]:
-    """Return revisit pairs (b, i, j), and pairs of different views (number of the revisit pair, b, i, j)."""
+    """Return revisit pairs (b, i, j), and their pairs of different views (number of the revisit pair, b, i, j)."""
     revisits: list[tuple[int, int, int]] = []
     others: list[tuple[int, int, int, int]] = []
     for b, overlap_HH in enumerate(overlap_BHH):
@@ -95,17 +96,17 @@ def _pairs(
 
 
 def _sighting(overlap: NDArray[np.float64], reach: int) -> int | None:
-    """Return the best frame of a view's last visit before it was last out of sight for more than `reach` frames.
+    """Return the best frame of the last visit to a view before it was last out of sight for more than `reach` frames.
 
-    `overlap` tells how much of the view each earlier frame shows.
+    `overlap` is the overlap of the view with each earlier frame.
     """
-    turning = np.flatnonzero(np.diff(overlap <= DIFFERENT, prepend=False, append=False))
-    leaves, returns = turning[::2], turning[1::2]
+    changes = np.flatnonzero(np.diff(overlap <= DIFFERENT, prepend=False, append=False))
+    leaves, returns = changes[::2], changes[1::2]
     left = leaves[returns - leaves > reach]
     same = np.flatnonzero(overlap[: left[-1]] >= SEEN) if len(left) else left
     if not len(same):
         return None
-    visit = np.split(same, np.flatnonzero(np.diff(same) > 1) + 1)[-1][::-1]  # the latest frame comes first
+    visit = np.split(same, np.flatnonzero(np.diff(same) > 1) + 1)[-1][::-1]  # of equal overlaps, the latest frame
     return int(visit[overlap[visit].argmax()])
 
 

@@ -1,4 +1,4 @@
-"""Controls: what frames.parquet holds under these names as `block`, scored like a model and trained by none."""
+"""Controls: frames that no model generated, scored like a model's. frames.parquet has their names as `block`."""
 
 COPY_LAST = "copy-last"  # repeats the last frame of the context
 CEILING = "autoencoder"  # the truth, encoded and decoded

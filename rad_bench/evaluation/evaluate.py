@@ -27,20 +27,20 @@ from rad_bench.model.experiment import Experiment
 
 @dataclass
 class Evaluation:
-    """What an evaluation found."""
+    """The results of an evaluation."""
 
     frames: pd.DataFrame  # one row per task, intervention, episode and generated frame, without the run's own columns
     strips: dict[str, Tensor] = field(default_factory=dict)  # "<task>-<intervention or truth>-<episode>": [H, C, h, w]
-    shown: dict[str, list[int]] = field(default_factory=dict)  # task -> episodes that `strips` shows
+    shown: dict[str, list[int]] = field(default_factory=dict)  # task -> episodes in `strips`
     horizons: dict[str, int] = field(default_factory=dict)  # task -> H
     seconds: list[float] = field(default_factory=list)  # wall time of each step of the longest task's first batch
-    videos: int = 0  # rolled out together in it: evaluation.episodes, or evaluation.batch if that is less
+    videos: int = 0  # in that batch: evaluation.episodes, or evaluation.batch if that is less
 
 
 def reach(run: RunConfig) -> int:
     """Return how many frames back attention alone can reach: stacked windows pass information on.
 
-    `evaluation.reach`, where it is given, takes its place; the config sees to it that it is no shorter.
+    `evaluation.reach` replaces it if given; the config checks that it is not smaller.
     """
     return run.evaluation.reach or run.trunk.reach
 
@@ -52,7 +52,7 @@ def held_out(run: RunConfig, dataset: Dataset) -> Episodes:
 
 
 def evaluate(experiment: Experiment, report: Callable[[int, int], None]) -> Evaluation:
-    """Evaluate the experiment's trunk as its config says; `report(done, of)` is called as rollouts finish."""
+    """Evaluate the experiment's trunk by its config; `report(done, of)` is called when rollouts finish."""
     run, dataset, codec, device = experiment.config, experiment.dataset, experiment.codec, experiment.device
     config = run.evaluation
     episodes = held_out(run, dataset)
@@ -63,26 +63,26 @@ def evaluate(experiment: Experiment, report: Callable[[int, int], None]) -> Eval
     for task in tasks:
         kinds, gaps = classify_task(task, reach(run), dataset.has_poses, dataset.same_view)
         truth = task.truth[:, task.context :]
-        decoded = None if codec.lossless else through(codec, truth, device)
+        decoded = None if codec.lossless else encode_and_decode(codec, truth, device)
         score = functools.partial(_score, task, truth, decoded, kinds, gaps, device)
         tables.append(score("keep", task.truth[:, task.context - 1 : task.context]).assign(block=COPY_LAST))
         if decoded is not None:
             tables.append(score("keep", decoded).assign(block=CEILING))
-        # The episodes with most revisits are worth looking at. The choice knows the truth alone, no model.
+        # Show the episodes with most revisits. The choice depends only on the truth, not on a model.
         result.shown[task.name] = np.argsort(-(kinds == "revisit").sum(1), kind="stable")[: config.strips].tolist()
         result.horizons[task.name] = task.horizon
         _keep_strips(result, task, "truth", truth)
 
-        def told(more: int, done: int = done) -> None:
-            report(done + more, of)
+        def report_rollouts(rolled_out: int, done: int = done) -> None:
+            report(done + rolled_out, of)
 
-        generated = roll_out(experiment, task, told)
+        generated = roll_out(experiment, task, report_rollouts)
         for intervention in (name for name in config.interventions if name in generated.frames):
             frames = generated.frames[intervention]
             tables.append(score(intervention, frames))
             if intervention == "keep" and min(frames.shape[-2:]) >= SSIM_SMALLEST:
-                own = self_similarity(task, frames, reach(run), dataset.same_view)
-                tables[-1] = tables[-1].assign(**{name: values.reshape(-1) for name, values in own.items()})
+                similarity = self_similarity(task, frames, reach(run), dataset.same_view)
+                tables[-1] = tables[-1].assign(**{name: values.reshape(-1) for name, values in similarity.items()})
             _keep_strips(result, task, intervention, frames)
         if len(generated.seconds) > len(result.seconds):
             result.seconds, result.videos = generated.seconds, generated.videos
@@ -92,8 +92,8 @@ def evaluate(experiment: Experiment, report: Callable[[int, int], None]) -> Eval
 
 
 @torch.no_grad()
-def through(codec: Codec, videos: Tensor, device: torch.device) -> Tensor:
-    """Encode and decode videos one by one, so that no result depends on its company."""
+def encode_and_decode(codec: Codec, videos: Tensor, device: torch.device) -> Tensor:
+    """Encode and decode videos one by one, so that a result does not depend on the other videos."""
     return torch.stack([codec.decode(codec.encode(video.to(device))).cpu() for video in videos])
 
 
@@ -112,21 +112,21 @@ def _score(
         "truth": [zlib.crc32(frame) for frame in truth.flatten(0, 1).numpy()],
     }
     columns |= frame_metrics(frames.expand_as(truth), truth, device)
-    if decoded is not None:  # what the autoencoder itself made of the truth: how far the trunk is from its target
-        against = frame_metrics(frames.expand_as(truth), decoded, device)
-        columns |= {name + DECODED: values for name, values in against.items()}
+    if decoded is not None:  # also score against the decoded truth, which is what the trunk learns to predict
+        decoded_scores = frame_metrics(frames.expand_as(truth), decoded, device)
+        columns |= {name + DECODED: values for name, values in decoded_scores.items()}
     return pd.DataFrame({**columns, "card": metric_card()["card"]})
 
 
 def frame_metrics(frames: Tensor, truth: Tensor, device: torch.device) -> dict[str, np.ndarray]:
-    """Return each metric of each frame, [B * H], of uint8 videos [B, H, C, h, w]; one that cannot be had is absent."""
+    """Return each metric of each frame, [B * H], of uint8 videos [B, H, C, h, w], without unavailable ones."""
     smallest = min(frames.shape[-2:])
     usable = {name: m for name, m in METRICS.items() if smallest >= m.smallest and m.unavailable() is None}
-    found: dict[str, list[Tensor]] = {name: [] for name in usable}
+    scores: dict[str, list[Tensor]] = {name: [] for name in usable}
     for x, y in few_at_a_time(frames.flatten(0, 1), truth.flatten(0, 1), device):
         for name, metric in usable.items():
-            found[name].append(metric.score(x, y))
-    return {name: torch.cat(values).cpu().numpy() for name, values in found.items()}
+            scores[name].append(metric.score(x, y))
+    return {name: torch.cat(values).cpu().numpy() for name, values in scores.items()}
 
 
 def _keep_strips(result: Evaluation, task: Task, name: str, frames: Tensor) -> None:

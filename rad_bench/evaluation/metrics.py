@@ -1,6 +1,6 @@
-"""Frame metrics on [0, 1] RGB, defined once: `METRICS` drives scoring, the metric card, and all that the report shows.
+"""Frame metrics on [0, 1] RGB. The table `METRICS` defines them for scoring, the metric card and the report.
 
-The report reads this table and must not wait for torch, so each function imports torch when it is called.
+The report reads the table and should not wait for torch, so each function imports torch when it is called.
 """
 
 from __future__ import annotations
@@ -22,56 +22,56 @@ if TYPE_CHECKING:
 SIGMA, RADIUS = 1.5, 5  # of SSIM's Gaussian window; scikit-image truncates at 3.5 sigma
 SSIM_SMALLEST = 2 * RADIUS + 1  # pixels
 K1, K2 = 0.01, 0.03
-AT_A_TIME = {"cpu": 2**15}  # pixels: what metrics make of them stays in a CPU's cache
+AT_A_TIME = {"cpu": 2**15}  # pixels: intermediate results stay in a CPU's cache
 AT_A_TIME_ELSEWHERE = 2**22
-SMALLEST_MSE = 1 / 255**2  # one grey level: frames are 8-bit, and identical ones would have no finite PSNR
-DECODED = "_decoded"  # ends the columns that score against what the autoencoder makes of the truth
+SMALLEST_MSE = 1 / 255**2  # one 8-bit grey level; identical frames would have an infinite PSNR
+DECODED = "_decoded"  # suffix of columns that score against the encoded and decoded truth
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of single frames, and how the report writes it."""
+    """A score of single frames, and how the report formats it."""
 
     score: Callable[[Tensor, Tensor], Tensor]  # frames and their truth, [N, C, H, W] in [0, 1] -> [N]
-    definition: str  # for the metric card, whose hash decides which scores may be compared
+    definition: str  # for the metric card; scores can be compared if its hash is the same
     label: str
     unit: str
     digits: int  # after the point
     higher_is_better: bool
-    smallest: int = 1  # pixels a side that a frame needs
+    smallest: int = 1  # side of the smallest frame, in pixels
     unavailable: Callable[[], str | None] = lambda: None  # why it cannot be computed here
-    reported: bool = True  # False: stored in frames.parquet, for what is derived from it
+    reported: bool = True  # False: only stored in frames.parquet, for derived scores
 
     @property
     def title(self) -> str:
-        """Return the label with the unit, as a column or an axis names it."""
+        """Return the label with the unit, for a column or an axis."""
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
 
 def few_at_a_time(frames: Tensor, truth: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield uint8 frames [N, C, H, W] and their truth, in [0, 1] on `device`, in parts that it takes fastest."""
+    """Yield uint8 frames [N, C, H, W] and their truth, in [0, 1] on `device`, in chunks of the fastest size."""
     count = max(1, AT_A_TIME.get(device.type, AT_A_TIME_ELSEWHERE) // (frames.shape[-1] * frames.shape[-2]))
     for x, y in zip(frames.split(count), truth.split(count), strict=True):
         yield x.to(device).float() / 255, y.to(device).float() / 255
 
 
 def mse(frames: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error of each frame: [..., C, H, W] in [0, 1] -> [...], float64."""
+    """Return the mean squared error of each frame: [..., C, H, W] in [0, 1] -> [...], float64."""
     import torch
 
     return (frames - truth).square().mean((-3, -2, -1), dtype=torch.float64)
 
 
 def psnr(frames: Tensor, truth: Tensor) -> Tensor:
-    """PSNR of each frame in dB: [..., C, H, W] in [0, 1] -> [...], float64."""
+    """Return the PSNR of each frame in dB: [..., C, H, W] in [0, 1] -> [...], float64."""
     return -10 * mse(frames, truth).clamp(min=SMALLEST_MSE).log10()
 
 
 def ssim(frames: Tensor, truth: Tensor) -> Tensor:
-    """SSIM of each frame, as scikit-image defines it: [..., C, H, W] in [0, 1] -> [...], float64.
+    """Return the SSIM of each frame, as scikit-image defines it: [..., C, H, W] in [0, 1] -> [...], float64.
 
-    The Gaussian window is applied as two banded matrix products over the region where it fits, and in fp32 about each
-    frame's mean, which keeps what variances lose below 1e-5.
+    The Gaussian window is applied as two banded matrix products, over the region where it fits. Subtracting each
+    frame's mean first keeps the fp32 error of variances below 1e-5.
     """
     import torch
 
@@ -92,7 +92,7 @@ def ssim(frames: Tensor, truth: Tensor) -> Tensor:
 
 @functools.cache
 def _window(size: int, device: torch.device) -> Tensor:
-    """The Gaussian filter as a matrix [size - 2 * RADIUS, size]."""
+    """Return the Gaussian filter as a matrix [size - 2 * RADIUS, size]."""
     import torch
 
     if size < SSIM_SMALLEST:
@@ -129,7 +129,7 @@ METRICS = {
     ),
 }  # fmt: skip
 
-FURTHER_DEFINITIONS = {  # of what the card fixes beside the scores of single frames
+FURTHER_DEFINITIONS = {  # what the card defines in addition to the scores of single frames
     "revisit": "a frame of whose rays at least 90 % meet surfaces met in the true context, and whose gap is beyond "
     "attention's reach; gap: median over rays of the longest stretch since then without that surface; without a map a "
     "frame is one surface, met where a pose lies within data.same_place and data.same_heading of its own; in the "
@@ -143,7 +143,7 @@ FURTHER_DEFINITIONS = {  # of what the card fixes beside the scores of single fr
 
 
 def metric_card() -> dict[str, str]:
-    """Return the definitions of all that is measured, or why it is not, and under `card` their hash."""
+    """Return the definition of each metric, or why it is unavailable, and under `card` the hash of them all."""
     scores = {}
     for name, metric in METRICS.items():
         reason = metric.unavailable()
@@ -154,7 +154,7 @@ def metric_card() -> dict[str, str]:
 
 
 def score_columns() -> dict[str, Metric]:
-    """Return the columns of scores that frames.parquet may hold; those against decoded truth say so in their label."""
+    """Return the columns of scores that frames.parquet may hold, also those against decoded truth."""
     decoded = {
         name + DECODED: replace(metric, label=f"{metric.label} against decoded truth")
         for name, metric in METRICS.items()

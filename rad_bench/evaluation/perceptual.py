@@ -1,8 +1,9 @@
-"""LPIPS (Zhang et al. 2018, arXiv 1801.03924): the `lpips` package, AlexNet, v0.1, if its verified weights are there.
+"""LPIPS (Zhang et al. 2018, arXiv 1801.03924): the `lpips` package, AlexNet, v0.1, if verified weights are installed.
 
-The backbone's weights are torchvision's file, in torch's hub folder; those of the linear layers come with the package.
-Nothing is ever downloaded from here, and a file whose SHA-256 is not the published one is not used: the column is then
-absent, and the report says why. torch is imported by what computes: the report reads the definition alone.
+The backbone's weights are torchvision's file in torch's hub folder; the weights of the linear layers come with the
+package. Nothing is downloaded. If the SHA-256 of a file is not the published one, the file is not used, the LPIPS
+column is absent, and the report says why. Functions import torch when called, because the report reads only the
+definition.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "alexnet-owt-7be5be79.pth"
 BACKBONE_SHA256 = "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"
-LINEAR_SHA256 = "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"  # as lpips 0.1.4 has them
-LPIPS_SMALLEST = 31  # pixels; AlexNet's pooling leaves nothing of smaller frames
+LINEAR_SHA256 = "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"  # of lpips 0.1.4
+LPIPS_SMALLEST = 31  # pixels; AlexNet's pooling reduces smaller frames to nothing
 LPIPS_DEFINITION = (
     f"lpips package, AlexNet v0.1, SHA-256 of the backbone {BACKBONE_SHA256[:8]}..., of the linear weights "
     f"{LINEAR_SHA256[:8]}...; frames of at least {LPIPS_SMALLEST} pixels, at their own size, in [-1, 1]"
@@ -54,7 +55,7 @@ def linear_weights_path() -> Path:
 
 
 def lpips(frames: Tensor, truth: Tensor) -> Tensor:
-    """LPIPS of each frame: [N, C, H, W] in [0, 1] -> [N]. Only to be called where `lpips_unavailable()` is None."""
+    """Return the LPIPS of each frame: [N, C, H, W] in [0, 1] -> [N]. Call it only if `lpips_unavailable()` is None."""
     import torch
 
     network = _network().to(frames.device)

@@ -1,9 +1,9 @@
-"""What does the memory hold? A linear probe from the recurrent state to what the world is like.
+"""What does the memory hold? A linear probe from the recurrent state to properties of the world.
 
-After a context, the state of all layers is laid out as one vector a video, and ridge regression reads from it what the
-data set says is hidden there: the colours of walls (embedded world), the layout around the agent and where it stands
-(Memory Maze). It is fitted on training episodes and scored on held-out ones, by R^2 over what the context has shown:
-1 is perfect, 0 no better than the training mean. A state that grows has no fixed places to read from and is not probed.
+After a context, the states of all layers are concatenated to one vector a video. Ridge regression predicts the probe
+targets of the data set from it: the colours of walls (embedded world), or the agent's position and the layout around it
+(Memory Maze). It is fitted on training episodes. The score is R^2 on held-out episodes, over targets that the context
+has shown: 1 is perfect, 0 is no better than the training mean. A state that grows has no fixed size and is not probed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from rad_bench.model.motion import motion_features
 from rad_bench.model.trunk import Trunk
 
 Floats = NDArray[np.float64]
-RIDGES = 10.0 ** np.arange(-3, 5)  # of the mean squared length of a state, tried on a part of the training episodes
-HELD_BACK = 0.25  # that part
+RIDGES = 10.0 ** np.arange(-3, 5)  # times the mean squared norm of a state; chosen on a part of the training episodes
+VALIDATION_SHARE = 0.25  # that part
 BATCH = 32
 
 
 def probe(experiment: Experiment) -> dict[str, float]:
-    """Return R^2 by what is read; empty without a memory of constant size, or where the data hide nothing known."""
+    """Return R^2 of each probe target; empty without a memory of constant size, or without targets."""
     config, dataset = experiment.config.evaluation, experiment.dataset
     count = config.probe
     if not count or not _has_constant_state(experiment.trunk):
@@ -58,35 +58,35 @@ def _has_constant_state(trunk: Trunk) -> bool:
 
 @torch.no_grad()
 def _states(experiment: Experiment, clips: Episodes) -> Floats:
-    """The memory after each clip as one vector a video, [B, E]."""
+    """Return the memory's state after each clip as one vector a video, [B, E]."""
     trunk, codec, device = experiment.trunk, experiment.codec, experiment.device
     motion = motion_features(trunk.config.motion, clips.actions, clips.egomotion)
-    found = []
+    states = []
     for index in torch.arange(len(clips)).split(BATCH):
         inputs = torch.stack([codec.encode(clips.frames[e].to(device)) for e in index])
         cache = trunk.commit(inputs, motion[index].to(device), trunk.start(len(index)))
-        parts = [leaf.reshape(len(index), -1) for state in cache.memory() for leaf in leaves(state)]
-        found.append(torch.cat(parts, 1).double().cpu())
-    return torch.cat(found).numpy()
+        vectors = [leaf.reshape(len(index), -1) for state in cache.memory() for leaf in leaves(state)]
+        states.append(torch.cat(vectors, 1).double().cpu())
+    return torch.cat(states).numpy()
 
 
 def _score(
     x: Floats, y: Floats, x_test: Floats, y_test: Floats,
     known: NDArray[np.bool_],
 ) -> float:  # fmt: skip
-    """R^2 of ridge regression from x [B, E] to y [B, Q] on test rows, over what is known; NaN without spread."""
+    """Return R^2 of ridge regression from x [B, E] to y [B, Q], on known test targets; NaN if these are constant."""
     centre, mean = x.mean(0), y.mean(0)
     x, x_test, y = x - centre, x_test - centre, y - mean
     scale = float((x**2).sum(1).mean()) or 1.0
-    cut = int(len(x) * (1 - HELD_BACK))
+    cut = int(len(x) * (1 - VALIDATION_SHARE))
     gram, cross = x @ x.T / scale, x_test @ x.T / scale
 
-    def predict(rows: Floats, among: Floats, targets: Floats, ridge: float) -> Floats:
-        predicted: Floats = rows @ np.linalg.solve(among + ridge * np.eye(len(among)), targets)
+    def predict(cross: Floats, gram: Floats, targets: Floats, ridge: float) -> Floats:
+        predicted: Floats = cross @ np.linalg.solve(gram + ridge * np.eye(len(gram)), targets)
         return predicted
 
     errors = [((predict(gram[cut:, :cut], gram[:cut, :cut], y[:cut], r) - y[cut:]) ** 2).mean() for r in RIDGES]
-    found = predict(cross, gram, y, float(RIDGES[int(np.argmin(errors))])) + mean
-    residual, total = (found - y_test)[known], (y_test - mean)[known]
+    predicted = predict(cross, gram, y, float(RIDGES[int(np.argmin(errors))])) + mean
+    residual, total = (predicted - y_test)[known], (y_test - mean)[known]
     spread = (total**2).sum()
     return float(1 - (residual**2).sum() / spread) if spread else float("nan")

@@ -1,18 +1,21 @@
-"""Which generated frames only memory can get right.
+"""Which generated frames need a memory to be right.
 
-A ray of a frame meets a surface. If that surface was never met in the true context, nobody can know its looks. If it
-was, the knowledge has to be carried from its last sighting in the context through all later sightings to this frame,
-and the longest stretch between two of them is what memory had to bridge: attention can carry what stays in view.
+Each ray of a frame meets a surface. If no frame of the true context shows that surface, its colour cannot be known. If
+one does, the colour must be remembered from its last sighting in the context to this frame. Attention can pass it on
+while it stays in view, so memory must bridge the longest stretch between two consecutive sightings.
 
-    seen     share of the frame's rays whose surface was met in the context
-    gap      median over the frame's rays of that longest stretch, in frames; unseen rays count as infinite
-    kind     novel: seen < 0.5. recent, revisit: seen >= 0.9 and gap within, beyond attention's reach. partial: the rest
+    seen       share of the frame's rays whose surface was met in the context
+    gap        median of that longest stretch over the frame's rays, in frames; infinite for unseen rays
+    novel      seen < 0.5
+    recent     seen >= 0.9 and gap within attention's reach
+    revisit    seen >= 0.9 and gap beyond attention's reach
+    partial    all other frames
 
-Where there is no map to cast rays through, a frame counts as a single surface, met wherever a pose lies within a stated
-distance and angle of its own. Without poses all frames are of kind `unknown`.
+Without a map to cast rays in, a frame is one surface, which is met by every frame whose pose is within a given distance
+and angle of its own. Without poses, all frames are of kind `unknown`.
 
-Rays that meet nothing (-1) are left out. Of an even number of rays the lower of the two middle stretches is the
-median, so that a gap is a number of frames, and finite wherever half of a view was seen.
+Rays that meet nothing (-1) are left out. For an even number of rays, the median is the lower of the two middle
+stretches, so that a gap is a number of frames, and is finite if half of the view was seen.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ SEEN, UNSEEN = 0.9, 0.5
 def classify_task(
     task: Task, reach: int, has_poses: bool, same_view: tuple[float, float] | None
 ) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
-    """Classify a task's generated frames by the best that its data know: a map, poses, or nothing."""
+    """Return kind and gap of each generated frame, both [B, H]: by a map, else by poses, else `unknown` and NaN."""
     if task.surfaces.shape[-1]:
         return classify(task.surfaces, task.context, reach)
     if has_poses and same_view is not None:
@@ -52,7 +55,7 @@ def classify_poses(
     gap = np.full((B, T - context), np.inf)
     for b in range(B):
         for t in range(context, T):
-            sightings = np.flatnonzero(same_BTT[b, t, : t + 1])  # of frame t's own view: likeness of likeness is none
+            sightings = np.flatnonzero(same_BTT[b, t, : t + 1])  # of frame t's own view: similarity is not transitive
             known = np.count_nonzero(sightings < context)
             if known:
                 gap[b, t - context] = np.diff(sightings[known - 1 :]).max()
@@ -61,7 +64,7 @@ def classify_poses(
 
 
 def pose_difference(poses_BT3: Tensor, distance: float, angle: float) -> NDArray[np.float64]:
-    """Return how far poses lie apart, [B, T, T]: in distances or angles (radians), whichever is more."""
+    """Return the difference of poses in units of `distance` or `angle`, whichever is larger, [B, T, T]."""
     far = torch.cdist(poses_BT3[..., :2], poses_BT3[..., :2]) / distance
     turn = wrap(poses_BT3[:, :, None, 2] - poses_BT3[:, None, :, 2]).abs() / angle
     difference: NDArray[np.float64] = torch.maximum(far, turn).numpy()
@@ -80,21 +83,21 @@ def classify(surfaces: Tensor, context: int, reach: int) -> tuple[NDArray[np.str
     met = ids_BTR[:, context:] >= 0
     count = met.sum(-1)
     seen = np.isfinite(stretch_BTR).sum(-1) / np.maximum(count, 1)
-    ordered = np.sort(np.where(met, stretch_BTR, np.nan), -1)  # rays that meet nothing go last
+    ordered = np.sort(np.where(met, stretch_BTR, np.nan), -1)  # rays that meet nothing are last
     middle = np.maximum(count - 1, 0) // 2
     gap = (
         np.take_along_axis(ordered, middle[..., None], -1)[..., 0] if ordered.shape[-1] else np.zeros((B, T - context))
     )
     gap = np.where(count == 0, 0.0, np.where(seen < UNSEEN, np.nan, gap))
-    settled = (seen >= SEEN) | (count == 0)
-    kind = np.select([settled & (gap > reach), settled, seen >= UNSEEN], ["revisit", "recent", "partial"], "novel")
+    known = (seen >= SEEN) | (count == 0)
+    kind = np.select([known & (gap > reach), known, seen >= UNSEEN], ["revisit", "recent", "partial"], "novel")
     return kind, gap
 
 
 def stretches_out_of_sight(clips: Episodes, same_view: tuple[float, float] | None) -> NDArray[np.float64]:
-    """Return for how many frames what each ray meets was out of sight, [B, T, R], all earlier frames being given.
+    """Return for how many frames the surface of each ray was out of sight, [B, T, R], given all earlier frames.
 
-    Infinite where it was never met, NaN where a ray meets nothing. Where there is no map, R is 1: the view as a whole.
+    It is infinite if the surface was never met, NaN if the ray meets nothing. Without a map, R is 1: the whole view.
     """
     if clips.surfaces.shape[-1]:
         return _last_stretches(clips.surfaces.cpu().numpy())
@@ -106,32 +109,32 @@ def stretches_out_of_sight(clips: Episodes, same_view: tuple[float, float] | Non
 
 
 def _last_stretches(ids_BTR: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How long ago each ray's surface was last met. [B, T, R]; infinite where it never was, NaN where none is met."""
+    """Return how long ago each ray's surface was last met, [B, T, R]; infinite if never, NaN if it meets nothing."""
     names, index = np.unique(ids_BTR, return_inverse=True)
     index = index.reshape(ids_BTR.shape)
-    sighted = np.full((len(ids_BTR), len(names)), -np.inf)  # the latest frame that met each surface
+    last_met = np.full((len(ids_BTR), len(names)), -np.inf)  # the latest frame that met each surface
     stretch_BTR = np.empty(ids_BTR.shape)
     for t in range(ids_BTR.shape[1]):
-        stretch_BTR[:, t] = t - np.take_along_axis(sighted, index[:, t], 1)
-        np.put_along_axis(sighted, index[:, t], float(t), 1)
+        stretch_BTR[:, t] = t - np.take_along_axis(last_met, index[:, t], 1)
+        np.put_along_axis(last_met, index[:, t], float(t), 1)
     return np.where(ids_BTR < 0, np.nan, stretch_BTR)
 
 
 def _longest_stretches(ids_BTR: NDArray[np.int64], context: int) -> NDArray[np.float64]:
-    """The longest stretch each ray's surface was out of sight since its last sighting in the context. [B, T, R]
+    """Return the longest time that each ray's surface was out of sight since it was last met in the context, [B, T, R].
 
-    Infinite where the context never met it; NaN where the ray meets nothing.
+    It is infinite if the context never met the surface, NaN if the ray meets nothing.
     """
     B, T, R = ids_BTR.shape
     names, index = np.unique(ids_BTR, return_inverse=True)
     index = index.reshape(B, T, R)
-    sighted = np.zeros((B, len(names)))  # the latest frame that met each surface
+    last_met = np.zeros((B, len(names)))  # the latest frame that met each surface
     longest = np.full((B, len(names)), np.inf)
     stretch_BTR = np.empty((B, T, R))
     for t in range(T):
-        here = index[:, t]
-        before = np.take_along_axis(sighted, here, 1)
-        stretch_BTR[:, t] = 0 if t < context else np.maximum(np.take_along_axis(longest, here, 1), t - before)
-        np.put_along_axis(longest, here, stretch_BTR[:, t], 1)
-        np.put_along_axis(sighted, here, float(t), 1)
+        met = index[:, t]
+        before = np.take_along_axis(last_met, met, 1)
+        stretch_BTR[:, t] = 0 if t < context else np.maximum(np.take_along_axis(longest, met, 1), t - before)
+        np.put_along_axis(longest, met, stretch_BTR[:, t], 1)
+        np.put_along_axis(last_met, met, float(t), 1)
     return np.where(ids_BTR < 0, np.nan, stretch_BTR)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-FRAMES = 20  # of a strip, evenly spread over the horizon
+FRAMES = 20  # in a strip, evenly spaced over the horizon
 
 
 def shown(horizon: int) -> list[int]:
@@ -16,9 +16,9 @@ def shown(horizon: int) -> list[int]:
 
 
 def strip(*videos: Tensor) -> Image.Image:
-    """Lay the frames of videos, uint8 [H, 3, h, w], side by side, a row a video, a white pixel between them."""
+    """Draw videos, uint8 [H, 3, h, w], as rows of frames with a white pixel between them."""
     rows = []
     for frames in videos:
-        framed = F.pad(frames[shown(len(frames))], (0, 1, 0, 1), value=255)
-        rows.append(torch.cat(list(framed), -1))
+        padded = F.pad(frames[shown(len(frames))], (0, 1, 0, 1), value=255)
+        rows.append(torch.cat(list(padded), -1))
     return Image.fromarray(torch.cat(rows, 1)[:, :-1, :-1].permute(1, 2, 0).numpy())

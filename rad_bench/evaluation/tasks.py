@@ -1,9 +1,9 @@
-"""What is generated and what it is compared with.
+"""The tasks: what is generated, and what it is compared with.
 
     retrieval      C true frames, then the same path backwards; the truth is the context, reversed
     continuation   C true frames, then H frames with the episode's own motion; the truth is the episode
 
-Both continue to the same form: the true frames of context and generation, in order, and the motion that leads there.
+Both have the same form: the true frames of context and horizon, in order, and the motion that leads to each.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from rad_bench.data.episodes import Episodes, invert_egomotion
 
 @dataclass(frozen=True)
 class Task:
-    """A task on B held-out episodes: what is given, what is asked, what is right."""
+    """A task on B held-out episodes: the context, the motion to follow, and the true frames."""
 
     name: str
     context: int  # C
     truth: Tensor  # uint8 [B, C + H, channels, height, width]; the first C frames are given
-    actions: Tensor  # [B, C + H, A]; zero where the path runs backwards, which actions cannot say
+    actions: Tensor  # [B, C + H, A]; zero on the way back, for which there are no actions
     egomotion: Tensor  # [B, C + H, 3]
     poses: Tensor  # [B, C + H, 3]
     surfaces: Tensor  # [B, C + H, R]
-    recordings: tuple[str, ...] | None = None  # [B] what each is a clip of; None where each is a world of its own
+    recordings: tuple[str, ...] | None = None  # [B] recording of each; None if each has its own world
 
     @property
     def horizon(self) -> int:
-        """H, the number of generated frames."""
+        """Return H, the number of generated frames."""
         return self.truth.shape[1] - self.context
 
 
@@ -45,12 +45,12 @@ def make_task(name: str, episodes: Episodes, config: EvaluationConfig, frames_pe
             name, C, episodes.frames[:, :end], episodes.actions[:, :end], episodes.egomotion[:, :end],
             episodes.poses[:, :end], episodes.surfaces[:, :end], episodes.recordings,
         )  # fmt: skip
-    back = (C - 1) // frames_per_step * frames_per_step  # the last context frame is where the way back starts
+    back = (C - 1) // frames_per_step * frames_per_step  # the way back starts at the last context frame
     order = torch.arange(C - 2, C - 2 - back, -1)
     undone = invert_egomotion(episodes.egomotion[:, order + 1])  # the motion that led from frame i to i + 1, undone
 
-    def there_and_back(part: Tensor, way_back: Tensor) -> Tensor:
-        return torch.cat([part[:, :C], way_back], 1)
+    def there_and_back(episode: Tensor, way_back: Tensor) -> Tensor:
+        return torch.cat([episode[:, :C], way_back], 1)
 
     return Task(
         name,

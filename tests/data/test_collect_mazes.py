@@ -50,7 +50,7 @@ def test_the_fast_maze_is_the_stock_maze_to_the_last_bit() -> None:
         row, column = int(ball[1]), int(ball[0])
         here = policy._cell(*seen["agent_pos"])
         policy._path.clear()
-        policy._path.extend(policy._way(here, (row, column)) or [(row, column)])  # to the ball that pays
+        policy._path.extend(policy._shortest_path(here, (row, column)) or [(row, column)])  # to the ball that pays
         action = policy.act(seen["agent_pos"], seen["agent_dir"])
         seen, twin = stock.step(action), fast.step(action)
     assert rewards >= 2 and len(colours) >= 2, "the walk met too few balls for the comparison to mean anything"
@@ -120,11 +120,11 @@ def test_an_interrupted_collection_goes_on_and_repeats_itself_exactly(collected:
 
 
 def test_other_settings_are_refused_in_a_folder_that_was_begun(collected: Path) -> None:
-    with pytest.raises(UserError, match=r"was begun with steps 40, and this asks for 50"):
+    with pytest.raises(UserError, match=r"was started with steps 40, but this command has 50"):
         collect_memory_maze("9x9", 3, 50, collected)
-    with pytest.raises(UserError, match=r"was begun with seed 0, and this asks for 1"):
+    with pytest.raises(UserError, match=r"was started with seed 0, but this command has 1"):
         collect_memory_maze("9x9", 3, 40, collected, seed=1)
-    with pytest.raises(UserError, match=r"was begun with size 9x9, and this asks for 11x11"):
+    with pytest.raises(UserError, match=r"was started with size 9x9, but this command has 11x11"):
         collect_memory_maze("11x11", 3, 40, collected)
 
 
@@ -172,7 +172,7 @@ def test_a_full_disk_keeps_what_is_whole_and_says_so(tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as full:
         full.setattr(np, "savez_compressed", fills)
-        with pytest.raises(UserError, match=r"the disk is full. 2 of 3 episodes are whole.*goes on from there"):
+        with pytest.raises(UserError, match=r"the disk is full. 2 of 3 episodes are complete.*continues from there"):
             collect_memory_maze("9x9", 3, 10, tmp_path)
     assert sorted(path.name[-9:] for path in tmp_path.iterdir()) == [".claims", "00000.npz", "00002.npz", "fest.json"]
     outcome = collect_memory_maze("9x9", 3, 10, tmp_path)
@@ -186,11 +186,11 @@ def test_episodes_of_another_world_are_not_mixed_in(tmp_path: Path, monkeypatch:
     collect_memory_maze("9x9", 1, 10, tmp_path)
     with monkeypatch.context() as other:
         other.setattr(mazes.metadata, "version", lambda name: "1" if name == "mujoco" else "0")
-        with pytest.raises(UserError, match=r"was begun with mujoco 0, and this asks for 1"):
+        with pytest.raises(UserError, match=r"was started with mujoco 0, but this command has 1"):
             collect_memory_maze("9x9", 2, 10, tmp_path)
     with monkeypatch.context() as other:
         other.setenv("MUJOCO_GL", "egl")
-        with pytest.raises(UserError, match=r"was begun with renderer osmesa, and this asks for egl"):
+        with pytest.raises(UserError, match=r"was started with renderer osmesa, but this command has egl"):
             collect_memory_maze("9x9", 2, 10, tmp_path)
     assert len(list(tmp_path.glob("*.npz"))) == 1
 

@@ -208,7 +208,7 @@ def test_a_folder_without_two_good_files_is_refused(tmp_path: Path, folder: Path
         opened(tmp_path / "sub")
     shutil.copy(folder / "episode0.npz", tmp_path / "sub")
     (tmp_path / "sub" / "bad.npz").write_text("")
-    with pytest.raises(UserError, match=r"holds 1 good episode, and two.*Left out: bad.npz: File is not a zip"):
+    with pytest.raises(UserError, match=r"holds 1 good episode, but two.*Left out: bad.npz: File is not a zip"):
         opened(tmp_path / "sub")
 
 

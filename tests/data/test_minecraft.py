@@ -143,9 +143,9 @@ BROKEN = {
     ),
     "NaN": (lambda p: np.savez(p.with_suffix(".npz"), actions=np.full((30, 8), np.nan)), "not finite"),
     "other layout": (lambda p: np.savez(p.with_suffix(".npz"), actions=walk()[:, :4]), "has actions of 4 columns"),
-    "no video": (lambda p: p.write_text("nothing"), "is no readable video"),
-    "half a video": (lambda p: p.write_bytes(p.read_bytes()[:900]), "is no readable video"),
-    "empty": (lambda p: p.write_bytes(b""), "is no readable video"),
+    "no video": (lambda p: p.write_text("nothing"), "is not a readable video"),
+    "half a video": (lambda p: p.write_bytes(p.read_bytes()[:900]), "is not a readable video"),
+    "empty": (lambda p: p.write_bytes(b""), "is not a readable video"),
 }
 
 
@@ -195,4 +195,4 @@ def test_data_without_poses_are_trained_and_reported_without_a_word_on_memory(tm
     aggregate(folder, {run.name: read_frames(folder / "runs" / run.name / "frames.parquet")})
     page = write_report(folder).read_text()
     assert set(pd.read_parquet(folder / "frames.parquet")["kind"]) == {"unknown"}
-    assert "no generated frame is known to be a revisit, so nothing can be said about memory" in page
+    assert "no generated frame is known to be a revisit: nothing can be said about memory" in page

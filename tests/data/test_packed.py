@@ -64,7 +64,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(packed, "_begin", lambda *_: contextlib.nullcontext(Full()))
+        patch.setattr(packed, "_open_array", lambda *_: contextlib.nullcontext(Full()))
         with pytest.raises(UserError, match=r"cannot be written: No space left.*Nothing was"):
             packed.pack(opened(folder), out, lambda done, of: None)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
@@ -78,11 +78,11 @@ def test_a_damaged_or_mistaken_folder_is_refused(folder: Path, tmp_path: Path) -
 
     out = tmp_path / "packed"
     packed.pack(opened(folder), out, lambda done, of: None)
-    with pytest.raises(UserError, match=r"holds packed memory_maze, and data.name is minecraft"):
+    with pytest.raises(UserError, match=r"holds packed memory_maze data, but data.name is minecraft"):
         open_dataset(MinecraftData(name="minecraft", path=str(out)))
     np.save(out / "frames.npy", np.zeros((3, 3, 8, 8), np.uint8))
-    with pytest.raises(UserError, match=r"frames.npy holds 3 frames, pack.json tells of 86"):
+    with pytest.raises(UserError, match=r"frames.npy holds 3 frames, pack.json lists 86"):
         opened(out)
     (out / "pack.json").write_text("{")
-    with pytest.raises(UserError, match="not a packed data set"):
+    with pytest.raises(UserError, match="not a readable packed data set"):
         opened(out)

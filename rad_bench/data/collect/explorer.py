@@ -1,8 +1,9 @@
-"""Where to go in a maze so that a memory is tested: to what was not seen yet, and back to what was seen long ago.
+"""A policy that explores a maze and returns to places visited long ago, so that its episodes test a memory.
 
-Paths are shortest paths over free cells. Half of the goals are cells visited before, the longer ago the likelier; on
-arrival the agent sometimes looks around. One action in ten is random. Actions: 0 none, 1 forward, 2 left, 3 right,
-4 forward and left, 5 forward and right; a turn is about 17 degrees.
+It follows shortest paths over free cells. Half of the goals are visited cells; cells visited longer ago are more
+likely. At a goal the agent sometimes looks around. One action in ten is random.
+
+Actions: 0 none, 1 forward, 2 left, 3 right, 4 forward and left, 5 forward and right. A turn is about 17 degrees.
 """
 
 from __future__ import annotations
@@ -16,25 +17,25 @@ from numpy.typing import NDArray
 VERSION = 1
 NONE, FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(6)
 RETURN_SHARE, LOOK_SHARE, RANDOM_SHARE = 0.5, 0.25, 0.1
-LOOK = 21  # turns in a look around
+LOOK = 21  # turns of a look around
 ARRIVED = 0.35  # cells
-PATIENCE, PROGRESS = 14, 0.25  # steps after which the agent must have moved this many cells
+PATIENCE, PROGRESS = 14, 0.25  # the agent must move this many cells in so many steps
 Cell = tuple[int, int]  # row (y), column (x)
 
 
 class Explorer:
-    """A walk through one maze, a function of its layout, its seed and where the agent finds itself."""
+    """A policy for one maze: a function of its layout, the random generator, and the agent's poses."""
 
     def __init__(self, layout: NDArray[np.bool_], rng: np.random.Generator) -> None:
         self.layout, self.rng = layout, rng
-        self.visited: dict[Cell, int] = {}  # -> when last
+        self.visited: dict[Cell, int] = {}  # cell -> time of the last visit
         self._time = 0
         self._path: deque[Cell] = deque()
-        self._plan: deque[int] = deque()  # actions decided upon
-        self._stood: deque[tuple[float, float]] = deque(maxlen=PATIENCE)
+        self._plan: deque[int] = deque()  # the next actions, already chosen
+        self._recent: deque[tuple[float, float]] = deque(maxlen=PATIENCE)
 
     def act(self, place: NDArray[np.float64], direction: NDArray[np.float64]) -> int:
-        """Return the next action at a place (x, y in cells), looking in a direction (unit vector)."""
+        """Return the next action at a place (x, y in cells) and a viewing direction (unit vector)."""
         x, y = float(place[0]), float(place[1])
         here = self._cell(x, y)
         self._time += 1
@@ -43,17 +44,17 @@ class Explorer:
             return self._plan.popleft()
         if self.rng.random() < RANDOM_SHARE:
             return int(self.rng.integers(1, 6))
-        self._stood.append((x, y))
-        if len(self._stood) == PATIENCE and math.dist(self._stood[0], (x, y)) < PROGRESS:
-            self._free_oneself()
+        self._recent.append((x, y))
+        if len(self._recent) == PATIENCE and math.dist(self._recent[0], (x, y)) < PROGRESS:
+            self._escape()
         while self._path and math.dist(self._centre(self._path[0]), (x, y)) < ARRIVED:
             self._path.popleft()
             if not self._path and self.rng.random() < LOOK_SHARE:
-                self._stood.clear()
+                self._recent.clear()
                 self._plan.extend([int(self.rng.choice([LEFT, RIGHT]))] * LOOK)
                 return self._plan.popleft()
         if not self._path:
-            self._path = deque(self._way(here, self._goal(here)))
+            self._path = deque(self._shortest_path(here, self._goal(here)))
         if not self._path:  # a maze of a single cell
             return LEFT
         return self._steer(x, y, direction)
@@ -61,16 +62,16 @@ class Explorer:
     def _steer(self, x: float, y: float, direction: NDArray[np.float64]) -> int:
         to_x, to_y = self._centre(self._path[0])
         wanted = math.atan2(to_y - y, to_x - x) - math.atan2(float(direction[1]), float(direction[0]))
-        off = math.degrees((wanted + math.pi) % (2 * math.pi) - math.pi)  # to the left is positive
+        off = math.degrees((wanted + math.pi) % (2 * math.pi) - math.pi)  # positive: to the left
         if abs(off) > 40:
             return LEFT if off > 0 else RIGHT
         if abs(off) > 9:
             return FORWARD_LEFT if off > 0 else FORWARD_RIGHT
         return FORWARD
 
-    def _free_oneself(self) -> None:
-        """Give up a path that leads nowhere: turn away and choose again."""
-        self._stood.clear()
+    def _escape(self) -> None:
+        """Give up a blocked path: turn away, and choose another goal."""
+        self._recent.clear()
         self._path.clear()
         turn = int(self.rng.choice([LEFT, RIGHT]))
         self._plan.extend([turn] * int(self.rng.integers(3, 9)) + [FORWARD] * 3)
@@ -80,12 +81,12 @@ class Explorer:
         far = [cell for cell, steps in distance.items() if steps >= 3] or [cell for cell in distance if cell != here]
         if not far:
             return here
-        known = [cell for cell in far if cell in self.visited]
-        fresh = [cell for cell in far if cell not in self.visited]
-        if known and (not fresh or self.rng.random() < RETURN_SHARE):
-            age = np.array([self._time - self.visited[cell] for cell in known], float)
-            return known[int(self.rng.choice(len(known), p=age / age.sum()))]
-        return fresh[int(self.rng.integers(len(fresh)))]
+        old = [cell for cell in far if cell in self.visited]
+        new = [cell for cell in far if cell not in self.visited]
+        if old and (not new or self.rng.random() < RETURN_SHARE):
+            age = np.array([self._time - self.visited[cell] for cell in old], float)
+            return old[int(self.rng.choice(len(old), p=age / age.sum()))]
+        return new[int(self.rng.integers(len(new)))]
 
     def _distances(self, start: Cell) -> dict[Cell, int]:
         distance, queue = {start: 0}, deque([start])
@@ -97,16 +98,16 @@ class Explorer:
                     queue.append(cell)
         return distance
 
-    def _way(self, start: Cell, goal: Cell) -> list[Cell]:
-        """Return the cells from after `start` to `goal`."""
+    def _shortest_path(self, start: Cell, goal: Cell) -> list[Cell]:
+        """Return the cells of a shortest path from `start`, which is left out, to `goal`."""
         distance = self._distances(goal)
-        way, cell = [], start
+        path, cell = [], start
         while cell != goal and cell in distance:
             row, column = cell
             around = ((row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1))
             cell = min((c for c in around if c in distance), key=lambda c: distance[c])
-            way.append(cell)
-        return way
+            path.append(cell)
+        return path
 
     def _is_free(self, cell: Cell) -> bool:
         rows, columns = self.layout.shape

@@ -1,11 +1,11 @@
-"""Memory Maze (https://github.com/jurgisp/memory-maze) without what makes it slow, frame for frame the same.
+"""Memory Maze (https://github.com/jurgisp/memory-maze), several times as fast and frame for frame the same.
 
-Of a stock step of 25 ms, most goes into asking every ball, at each of 50 physics substeps, in Python, about every
-contact; the rest into a renderer built anew for each frame. `FastMaze` asks for contacts only where the agent could
-touch a ball within the step, and keeps its renderer. It also loads the wall textures once instead of ten times.
-The tests hold it to `StockMaze`, every array of every step.
+A stock step takes 25 ms. Most of it checks, in Python, every ball against every contact at each of 50 physics substeps;
+the rest creates a new renderer for each frame. `FastMaze` checks contacts only if the agent can touch a ball within the
+step, and keeps its renderer. It also loads the wall textures once instead of ten times. Tests compare every array of
+every step with `StockMaze`.
 
-mujoco and what stands on it are imported when a maze is opened, with `MUJOCO_GL` as it is set then, or osmesa.
+mujoco and the packages on top of it are imported when a maze is opened, because they read `MUJOCO_GL` (default osmesa).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ OBSERVED = (
     "target_color",
 )  # fmt: skip
 CAMERA = "walker/egocentric_camera"
-# A ball is touched when the agent's body overlaps it. Farther away than this, centre to centre and in metres, no step
-# of a quarter of a second gets there: radius of a ball 0.6, of the agent below 0.5, and it moves less than 1.
+# Metres from centre to centre. Beyond this distance, the agent cannot touch a ball within a step (0.25 s): the radius
+# of a ball is 0.6, that of the agent is below 0.5, and the agent moves less than 1.
 REACH = 2.5
 Arrays = dict[str, NDArray[Any]]
 
 
 class StockMaze:
-    """One episode of the environment as it is published."""
+    """One episode of the published environment."""
 
     def __init__(self, size: str, seed: int) -> None:
         tasks = _import_tasks()
@@ -48,15 +48,15 @@ class StockMaze:
         yield
 
     def reset(self) -> Arrays:
-        """Return what is seen before the first action: arrays by the names in `OBSERVED`, and the reward, 0."""
+        """Return the first observation: arrays by the names in `OBSERVED`, and the reward, 0."""
         return self._record(self.env.reset())
 
     def step(self, action: int) -> Arrays:
-        """Act for a quarter of a second and return what is seen then."""
+        """Act for a quarter of a second and return the next observation."""
         return self._record(self.env.step(action))
 
     def close(self) -> None:
-        """Free what the environment holds."""
+        """Free the resources of the environment."""
         self.env.close()
 
     def _record(self, step: Any) -> Arrays:
@@ -78,7 +78,7 @@ class FastMaze(StockMaze):
 
     @contextlib.contextmanager
     def _building(self, tasks: types.ModuleType) -> Iterator[None]:
-        """Let the ten wall characters share one set of textures; the stock task loads a set for each."""
+        """Load one set of textures for all ten wall characters; the stock task loads one for each."""
         real = tasks.labmaze_textures
         sets: dict[str, Any] = {}
 
@@ -128,10 +128,10 @@ class FastMaze(StockMaze):
         super().close()
 
     def _advance(self, physics: Any) -> None:
-        """Run the substeps of one control step. Balls are told when they are touched at any of them.
+        """Run the substeps of one control step. Balls that are touched in any of them are activated.
 
         dm_control advances by the second half of MuJoCo's step and then the first half of the next, so that positions
-        are up to date in between; n such steps are one second half, n - 1 whole steps and one first half.
+        are up to date between steps. So n steps are one second half, n - 1 whole steps and one first half.
         """
         import mujoco
 
@@ -158,17 +158,19 @@ def measure_speed(size: str, steps: int, seed: int = 0) -> dict[str, float]:
     rng = np.random.default_rng(seed)
     mazes: dict[str, StockMaze] = {"stock": StockMaze(size, seed), "fast": FastMaze(size, seed)}
     seconds = dict.fromkeys(mazes, 0.0)
-    seen = {name: maze.reset() for name, maze in mazes.items()}
+    observation = {name: maze.reset() for name, maze in mazes.items()}
     for step in range(steps + 1):
         if step:
             action = int(rng.choice(6, p=[0.05, 0.5, 0.1, 0.1, 0.125, 0.125]))
             for name, maze in mazes.items():
                 began = time.perf_counter()
-                seen[name] = maze.step(action)
+                observation[name] = maze.step(action)
                 seconds[name] += time.perf_counter() - began
-        for key, value in seen["stock"].items():
-            if not np.array_equal(value, seen["fast"][key]):
-                raise RuntimeError(f"the fast maze differs from the stock one in {key}; its speed means nothing")
+        for key, value in observation["stock"].items():
+            if not np.array_equal(value, observation["fast"][key]):
+                raise RuntimeError(
+                    f"the fast maze differs from the stock maze in {key}; their speeds cannot be compared"
+                )
     for maze in mazes.values():
         maze.close()
     rates = {f"{name}_fps": steps / seconds[name] for name in mazes}
@@ -176,7 +178,7 @@ def measure_speed(size: str, steps: int, seed: int = 0) -> dict[str, float]:
 
 
 def _import_tasks() -> types.ModuleType:
-    """Import memory_maze, which asks for gym, with gymnasium in its place, and for egl, with osmesa."""
+    """Import memory_maze with gymnasium in place of gym, and with osmesa as the default instead of egl."""
     os.environ.setdefault("MUJOCO_GL", "osmesa")
     if "gym" not in sys.modules:
         for name in ("", ".spaces", ".envs", ".envs.registration"):

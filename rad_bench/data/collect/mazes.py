@@ -1,10 +1,10 @@
-"""Collect Memory Maze episodes of our own, in the official key layout, by a policy that explores and comes back.
+"""Collect Memory Maze episodes, in the official key layout, with a policy that explores and comes back.
 
-The same environment as the published data set's, but not that data set: its policy was never published, and scores on
-the two are not comparable. A folder's manifest says so, with versions and checksums.
+The environment is that of the published data set, but the policy of that data set was not published. Scores on the two
+are not comparable. The folder's manifest says so, and holds versions and checksums.
 
-One file an episode, written whole or not at all, one environment an episode seed: an episode is a function of (size,
-seed, number) alone, whoever collects it and whatever was interrupted before.
+Each episode is one file, written completely or not at all, and has an environment of its own. It is a function of
+(size, seed, number) only, so an interrupted collection can be continued.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ NOTE = (
     "generated with Memory Maze by rad-bench's own policy (shortest paths to cells, half of them visited before; one "
     "action in ten random); not the published data set, nor comparable with it"
 )
-WORLD = ("memory-maze", "mujoco", "dm-control", "labmaze")  # whose versions decide what an episode looks like
+WORLD = ("memory-maze", "mujoco", "dm-control", "labmaze")  # packages whose versions decide the content of an episode
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What a call added, and what was there before."""
+    """How many episodes a call added, and how many were there before."""
 
     collected: int
     kept: int
@@ -57,7 +57,7 @@ def collect_memory_maze(
 ) -> Collected:  # fmt: skip
     """Bring a folder to `episodes` episodes of `steps` steps (and one more frame). Raises `UserError`.
 
-    What is there stays. `report(done, of)` is called after each episode.
+    Existing episodes are kept. `report(done, of)` is called after each episode.
     """
     _check(size, steps)
     settings = {"size": size, "steps": steps, "seed": seed, "policy": explorer.VERSION}
@@ -68,7 +68,7 @@ def collect_memory_maze(
             return _fill(out, files, _open_manifest(out, settings), workers, report)
     except BusyError as error:
         raise UserError(
-            f"{out}: another command is collecting here: {error}; let it end, or collect into another folder."
+            f"{out}: another command is collecting here: {error}. Let it finish, or collect into another folder."
         ) from None
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}.") from None
@@ -84,25 +84,26 @@ def _fill(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, max(len(missing), 1)), context, initializer=_prepare)
     try:
-        waiting: list[Future[None]] = [
+        futures: list[Future[None]] = [
             pool.submit(_collect_one, size, [seed, number], steps, files[number]) for number in missing
         ]
-        for done, future in enumerate(as_completed(waiting), start=kept + 1):
+        for done, future in enumerate(as_completed(futures), start=kept + 1):
             future.result()
             report(done, len(files))
     except OSError as error:
         why = "the disk is full" if error.errno in FULL else f"{error.strerror or error}"
     except BrokenProcessPool:
-        why = "a collecting process was killed"
+        why = "a worker process was killed"
     finally:
-        _end(pool)
+        _terminate(pool)
         for leftover in out.glob(".memory_maze*.tmp"):
             leftover.unlink(missing_ok=True)
         _finish_manifest(out, manifest)
     if why:
-        whole = sum(path.exists() for path in files.values())
+        complete = sum(path.exists() for path in files.values())
         raise UserError(
-            f"{out}: {why}. {whole} of {len(files)} episodes are whole and kept; the same command goes on from there."
+            f"{out}: {why}. {complete} of {len(files)} episodes are complete and kept; "
+            "the same command continues from there."
         )
     return Collected(len(missing), kept)
 
@@ -122,58 +123,58 @@ def _check(size: str, steps: int) -> None:
 
 
 def _open_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the folder's manifest, new or found. Raises `UserError` if its episodes were made with other settings."""
+    """Read the folder's manifest, or write a new one. Raises `UserError` if it has other settings."""
     path = out / MANIFEST
-    asked = {**settings, "renderer": os.environ["MUJOCO_GL"]}
+    requested = {**settings, "renderer": os.environ["MUJOCO_GL"]}
     versions = {name: metadata.version(name) for name in WORLD}
     if path.exists():
         try:
             manifest = json.loads(path.read_text())
-            begun = {**manifest, **manifest["versions"]}
+            recorded = {**manifest, **manifest["versions"]}
             if not isinstance(manifest["files"], dict):
                 raise TypeError("files is not a mapping")
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path}: is not the manifest of a collection ({type(error).__name__}: {error}); remove it, and the "
-                "same command writes it anew."
+                "same command writes a new one."
             ) from None
         if any(out.glob("memory_maze_*.npz")):
-            for key, value in {**asked, **versions}.items():
-                if begun.get(key) != value:
+            for key, value in {**requested, **versions}.items():
+                if recorded.get(key) != value:
                     raise UserError(
-                        f"{out}: was begun with {key} {begun.get(key)}, and this asks for {value}; collect into "
-                        "another folder."
+                        f"{out}: was started with {key} {recorded.get(key)}, but this command has {value}. "
+                        "Collect into another folder."
                     )
             return manifest
-    manifest = {"note": NOTE, **asked, "versions": versions | {"numpy": np.__version__}, "files": {}}
+    manifest = {"note": NOTE, **requested, "versions": versions | {"numpy": np.__version__}, "files": {}}
     write_atomically(path, _json(manifest))
     return manifest
 
 
 def _finish_manifest(out: Path, manifest: dict[str, Any]) -> None:
-    """Add the checksums of the collected files that are there; other files are none of its business."""
+    """Add the checksums of this collection's files; other files in the folder are ignored."""
     known = manifest["files"]
     for path in sorted(out.glob(f"memory_maze_{manifest['size']}-s{manifest['seed']}-*.npz")):
         if path.name not in known:
             with path.open("rb") as file:
                 known[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    with contextlib.suppress(OSError):  # a full disk: the next call adds what is missing
+    with contextlib.suppress(OSError):  # the disk is full: the next call adds the missing checksums
         write_atomically(out / MANIFEST, _json(manifest))
 
 
 def _prepare() -> None:
-    """Set up a collecting process."""
+    """Set up a worker process."""
     import logging
     import signal
     import threading
 
-    threading.Thread(target=_outlive_no_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    logging.getLogger("absl").setLevel(logging.ERROR)  # dm_control warns of a velocity that this agent cannot have
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops it
+    logging.getLogger("absl").setLevel(logging.ERROR)  # dm_control warns of a velocity that this agent does not have
 
 
-def _outlive_no_parent() -> None:
-    """End this process when the one that began it is gone, however that ended: an idle worker would wait for ever."""
+def _exit_with_parent() -> None:
+    """Exit when the parent process has ended, even if it was killed. An idle worker would wait for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -185,29 +186,29 @@ def _collect_one(size: str, seed: list[int], steps: int, path: Path) -> None:
     try:
         maze = FastMaze(size, int(rng.integers(1, 2**31 - 1)))
         rows: list[Arrays] = [maze.reset()]
-    except Exception as error:  # of a renderer that does not work here, or of versions that do not fit
+    except Exception as error:  # the renderer does not work here, or versions do not match
         raise UserError(
             f"Memory Maze cannot be opened with MUJOCO_GL={os.environ['MUJOCO_GL']} ({type(error).__name__}: {error}). "
             "MUJOCO_GL=osmesa and the versions of rad-bench[memory-maze] are known to work."
         ) from error
     layout = rows[0]["maze_layout"].astype(bool)
-    policy, taken = explorer.Explorer(layout, rng), [np.zeros(6, np.uint8)]
+    policy, actions = explorer.Explorer(layout, rng), [np.zeros(6, np.uint8)]
     for _ in range(steps):
         action = policy.act(rows[-1]["agent_pos"], rows[-1]["agent_dir"])
-        taken.append(np.eye(6, dtype=np.uint8)[action])
+        actions.append(np.eye(6, dtype=np.uint8)[action])
         rows.append(maze.step(action))
     maze.close()
     arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "maze_layout"}
     arrays = {name: a if name == "image" else a.astype(np.float32) for name, a in arrays.items()}
-    _save(path, {**arrays, "action": np.stack(taken), "maze_layout": layout})
+    _save(path, {**arrays, "action": np.stack(actions), "maze_layout": layout})
 
 
 def _save(path: Path, arrays: Arrays) -> None:
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
-def _end(pool: ProcessPoolExecutor) -> None:
-    """Leave no process behind, and no half-written file of one that had to be killed."""
+def _terminate(pool: ProcessPoolExecutor) -> None:
+    """Terminate all workers and wait for them, so that none is left and none writes a file any more."""
     processes = list((pool._processes or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
