@@ -1,6 +1,7 @@
-"""A video of trained runs beside the truth, frame by frame: the very frames that the evaluation scored.
+"""A video of trained runs next to the truth, with the same frames that the evaluation scored.
 
-a bar over all frames, coloured by what could be known; a line of words; the truth; a row a run; a column an episode
+Each episode is a column. From top to bottom: a bar over all frames, coloured by kind; a line of text; the truth; a row
+for each run.
 """
 
 from __future__ import annotations
@@ -26,42 +27,42 @@ from rad_bench.evaluation.tasks import Task, make_task
 from rad_bench.look.load import Trained
 from rad_bench.store.atomic import write_atomically
 
-# What could be known of a frame, in the report's colours; those the model was given stand out from all of these.
+# The colours of kinds of frames, as in the report. Context frames have a colour that differs from all others.
 COLOURS = {
     "context": "#333333", "recent": "#BBBBBB", "revisit": "#0072B2", "partial": "#E69F00", "novel": "#CC79A7",
     "unknown": "#DDDDDD",
 }  # fmt: skip
 MEMORY = {"keep": "", "reset": ", memory reset after the context", "swap": ", another episode's memory"}
-TILE = 192  # pixels that the side of a frame has at least, after enlargement
+TILE = 192  # smallest side of an enlarged frame, in pixels
 GAP, BAR, LABEL = 8, 8, 120  # pixels: between tiles, height of the bar, width of the labels
-TEXT, LINE = 14, 19  # pixels: size of letters, distance of lines
+TEXT, LINE = 14, 19  # pixels: font size, line height
 
 
 @dataclass(frozen=True)
 class Film:
-    """The same episodes as truth and as each run generated them. T = context + horizon."""
+    """Episodes as true frames and as each run generated them. T = context + horizon."""
 
     task: str
     intervention: str
     context: int
     episodes: list[int]
-    kinds: list[list[str]]  # [B][T], `context` first; what is recent is by the first run's reach
-    gaps: list[list[float]]  # [B][T] frames out of sight, NaN where that says nothing
+    kinds: list[list[str]]  # [B][T], `context` first; by the first run's reach
+    gaps: list[list[float]]  # [B][T] frames out of sight, NaN where undefined
     rows: dict[str, Tensor]  # label -> uint8 [B, T, 3, h, w], the truth first
 
 
 def film(runs: Sequence[Trained], task_name: str | None, intervention: str, episodes: Sequence[int]) -> Film:
     """Roll the runs out on held-out episodes, by default the one with most revisits.
 
-    Raises `UserError` for a task or an episode that is not the evaluation's, and for runs whose truths differ.
+    Raises `UserError` for a task or episode that was not evaluated, and for runs with different truths.
     """
     first = runs[0]
     name = task_name or first.run.config.evaluation.tasks[0]
-    found: list[tuple[Trained, Task]] = [(trained, _task(trained, name, intervention)) for trained in runs]
-    truth = found[0][1]
+    tasks: list[tuple[Trained, Task]] = [(trained, _task(trained, name, intervention)) for trained in runs]
+    truth = tasks[0][1]
     kinds, gaps = classify_task(truth, reach(first.run.config), first.dataset.has_poses, first.dataset.same_view)
     shown = list(episodes) or [int((kinds == "revisit").sum(1).argmax())]
-    for trained, task in found:
+    for trained, task in tasks:
         if len(task.truth) <= max(shown):
             raise UserError(
                 f"--episode {max(shown)}: {trained.folder.path} was evaluated on {len(task.truth)} episodes, numbered "
@@ -70,11 +71,11 @@ def film(runs: Sequence[Trained], task_name: str | None, intervention: str, epis
         if task.context != truth.context or not torch.equal(task.truth, truth.truth):
             raise UserError(
                 f"{trained.folder.path} and {first.folder.path} were evaluated on different episodes, contexts or "
-                "horizons, so that no truth is common to both; make a video of each."
+                "horizons, so they have no common truth. Make a video of each."
             )
     C = truth.context
     rows = {"truth": truth.truth[shown]}
-    for trained, task in found:
+    for trained, task in tasks:
         frames = roll_out(trained, task, only={intervention: shown}).frames[intervention]
         label = _label(trained, runs)
         while label in rows:
@@ -90,28 +91,28 @@ def film(runs: Sequence[Trained], task_name: str | None, intervention: str, epis
 
 def _task(trained: Trained, name: str, intervention: str) -> Task:
     config = trained.run.config
-    for option, asked, known in (
+    for option, value, evaluated in (
         ("task", name, config.evaluation.tasks), ("intervention", intervention, config.evaluation.interventions),
     ):  # fmt: skip
-        if asked not in known:
-            hint = did_you_mean(asked, known)
-            raise UserError(f"--{option} {asked}: {trained.folder.path} was not evaluated so{hint}")
+        if value not in evaluated:
+            hint = did_you_mean(value, evaluated)
+            raise UserError(f"--{option} {value}: {trained.folder.path} was not evaluated with this {option}{hint}")
     task = make_task(name, held_out(config, trained.dataset), config.evaluation, config.trunk.frames_per_step)
     if intervention == "swap" and partners(task) is None:
         raise UserError(
             f"--intervention swap: all episodes that {trained.folder.path} was evaluated on are clips of one "
-            "recording, and no other's memory is there to swap theirs with."
+            "recording, so there is no other memory to swap theirs with."
         )
     return task
 
 
 def _label(trained: Trained, runs: Sequence[Trained]) -> str:
-    alone = [other.run.label for other in runs].count(trained.run.label) == 1
-    return trained.run.label if alone else trained.name
+    unique = [other.run.label for other in runs].count(trained.run.label) == 1
+    return trained.run.label if unique else trained.name
 
 
 def draw(film: Film) -> list[Image.Image]:
-    """Return the film's pictures, one a frame, all of one even size."""
+    """Return the pictures of the film, one a frame, all of the same size with even sides."""
     B, T, _, h, w = film.rows["truth"].shape
     scale = math.ceil(TILE / min(h, w))
     width, height = w * scale, h * scale
@@ -122,7 +123,7 @@ def draw(film: Film) -> list[Image.Image]:
     pen = ImageDraw.Draw(empty)
     pen.text((GAP, GAP), film.task + MEMORY[film.intervention], "black", font)
     for row, label in enumerate(film.rows):
-        pen.text((GAP, top + row * (height + GAP)), _fold(label, font, LABEL - 2 * GAP), "black", font)
+        pen.text((GAP, top + row * (height + GAP)), _wrap(label, font, LABEL - 2 * GAP), "black", font)
     lefts = [LABEL + b * (width + GAP) for b in range(B)]
     for b, left in enumerate(lefts):
         pen.text((left, GAP + LINE), f"episode {film.episodes[b]}", "black", font)
@@ -134,7 +135,7 @@ def draw(film: Film) -> list[Image.Image]:
         pen = ImageDraw.Draw(picture)
         pen.text((GAP, GAP + 2 * LINE), f"frame {t + 1} / {T}", "black", font)
         for b, left in enumerate(lefts):
-            pen.text((left, GAP + 2 * LINE), _words(film, b, t), "black", font)
+            pen.text((left, GAP + 2 * LINE), _caption(film, b, t), "black", font)
             x, y, right, _ = _segment(left, width, t, T)
             middle = (x + right) / 2
             pen.polygon([(middle - 4, y - 5), (middle + 4, y - 5), (middle, y + 1)], "black")
@@ -156,15 +157,15 @@ def _segment(left: int, width: int, t: int, frames: int) -> tuple[int, int, int,
     return left + t * width // frames, y, max(left + t * width // frames, left + (t + 1) * width // frames - 1), y + BAR
 
 
-def _words(film: Film, b: int, t: int) -> str:
+def _caption(film: Film, b: int, t: int) -> str:
     kind, gap = film.kinds[b][t], film.gaps[b][t]
     if kind == "context":
         return "context (given)"
     return f"{kind}, {gap:g} frames out of sight" if math.isfinite(gap) and gap > 0 and kind != "recent" else kind
 
 
-def _fold(text: str, font: Any, width: int) -> str:
-    """Break a label into lines of at most `width` pixels."""
+def _wrap(text: str, font: Any, width: int) -> str:
+    """Wrap a label into lines of at most `width` pixels."""
     lines: list[str] = []
     line = ""
     for letter in text:
@@ -175,7 +176,7 @@ def _fold(text: str, font: Any, width: int) -> str:
 
 
 def write_video(pictures: Sequence[Image.Image], path: Path, fps: int) -> None:
-    """Write pictures as .gif, or as .mp4 (H.264; needs PyAV). Raises `UserError` for what cannot be written."""
+    """Write pictures as .gif or as .mp4 (H.264; needs PyAV). Raises `UserError` if that fails."""
     encode = _encoder(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,22 +186,22 @@ def write_video(pictures: Sequence[Image.Image], path: Path, fps: int) -> None:
 
 
 def _encoder(path: Path) -> Callable[[Sequence[Image.Image], int], bytes]:
-    known = {".gif": _gif, ".mp4": _mp4}
-    if path.suffix.lower() not in known:
-        raise UserError(f"--out {path}: its suffix says the format{did_you_mean(path.suffix, known)}")
+    encoders = {".gif": _gif, ".mp4": _mp4}
+    if path.suffix.lower() not in encoders:
+        raise UserError(f"--out {path}: unknown video format{did_you_mean(path.suffix, encoders)}")
     if path.suffix.lower() == ".mp4":
         _pyav()
-    return known[path.suffix.lower()]
+    return encoders[path.suffix.lower()]
 
 
 def check_format(path: Path) -> None:
-    """Raise `UserError` if there is no writing videos under that name: known before anything is computed."""
+    """Raise `UserError` if the suffix is no video format; called before anything is computed."""
     _encoder(path)
 
 
 def _gif(pictures: Sequence[Image.Image], fps: int) -> bytes:
     file = io.BytesIO()
-    # 256 colours a picture, of its own: the frames hold few.
+    # Each picture has its own palette of 256 colours; the frames have few.
     indexed = [picture.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) for picture in pictures]
     indexed[0].save(file, "GIF", save_all=True, append_images=indexed[1:], duration=1000 // fps, loop=0)
     return file.getvalue()
@@ -223,5 +224,5 @@ def _pyav() -> Any:
     try:
         import av
     except ImportError:
-        raise UserError("an .mp4 needs PyAV: pip install 'rad-bench[video]'; a .gif needs nothing.") from None
+        raise UserError("an .mp4 needs PyAV: pip install 'rad-bench[video]'. A .gif does not.") from None
     return av

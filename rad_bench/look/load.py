@@ -1,4 +1,4 @@
-"""A finished run, loaded: what `rad-bench rollout` and `rad-bench play` look at."""
+"""Load a finished run, for `rad-bench rollout` and `rad-bench play`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Trained(Experiment):
 
     @property
     def name(self) -> str:
-        """What to call the run beside others."""
+        """Return the name of the run among others: its label and seed."""
         return f"{self.run.label}, seed {self.run.config.seed}"
 
 
 def load_trained(path: Path) -> Trained:
-    """Load a finished run from its folder, ready to generate the very frames that its evaluation did.
+    """Load a finished run from its folder, ready to generate the same frames as its evaluation.
 
-    Raises `UserError` if the folder is none, the run is not finished, or its data are no longer what it was trained on.
+    Raises `UserError` if the run is not finished, or if its data, autoencoder or block have changed.
     """
     folder = RunFolder(path)
     _check_folder(folder)
@@ -49,10 +49,10 @@ def load_trained(path: Path) -> Trained:
         ("autoencoder", experiment.codec.identity, result.data.codec),
         ("block", block_identity(run.config.memory), result.memory.identity),
     ):  # fmt: skip
-        if then not in (None, now):  # older results do not tell their block's
+        if then not in (None, now):  # older results have no identity of the block
             raise UserError(
-                f"{path}: the {what} that its config.yaml leads to is not what it was trained with (identity {then}, "
-                f"now {now}), so its frames could not be made again. Let config.yaml lead to the former."
+                f"{path}: the {what} that its config.yaml names has changed since training (was {then}, now {now}), "
+                "so its frames cannot be generated again. Restore it, or correct config.yaml."
             )
     try:
         experiment.trunk.load_state_dict(load_file(folder.weights))
@@ -65,13 +65,13 @@ def load_trained(path: Path) -> Trained:
 
 
 def _check_folder(folder: RunFolder) -> None:
-    """Raise `UserError` unless this is the folder of a run that is done."""
+    """Raise `UserError` unless this is the folder of a finished run."""
     if not folder.config.is_file():
         runs = sorted(path.parent for path in folder.path.glob("runs/*/config.yaml"))
         done = [run for run in runs if RunFolder(run).is_done]
         hint = ", such as results/<sweep>/runs/<name>"
         if runs:
             hint = f"; a finished run of this sweep is {done[0]}" if done else "; no run of this sweep is finished yet"
-        raise UserError(f"{folder.path}: is not the folder of a run (no config.yaml){hint}.")
+        raise UserError(f"{folder.path}: is not a run folder (no config.yaml){hint}.")
     if not folder.is_done:
         raise UserError(f"{folder.path}: this run is not finished (no result.json); finish its sweep first.")

@@ -1,7 +1,7 @@
-"""Where a person walks: what the arrow keys mean in a data set's world, and what can be said of a pose there.
+"""The places that a user can walk in: what arrow keys do there, and what a pose shows.
 
-A step is one that the data hold, so that the model is asked nothing it was never taught: in the embedded world the
-generator's own actions, in a maze the typical motion of the recorded action of that name. There is no step back.
+A step is one that occurs in the training data: in the embedded world an action of its generator, in a maze the typical
+motion of the recorded action of that name. There is no step back.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from rad_bench.data.rooms import Room, Rooms
 from rad_bench.errors import UserError
 
 LEFT, RIGHT, FORWARD = "left", "right", "forward"
-ITEMS = 20  # training recordings that typical motions are taken from
-STILL = 1e-3  # cells or radians up to which an action led nowhere
-MARGIN = 0.25  # cells kept between the walker of a maze and the walls ahead
-WALL = [128, 128, 128]  # colour of a maze's walls as seen from above
+ITEMS = 20  # number of training recordings from which typical motions are computed
+STILL = 1e-3  # cells or radians; a smaller motion means that a wall stopped the agent
+MARGIN = 0.25  # smallest distance to a wall ahead in a maze, in cells
+WALL = [128, 128, 128]  # colour of maze walls on the floor plan
 Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Something that stands in a place, as seen from above."""
+    """A shape on the floor plan of a place."""
 
     points: Floats  # [P, 2] in the place's coordinates
     colour: list[int]
@@ -43,12 +43,12 @@ class Shape:
 
 
 class Place(Protocol):
-    """The surroundings of one held-out episode. Poses are (x, y, heading), as its data set has them."""
+    """The place of one held-out episode. Poses are (x, y, heading), as in its data set."""
 
     fov: float  # degrees
 
     def step(self, pose_3: Floats, key: str) -> tuple[Floats, Floats] | None:
-        """Return the action [A] of a key and the pose it leads to; None where a wall is in the way."""
+        """Return the action [A] of a key and the next pose; None if a wall is in the way."""
         ...
 
     def surfaces(self, pose_3: Floats) -> NDArray[np.int64]:
@@ -56,24 +56,24 @@ class Place(Protocol):
         ...
 
     def look(self, pose_3: Floats) -> NDArray[np.uint8] | None:
-        """Return the true view, [3, h, w]; None where it cannot be drawn."""
+        """Return the true view, [3, h, w]; None if it cannot be drawn."""
         ...
 
     def plan(self) -> list[Shape]:
-        """Return what stands here."""
+        """Return the shapes of the floor plan."""
         ...
 
 
 @dataclass(frozen=True)
 class Places:
-    """The places of all held-out episodes of a run, and the keys that mean something there."""
+    """The places of all held-out episodes of a run, and the keys that can be used there."""
 
     keys: tuple[str, ...]
     of: list[Place]  # by episode
 
 
 def open_places(run: RunConfig, dataset: Dataset) -> Places:
-    """Return the places of a run's held-out episodes. Raises `UserError` where keys cannot be mapped to motions."""
+    """Return the places of a run's held-out episodes. Raises `UserError` if keys cannot be mapped to motions."""
     if isinstance(dataset, Encoded):
         dataset = dataset.data
     config = run.evaluation
@@ -95,12 +95,12 @@ def open_places(run: RunConfig, dataset: Dataset) -> Places:
             return Places(tuple(motions), list(of))
         raise UserError(
             f"play: data.path {dataset.config.path} holds no {'map of its mazes' if motions else 'single steps'}, so "
-            "arrow keys cannot be mapped to its motions; `rad-bench rollout` shows this run along its episodes' paths."
+            "arrow keys cannot be mapped to motions. `rad-bench rollout` shows this run along its episodes' paths."
         )
     raise UserError(
         f"play: this run was trained on {run.data.name} recordings, whose motions (a mouse's turns, jumps, speeds) do "
-        "not map to single steps of arrow keys; `rad-bench rollout` shows it along its episodes' own paths. Runs on "
-        "rooms and memory_maze can be played."
+        "not map to single steps of arrow keys. `rad-bench rollout` shows it along its episodes' paths. Runs on rooms "
+        "and memory_maze can be played."
     )
 
 
@@ -129,7 +129,7 @@ class RoomPlace:
 
 
 class MazePlace:
-    """A recorded maze, known by its map; there is no drawing of views nobody recorded. Implements `Place`."""
+    """A recorded maze. It has a map, but views that were not recorded cannot be drawn. Implements `Place`."""
 
     actions: ClassVar = {LEFT: explorer.LEFT, RIGHT: explorer.RIGHT, FORWARD: explorer.FORWARD}
     fov = FOV
@@ -139,9 +139,9 @@ class MazePlace:
 
     def step(self, pose_3: Floats, key: str) -> tuple[Floats, Floats] | None:
         pose = follow(pose_3, self.motions[key])
-        way = pose[:2] - pose_3[:2]
-        length = float(np.linalg.norm(way))
-        if key == FORWARD and length and not self._is_free(pose[:2] + way / length * MARGIN):
+        move = pose[:2] - pose_3[:2]
+        length = float(np.linalg.norm(move))
+        if key == FORWARD and length and not self._is_free(pose[:2] + move / length * MARGIN):
             return None
         return np.tile(np.eye(6, dtype=np.float32)[self.actions[key]], self.stride), pose
 
@@ -163,18 +163,18 @@ class MazePlace:
 
 
 def typical_motions(data: Recordings) -> dict[str, Floats]:
-    """Return the egomotion (forward, sideways, turn) that each key's action leads to: its median over recordings.
+    """Return the median egomotion (forward, sideways, turn) of each key's action over recordings.
 
-    With a stride, the action is one that was taken all the while. Steps that a wall stopped are left out. Keys whose
-    action was never recorded have none.
+    With a stride, only steps that repeat one action count. Steps that a wall stopped and keys whose action was never
+    recorded are left out.
     """
     motions, actions = [], []
     for item in data.training[:ITEMS]:
         recording = data.clip(item, 0, item.length)
         if recording.poses is not None:
             motions.append(egomotion_from_poses(recording.poses)[1:])
-            taken = recording.actions[1:].unflatten(-1, (data.config.stride, -1)).argmax(-1)
-            actions.append(torch.where((taken == taken[:, :1]).all(-1), taken[:, 0], -1))
+            step_actions = recording.actions[1:].unflatten(-1, (data.config.stride, -1)).argmax(-1)
+            actions.append(torch.where((step_actions == step_actions[:, :1]).all(-1), step_actions[:, 0], -1))
     if not motions:
         return {}
     motion, action = torch.cat(motions).numpy(), torch.cat(actions).numpy()
@@ -184,9 +184,9 @@ def typical_motions(data: Recordings) -> dict[str, Floats]:
 
 
 def follow(pose_3: Floats, egomotion_3: Floats) -> Floats:
-    """Return the pose that an egomotion leads to from a pose; also: a pose that is given relative to another."""
-    x, y, heading = (float(part) for part in pose_3)
-    forward, sideways, turn = (float(part) for part in egomotion_3)
+    """Return the pose after an egomotion. Also converts a pose relative to `pose_3` into world coordinates."""
+    x, y, heading = (float(number) for number in pose_3)
+    forward, sideways, turn = (float(number) for number in egomotion_3)
     return np.array([
         x + forward * math.cos(heading) - sideways * math.sin(heading),
         y + forward * math.sin(heading) + sideways * math.cos(heading),
@@ -195,8 +195,8 @@ def follow(pose_3: Floats, egomotion_3: Floats) -> Floats:
 
 
 def relative_to(pose_3: Floats, points_P2: Floats) -> Floats:
-    """Return points as seen from a pose: ahead and to the left, [P, 2]."""
-    x, y, heading = (float(part) for part in pose_3)
+    """Return points relative to a pose: distance ahead and to the left, [P, 2]."""
+    x, y, heading = (float(number) for number in pose_3)
     dx, dy = points_P2[:, 0] - x, points_P2[:, 1] - y
     ahead = dx * math.cos(heading) + dy * math.sin(heading)
     left: Floats = dy * math.cos(heading) - dx * math.sin(heading)

@@ -1,7 +1,7 @@
-"""The page, and what it asks for: a few requests over HTTP, answered to this machine alone.
+"""The web server of `rad-bench play`: it serves the page and answers its requests, on this machine only.
 
-Anything a browser has open may send requests to 127.0.0.1, and a name of a stranger's may be made to lead there. So a
-request must be addressed to this machine by name, and what changes anything must be JSON from the page itself.
+Any page in the browser can send requests to 127.0.0.1, and a foreign host name can resolve to it (DNS rebinding). So
+the host of a request must be this machine, and a request that changes anything must be JSON from our own page.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from rad_bench.look.places import relative_to
 from rad_bench.look.session import Session, Shown, World
 
 ADDRESS = "127.0.0.1"
-NAMES = {"127.0.0.1", "localhost"}  # of this machine, in addresses a browser was given
-MOST_SESSIONS = 32  # the one used longest ago is forgotten for a new one
+NAMES = {"127.0.0.1", "localhost"}  # allowed host names of requests
+MOST_SESSIONS = 32  # a new session replaces the least recently used one
 LARGEST_REQUEST = 1024  # bytes
-TIMEOUT = 20  # seconds that a connection may be silent
-LAST_STEP = 20  # seconds that a step in progress is given when the server stops
+TIMEOUT = 20  # seconds without data after which a connection is closed
+LAST_STEP = 20  # seconds that the server waits for a step in progress when it stops
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-Answer = dict[str, Any]
+Json = dict[str, Any]
 
 
 class RefusedError(Exception):
-    """A request that is not answered, and with which status."""
+    """A request that is refused, with an HTTP status."""
 
     def __init__(self, status: HTTPStatus, reason: str) -> None:
         super().__init__(reason)
@@ -49,24 +49,24 @@ class RefusedError(Exception):
 
 
 class Walks:
-    """All walks through one world: a session a page, one step at a time."""
+    """All walks through one world. Each page has a session; steps run one at a time."""
 
     def __init__(self, world: World) -> None:
         self.world, self.lock = world, threading.Lock()
         self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._answers: dict[str, Callable[[Answer], Answer]] = {
+        self._answers: dict[str, Callable[[Json], Json]] = {
             "/start": self._start, "/press": self._press, "/reset": self._reset, "/swap": self._swap,
         }  # fmt: skip
 
-    def answer(self, path: str, asked: Answer) -> Answer:
+    def answer(self, path: str, request: Json) -> Json:
         """Answer a request. Raises `RefusedError`."""
         if path not in self._answers:
             raise RefusedError(HTTPStatus.NOT_FOUND, f"there is no {path}")
         with self.lock:
-            return self._answers[path](asked)
+            return self._answers[path](request)
 
-    def _start(self, asked: Answer) -> Answer:
-        episode = self._episode(asked)
+    def _start(self, request: Json) -> Json:
+        episode = self._episode(request)
         session = Session(self.world, episode)
         if len(self._sessions) >= MOST_SESSIONS:
             self._sessions.popitem(last=False)
@@ -89,11 +89,11 @@ class Walks:
             "has_truth": place.look(session.poses[0]) is not None,
             "fov": place.fov,
             "plan": plan,
-            "frames": [_told(shown) for shown in session.context()],
+            "frames": [_frame_json(shown) for shown in session.context()],
         }
 
-    def _press(self, asked: Answer) -> Answer:
-        session, key = self._session(asked), asked.get("key")
+    def _press(self, request: Json) -> Json:
+        session, key = self._session(request), request.get("key")
         if key not in self.world.places.keys:
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"there is no key {key!r:.40}")
         try:
@@ -101,33 +101,33 @@ class Walks:
         except UserError:
             raise
         except Exception:
-            del self._sessions[asked["session"]]  # it stopped half way
+            del self._sessions[request["session"]]  # its step is incomplete
             raise
         return {
             "blocked": press.blocked,
             "pending": press.pending,
-            "frames": [_told(shown) for shown in press.frames],
+            "frames": [_frame_json(shown) for shown in press.frames],
         }
 
-    def _reset(self, asked: Answer) -> Answer:
-        session = self._session(asked)
+    def _reset(self, request: Json) -> Json:
+        session = self._session(request)
         session.reset()
         return {"memory_of": None}
 
-    def _swap(self, asked: Answer) -> Answer:
-        session, episode = self._session(asked), self._episode(asked)
+    def _swap(self, request: Json) -> Json:
+        session, episode = self._session(request), self._episode(request)
         session.swap(episode)
         return {"memory_of": episode}
 
-    def _session(self, asked: Answer) -> Session:
-        name = asked.get("session")
+    def _session(self, request: Json) -> Session:
+        name = request.get("session")
         if not isinstance(name, str) or name not in self._sessions:
             raise RefusedError(HTTPStatus.GONE, "this walk is no longer known to the server; start again")
         self._sessions.move_to_end(name)
         return self._sessions[name]
 
-    def _episode(self, asked: Answer) -> int:
-        episode = asked.get("episode")
+    def _episode(self, request: Json) -> int:
+        episode = request.get("episode")
         if type(episode) is not int or not 0 <= episode < self.world.episodes:
             raise RefusedError(
                 HTTPStatus.BAD_REQUEST, f"episode {episode!r:.40}: there are 0 to {self.world.episodes - 1}"
@@ -136,7 +136,7 @@ class Walks:
 
 
 class PlayServer(ThreadingHTTPServer):
-    """Serves one world to this machine."""
+    """Serves one world on this machine."""
 
     daemon_threads = True
 
@@ -146,7 +146,7 @@ class PlayServer(ThreadingHTTPServer):
         super().__init__((ADDRESS, port), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of pages that were closed while they were answered."""
+        """Print errors, except those of pages that were closed before the answer."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
@@ -167,45 +167,49 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         try:
-            self._send_json(HTTPStatus.OK, self.server.walks.answer(self.path, self._asked()))
+            self._send_json(HTTPStatus.OK, self.server.walks.answer(self.path, self._read_json()))
         except RefusedError as refused:
             self._send_json(refused.status, {"error": str(refused)})
         except UserError as error:
             self._send_json(HTTPStatus.CONFLICT, {"error": str(error)})
         except OSError:
-            raise  # the page is gone
-        except Exception as error:  # of the user's block, or ours: the page says so, and the terminal where
+            raise  # the page was closed
+        except Exception as error:  # in the user's block or in ours: the page shows it, and the terminal the traceback
             traceback.print_exc()
             reason = one_line(f"the step failed: {type(error).__name__}: {error}", 300)
             self._send_json(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": reason})
 
-    def _asked(self) -> Answer:
-        """Return what a request holds, once it is known to come from the page."""
+    def _read_json(self) -> Json:
+        """Return the JSON of a request after checking that it comes from the page."""
         self._check_host()
         origin = self.headers.get("Origin")
         if origin is not None and origin != f"http://{self.headers['Host']}":
-            raise RefusedError(HTTPStatus.FORBIDDEN, "requests are taken from this server's own page alone")
-        if self.headers.get_content_type() != "application/json":  # which other pages cannot send without asking first
-            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "requests are JSON")
+            raise RefusedError(HTTPStatus.FORBIDDEN, "only requests from this server's own page are accepted")
+        if self.headers.get_content_type() != "application/json":  # other pages cannot send it without a CORS preflight
+            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "requests must be JSON")
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
-            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "requests say their length")
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "requests must have a Content-Length")
         if len(length) > 9 or int(length) > LARGEST_REQUEST:
-            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"requests have at most {LARGEST_REQUEST} bytes")
+            raise RefusedError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"requests must have at most {LARGEST_REQUEST} bytes"
+            )
         try:
-            asked = json.loads(self.rfile.read(int(length)))
+            request = json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError):
-            asked = None
-        if not isinstance(asked, dict):
-            raise RefusedError(HTTPStatus.BAD_REQUEST, "requests are JSON objects")
-        return asked
+            request = None
+        if not isinstance(request, dict):
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "requests must be JSON objects")
+        return request
 
     def _check_host(self) -> None:
         name, _, port = self.headers.get("Host", "").partition(":")
         if name not in NAMES or not (port or "80").isdigit():
-            raise RefusedError(HTTPStatus.FORBIDDEN, "requests are addressed to 127.0.0.1 or localhost, with the port")
+            raise RefusedError(
+                HTTPStatus.FORBIDDEN, "requests must be addressed to 127.0.0.1 or localhost, with the port"
+            )
 
-    def _send_json(self, status: HTTPStatus, answer: Answer) -> None:
+    def _send_json(self, status: HTTPStatus, answer: Json) -> None:
         self._send(status, "application/json", json.dumps(answer, allow_nan=False).encode())
 
     def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
@@ -220,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep the terminal for what matters."""
+        """Do not log requests to the terminal."""
 
 
 def serve(world: World, port: int, say: Callable[[str], object]) -> None:
@@ -240,8 +244,8 @@ def serve(world: World, port: int, say: Callable[[str], object]) -> None:
             say("stopped")
 
 
-def _told(shown: Shown) -> Answer:
-    """Return a frame as the page is told of it."""
+def _frame_json(shown: Shown) -> Json:
+    """Return a frame as JSON for the page."""
     norm = shown.norm if shown.norm is not None and shown.norm < float("inf") else None
     return {
         "number": shown.number,

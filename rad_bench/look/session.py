@@ -1,7 +1,7 @@
-"""A walk through a trained world: what a key press, an emptied memory, another episode's memory lead to.
+"""A walk through the world of a trained run, by key presses, with memory resets and swaps.
 
-A walk starts where a held-out episode's context ends. Each step is the evaluation's: the noise of frame h is that of
-`continuation`, so the same keys give the same pictures, and whoever follows the episode's own way sees what was scored.
+A walk starts at the end of a held-out episode's context. Each step is generated as in the evaluation: frame h has the
+noise of `continuation`. So the same keys give the same pictures, and the path of the episode gives the scored frames.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from rad_bench.model.motion import motion_features
 from rad_bench.model.rollout import frame_noise, rollout
 
 TASK = "continuation"
-LONGEST = 2000  # generated frames of a walk; a state that grows, and what is told of a frame, grow with it
-CONTEXTS = 16  # that are kept read
+LONGEST = 2000  # most generated frames of a walk, because growing states and the page need more memory with each
+CONTEXTS = 16  # number of contexts whose caches are kept
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One frame of a walk, and what is known of it."""
+    """One frame of a walk, with its truth and its scores."""
 
     number: int  # 0 = first of the context
     given: bool  # part of the context
     frame: Tensor  # uint8 [3, h, w]
-    truth: Tensor | None  # the same view, true; None where it cannot be drawn
-    other: Tensor | None  # what is seen from there in the room whose memory was put in
+    truth: Tensor | None  # the true view; None if it cannot be drawn
+    other: Tensor | None  # the view at the same pose in the room of the swapped-in memory
     pose: tuple[float, float, float]  # integrated egomotion since frame 0: ahead, to the left, heading
     kind: str  # context, or as in `evaluation.revisits`
-    gap: float | None  # frames the view was out of sight
+    gap: float | None  # number of frames for which the view was out of sight
     psnr: float | None  # dB, against the truth
     psnr_other: float | None  # against `other`
     norm: float | None  # of the memory's state after this frame; None without memory
@@ -55,15 +55,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Press:
-    """What a key led to."""
+    """The result of a key press."""
 
-    blocked: bool  # by a wall; nothing happened
-    pending: tuple[str, ...]  # keys of a step that is not complete; steps of one frame leave none
-    frames: list[Shown]  # generated, if this completed a step
+    blocked: bool  # by a wall; nothing changed
+    pending: tuple[str, ...]  # keys of an incomplete step of several frames
+    frames: list[Shown]  # the generated frames, if this key completed a step
 
 
 class World:
-    """A finished run to walk in. Raises `UserError` where arrow keys cannot be mapped to its data's motions."""
+    """A finished run to walk in. Raises `UserError` if arrow keys cannot be mapped to motions of its data."""
 
     def __init__(self, trained: Trained) -> None:
         self.trained, config = trained, trained.run.config
@@ -88,7 +88,7 @@ class World:
 
     @torch.no_grad()
     def _norms(self, episode: int) -> list[float | None]:
-        """Return the memory's norm after each frame of an episode's context: it is read once more, step by step."""
+        """Return the memory's norm after each frame of an episode's context, which is read again step by step."""
         trunk, device = self.trained.trunk, self.trained.device
         cache, norms = trunk.start(1), []
         for frames in torch.arange(self.task.context).split(trunk.config.frames_per_step):
@@ -99,14 +99,14 @@ class World:
 
 
 class Session:
-    """One walk. Not for use by several threads at once."""
+    """One walk. Not thread-safe."""
 
     def __init__(self, world: World, episode: int) -> None:
         self.world, self.episode = world, episode
         task, C = world.task, world.task.context
         self.place: Place = world.places.of[episode]
         self.cache = world.context_of(episode)
-        self.memory_of: int | None = episode  # whose memory this is; None: it was emptied
+        self.memory_of: int | None = episode  # episode whose memory this is; None after a reset
         self.actions: list[Floats] = list(task.actions[episode, :C].numpy())
         self.poses: list[Floats] = list(task.poses[episode, :C].numpy())
         self.surfaces: list[NDArray[np.int64]] = list(task.surfaces[episode, :C].numpy())
@@ -114,11 +114,11 @@ class Session:
 
     @property
     def generated(self) -> int:
-        """How many frames were generated."""
+        """Return the number of generated frames."""
         return self.cache.frames - self.world.task.context
 
     def context(self) -> list[Shown]:
-        """Return the frames that were given."""
+        """Return the frames of the context."""
         task, norms = self.world.task, self.world.norms_of(self.episode)
         poses, frames = self._walked(), task.truth[self.episode, : task.context]
         return [
@@ -127,16 +127,18 @@ class Session:
         ]
 
     def press(self, key: str) -> Press:
-        """Take a step. A model of F frames a step generates them once F keys are there.
+        """Take a step. A model of F frames a step generates them after F keys.
 
         Raises `UserError` after `LONGEST` frames.
         """
         if self.generated >= LONGEST:
-            raise UserError(f"this walk has {self.generated} frames, and {LONGEST} are the most; start again")
-        stepped = self.place.step(self.poses[-1], key)
-        if stepped is None:
+            raise UserError(
+                f"this walk has {self.generated} frames, and no walk can have more than {LONGEST}; start again"
+            )
+        step = self.place.step(self.poses[-1], key)
+        if step is None:
             return Press(True, tuple(self.pending), [])
-        action, pose = stepped
+        action, pose = step
         self.actions.append(action)
         self.poses.append(pose)
         self.surfaces.append(self.place.surfaces(pose))
@@ -147,12 +149,12 @@ class Session:
         return Press(False, (), self._generate())
 
     def reset(self) -> None:
-        """Empty the memory; the attention window stays."""
+        """Set the memory to its initial state; the attention window stays."""
         self.cache = self.cache.with_memory(self.world.trained.trunk.start(1).memory())
         self.memory_of = None
 
     def swap(self, episode: int) -> None:
-        """Put in the memory that another episode (or this one) had at the end of its context."""
+        """Replace the memory with that of an episode (another or this one) at the end of its context."""
         self.cache = self.cache.with_memory(self.world.context_of(episode).memory())
         self.memory_of = episode
 
@@ -166,9 +168,9 @@ class Session:
             key = config.evaluation.seed, TASK, self.episode, first + h
             return frame_noise(*key, trained.trunk.frame_shape)[None].to(trained.device)
 
-        made = rollout(trained.trunk, self.world.diffusion, motion, self.cache, noise)
-        self.cache = made.cache
-        frames = trained.codec.decode(made.frames[0]).cpu()
+        result = rollout(trained.trunk, self.world.diffusion, motion, self.cache, noise)
+        self.cache = result.cache
+        frames = trained.codec.decode(result.frames[0]).cpu()
         return self._shown(frames)
 
     def _shown(self, frames: Tensor) -> list[Shown]:
@@ -186,7 +188,7 @@ class Session:
         return shown
 
     def _elsewhere(self, walked_3: Sequence[float]) -> Tensor | None:
-        """Return what the walk would show had it begun where the memory's own episode did."""
+        """Return the true view if the walk had started where the episode of the memory started."""
         if self.memory_of in (None, self.episode):
             return None
         assert self.memory_of is not None
@@ -206,9 +208,9 @@ class Session:
 
 
 def memory_norm(cache: Cache) -> float | None:
-    """Return the Euclidean norm of all numbers in the memory's states; None if there are none to have."""
-    parts = [leaf.double().square().sum() for state in cache.memory() for leaf in leaves(state)]
-    return float(torch.stack(parts).sum().sqrt()) if parts else None
+    """Return the Euclidean norm of all numbers in the memory's states; None without memory."""
+    squares = [leaf.double().square().sum() for state in cache.memory() for leaf in leaves(state)]
+    return float(torch.stack(squares).sum().sqrt()) if squares else None
 
 
 def _psnr(frame: Tensor, truth: Tensor | None) -> float | None:

@@ -1,4 +1,4 @@
-"""What a folder of recordings holds: numbers for `rad-bench data check`, a picture for `rad-bench data show`."""
+"""Summarise a folder of recordings: statistics for `rad-bench data check`, a picture for `rad-bench data show`."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from rad_bench.data.source import Item, Recording
 from rad_bench.errors import UserError
 
 GAP_EDGES = (0, 6, 12, 25, 50, 100, 200, 400, 1000, 10_000)
-JUMP = 10.0  # a step this many times the data set's median moving step is no walk but a jump
+JUMP = 10.0  # a step is a jump if it is this many times the data set's median step
 DARK = 8.0  # mean grey level below which a frame is called black
 
 
 @dataclass
 class Survey:
-    """What was found in a data set."""
+    """Statistics of a data set."""
 
     episodes: int = 0
     frames: int = 0
     left_out: list[str] = field(default_factory=list)  # files, with reasons
-    suspects: list[str] = field(default_factory=list)  # good files that hold something odd
+    suspects: list[str] = field(default_factory=list)  # good files with suspicious content
     lengths: tuple[int, float, int] = (0, 0.0, 0)  # shortest, median, longest
     sizes: dict[str, int] = field(default_factory=dict)  # "height x width" -> episodes
     pixels: tuple[int, float, int] = (255, 0.0, 0)  # lowest, mean, highest value
     actions: list[float] = field(default_factory=list)  # mean of each column
     step: tuple[float, float] = (0.0, 0.0)  # median and largest distance between neighbouring poses that differ
-    kinds: dict[str, float] = field(default_factory=dict)  # share of the second halves, the first as context
+    kinds: dict[str, float] = field(default_factory=dict)  # share of frames of second halves, given first halves
     gaps: dict[str, float] = field(default_factory=dict)  # share of revisits by gap
 
     def lines(self) -> list[tuple[str, str]]:
-        """Return what was found as (what, text)."""
+        """Return the statistics as lines (name, text)."""
 
-        def shares(part: dict[str, float]) -> str:
-            return ", ".join(f"{name} {share:.0%}" for name, share in part.items())
+        def shares(share_of: dict[str, float]) -> str:
+            return ", ".join(f"{name} {share:.0%}" for name, share in share_of.items())
 
         shortest, median, longest = self.lengths
         low, mean, high = self.pixels
@@ -55,7 +55,7 @@ class Survey:
         if not self.kinds:
             return [
                 *lines,
-                ("poses", "none: motion must be action; no retrieval, and no frame is known to be a revisit"),
+                ("poses", "none: set trunk.motion to action; there is no retrieval task, and revisits are unknown"),
             ]
         return [
             *lines,
@@ -66,16 +66,16 @@ class Survey:
 
     @property
     def clean(self) -> bool:
-        """Return whether nothing is wrong with any file."""
+        """Return whether all files are good and none is suspicious."""
         return not self.left_out and not self.suspects
 
 
 def survey(data: Recordings, report: Callable[[int, int], None]) -> Survey:
     """Read every frame of every item once; `report(done, of)` is called after each."""
     items = sorted([*data.training, *data.held_out_items], key=lambda item: item.name)
-    found = Survey(len(items), sum(item.length for item in items), list(data.left_out))
+    result = Survey(len(items), sum(item.length for item in items), list(data.left_out))
     lengths = [item.length for item in items]
-    found.lengths = min(lengths), float(np.median(lengths)), max(lengths)
+    result.lengths = min(lengths), float(np.median(lengths)), max(lengths)
     steps: list[NDArray[np.float64]] = []
     kinds: list[NDArray[Any]] = []
     gaps: list[NDArray[np.float64]] = []
@@ -83,12 +83,12 @@ def survey(data: Recordings, report: Callable[[int, int], None]) -> Survey:
     for done, item in enumerate(items, 1):
         recording = data.clip(item, 0, item.length)
         size = f"{item.height} x {item.width}"
-        found.sizes[size] = found.sizes.get(size, 0) + 1
+        result.sizes[size] = result.sizes.get(size, 0) + 1
         brightness = recording.frames.float().mean((1, 2, 3))
         low, high = min(low, int(recording.frames.min())), max(high, int(recording.frames.max()))
         means.append(float(brightness.mean()))
         if (black := int((brightness < DARK).sum())) > 0:
-            found.suspects.append(f"{item.name}: {black} black frames")
+            result.suspects.append(f"{item.name}: {black} black frames")
         actions += recording.actions[1:].double().mean(0).numpy() / len(items)
         if recording.poses is not None:
             steps.append(np.linalg.norm(egomotion_from_poses(recording.poses)[1:, :2].numpy(), axis=1))
@@ -96,11 +96,11 @@ def survey(data: Recordings, report: Callable[[int, int], None]) -> Survey:
             kinds.append(kind.ravel())
             gaps.append(gap.ravel()[kind.ravel() == "revisit"])
         report(done, len(items))
-    found.pixels, found.actions = (low, float(np.mean(means)), high), actions.tolist()
+    result.pixels, result.actions = (low, float(np.mean(means)), high), actions.tolist()
     if steps:
-        _add_motion(found, items, steps)
-        _add_revisits(found, np.concatenate(kinds), np.concatenate(gaps))
-    return found
+        _add_motion(result, items, steps)
+        _add_revisits(result, np.concatenate(kinds), np.concatenate(gaps))
+    return result
 
 
 def _revisits(data: Recordings, item: Item, recording: Recording) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
@@ -114,25 +114,25 @@ def _revisits(data: Recordings, item: Item, recording: Recording) -> tuple[NDArr
     return classify_task(make_task("continuation", episodes, config, 1), 6, data.has_poses, data.same_view)
 
 
-def _add_motion(found: Survey, items: list[Item], steps: list[NDArray[np.float64]]) -> None:
-    every = np.concatenate(steps)
-    moving = every[every > 1e-6]
+def _add_motion(result: Survey, items: list[Item], steps: list[NDArray[np.float64]]) -> None:
+    all_steps = np.concatenate(steps)
+    moving = all_steps[all_steps > 1e-6]
     median = float(np.median(moving)) if len(moving) else 0.0
-    found.step = median, float(every.max())
-    for item, own in zip(items, steps, strict=True):
-        jumps = np.flatnonzero(own > JUMP * median)
+    result.step = median, float(all_steps.max())
+    for item, item_steps in zip(items, steps, strict=True):
+        jumps = np.flatnonzero(item_steps > JUMP * median)
         if len(jumps):
-            found.suspects.append(
-                f"{item.name}: jumps {own[jumps[0]]:.2f} at frame {jumps[0] + 1} ({len(jumps)} jumps)"
+            result.suspects.append(
+                f"{item.name}: jumps {item_steps[jumps[0]]:.2f} at frame {jumps[0] + 1} ({len(jumps)} jumps)"
             )
 
 
-def _add_revisits(found: Survey, kinds: NDArray[Any], gaps: NDArray[np.float64]) -> None:
+def _add_revisits(result: Survey, kinds: NDArray[Any], gaps: NDArray[np.float64]) -> None:
     names, counts = np.unique(kinds, return_counts=True)
-    found.kinds = {str(name): float(count / len(kinds)) for name, count in zip(names, counts, strict=True)}
+    result.kinds = {str(name): float(count / len(kinds)) for name, count in zip(names, counts, strict=True)}
     counts, _ = np.histogram(gaps, GAP_EDGES)
     bins = zip(GAP_EDGES, GAP_EDGES[1:], counts, strict=False)
-    found.gaps = {f"{low} to {high}": float(c / max(len(gaps), 1)) for low, high, c in bins if c}
+    result.gaps = {f"{low} to {high}": float(c / max(len(gaps), 1)) for low, high, c in bins if c}
 
 
 def draw(data: Recordings, out: Path, episodes: int = 6, frames: int = 12) -> None:
@@ -155,8 +155,8 @@ def draw(data: Recordings, out: Path, episodes: int = 6, frames: int = 12) -> No
                 axes.imshow(recording.frames[number].permute(1, 2, 0).numpy(), interpolation="nearest")
                 axes.set(xticks=[], yticks=[], title=f"{number}")
                 if column == 0:
-                    part = "held out" if item in data.held_out_items else "training"
-                    axes.set_ylabel(f"{Path(item.name).stem[-18:]}\n{part}", rotation=0, ha="right", va="center")
+                    split = "held out" if item in data.held_out_items else "training"
+                    axes.set_ylabel(f"{Path(item.name).stem[-18:]}\n{split}", rotation=0, ha="right", va="center")
             if recording.poses is not None:
                 _draw_path(figure.add_subplot(grid[row, frames:]), recording, shown)
         try:

@@ -133,9 +133,9 @@ def test_mistakes_are_told_in_a_paragraph(run: Path, tmp_path: Path) -> None:
         film([trained], None, "keep", [4])
     with pytest.raises(UserError, match="did you mean 'retrieval'"):
         film([trained], "retrival", "keep", [])
-    with pytest.raises(UserError, match="was not evaluated so"):
+    with pytest.raises(UserError, match="was not evaluated with this intervention"):
         film([shaken(evaluation={"interventions": ("keep", "reset")})], None, "swap", [0])
-    with pytest.raises(UserError, match="suffix says the format"):
+    with pytest.raises(UserError, match="unknown video format"):
         write_video([], tmp_path / "film.avi", 5)
     pictures = draw(film([trained], None, "keep", []))
     (tmp_path / "file").touch()
@@ -150,7 +150,7 @@ def test_mistakes_are_told_in_a_paragraph(run: Path, tmp_path: Path) -> None:
         load_trained(copy)
     config = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(config.replace("fov: 60.0", "fov: 70.0"))
-    with pytest.raises(UserError, match=r"the data that its config\.yaml leads to"):
+    with pytest.raises(UserError, match=r"the data that its config\.yaml names has changed"):
         load_trained(copy)
     result = json.loads((copy / "result.json").read_text())
     (copy / "result.json").write_text(json.dumps({**result, "memory": 3}))
