@@ -1,7 +1,7 @@
-"""What a YAML may say. Every default of the project stands here, once.
+"""The schema of all config files, with every default.
 
-Unknown keys are refused. What belongs to the science of a run is in `RunConfig`; what only decides where and
-how fast it runs is in `LaunchConfig` and never changes a result's identity.
+Unknown keys are errors. `RunConfig` holds what decides a run's result. `LaunchConfig` holds where and how fast it runs,
+and is not part of a run's identity.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-SCIENCE_VERSION = 1  # bump on purpose, whenever the same config would mean a different experiment
-# Bounds stop what nobody can mean, such as a digit too many; they are no advice.
+SCIENCE_VERSION = 1  # increase when the same config means a different experiment
+# Upper bounds catch typing errors, such as a digit too many. They are not recommendations.
 MOST_STEPS = 10**9
 MOST_FRAMES = 100_000  # of a clip
 MOST_EPISODES = 10**6
-LARGEST_SEED = 2**63 - 1  # what a column of whole numbers holds
+LARGEST_SEED = 2**63 - 1  # largest int64
 LARGEST_TRUNK = 20 * 10**9  # parameters
 
-Line = Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=1000)]  # goes into a job's script, as a line of it
+Line = Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=1000)]  # becomes one line of a job script
 
 
 class Config(BaseModel):
-    """Base of all sections: unknown keys are errors, values do not change after loading."""
+    """Base of all sections: unknown keys are errors, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -42,19 +42,24 @@ class RoomsData(Config):
     pillar: bool = True
     fov: float = Field(60.0, gt=10, lt=150, description="horizontal field of view, degrees")
     linger: int = Field(
-        0, ge=0, le=1000, description="training clips look to and fro for up to so many frames, as held-out episodes do"
+        0,
+        ge=0,
+        le=1000,
+        description="most frames for which training clips look back and forth in place, as held-out episodes do",
     )
 
 
 class FilesData(Config):
-    """What all recorded data have. Where there are folders train and test (or eval, validation), they are the split."""
+    """Options of all recorded data. Folders train and test (or eval, validation), where present, define the split."""
 
-    path: str = Field(description="folder of the recordings, or of what `rad-bench data pack` made of them")
+    path: str = Field(description="folder of the recordings, original or packed by `rad-bench data pack`")
     size: int | None = Field(
         None, ge=8, le=512, description="crop to a square of this side; null keeps frames as they are"
     )
-    stride: int = Field(1, ge=1, le=1000, description="every how many recorded frames one is used")
-    held_out: float = Field(0.2, gt=0, lt=1, description="share of the episodes kept for evaluation, by hash of names")
+    stride: int = Field(1, ge=1, le=1000, description="use every n-th recorded frame")
+    held_out: float = Field(
+        0.2, gt=0, lt=1, description="share of the episodes held out for evaluation, chosen by a hash of their names"
+    )
 
 
 class MemoryMazeData(FilesData):
@@ -64,11 +69,13 @@ class MemoryMazeData(FilesData):
 
 
 class MinecraftData(FilesData):
-    """Minecraft videos with their actions, in TECO's or VRAG's layout. Without a map, a view is known by its pose."""
+    """Minecraft videos with actions, in TECO's or VRAG's layout. There is no map, so equal views are found by pose."""
 
     name: Literal["minecraft"]
-    same_place: float = Field(1.0, gt=0, description="blocks within which two poses show the same view")
-    same_heading: float = Field(20.0, gt=0, le=180, description="degrees within which they do")
+    same_place: float = Field(
+        1.0, gt=0, description="two poses within this distance, in Minecraft blocks, show the same view"
+    )
+    same_heading: float = Field(20.0, gt=0, le=180, description="and within this angle, degrees")
 
 
 DataConfig = Annotated[RoomsData | MemoryMazeData | MinecraftData, Field(discriminator="name")]
@@ -84,9 +91,10 @@ class TrunkConfig(Config):
     mlp_ratio: float = Field(3.0, gt=0, le=64)
     window: int = Field(3, ge=0, le=MOST_FRAMES, description="clean frames before a step that temporal attention sees")
     attention: Literal["axial", "full"] = Field(
-        "axial", description="what temporal attention sees: the same location of the window's frames, or all of them"
+        "axial",
+        description="axial: temporal attention sees its own location in the window's frames; full: all locations",
     )
-    frames_per_step: int = Field(1, ge=1, le=MOST_FRAMES, description="1: frame-wise; F: chunks of F frames")
+    frames_per_step: int = Field(1, ge=1, le=MOST_FRAMES, description="1: one frame at a time; F: chunks of F frames")
     motion: Literal["action", "egomotion", "pose"] = "pose"
     memory_gain: float = Field(2.0, ge=0, le=1e6, description="scale of the motion code added to the memory's input")
     memory_writes: Literal["clean", "noisy"] = "clean"
@@ -107,35 +115,35 @@ class TrunkConfig(Config):
             raise ValueError(
                 f"attention: full needs width {self.width} to be heads ({self.heads}) times a multiple of 8"
             )
-        parameters = self.depth * self.width**2 * (12 + 2 * self.mlp_ratio)  # about: attention twice, adaLN, MLP
+        parameters = self.depth * self.width**2 * (12 + 2 * self.mlp_ratio)  # approximate: two attentions, adaLN, MLP
         if parameters > LARGEST_TRUNK:
             raise ValueError(
-                f"width {self.width} and depth {self.depth} make a trunk of about {parameters:.0e} parameters; more "
-                f"than {LARGEST_TRUNK:.0e} are refused"
+                f"width {self.width} and depth {self.depth} give a trunk of about {parameters:.0e} parameters; at most "
+                f"{LARGEST_TRUNK:.0e} are allowed"
             )
         if self.frames_per_step == 1 and self.window == 0:
-            raise ValueError("window 0 needs frames_per_step above 1, else no frame sees any other")
+            raise ValueError("window 0 needs frames_per_step above 1; otherwise no frame sees another")
         return self
 
 
 class DiffusionConfig(Config):
-    """Noise schedule, what the network predicts, and how it is sampled."""
+    """Noise schedule, prediction target and sampler."""
 
     prediction: Literal["x0", "v"] = "x0"
     schedule: Literal["cosine", "sigmoid"] = "cosine"
     sampler_steps: int = Field(4, ge=1, le=100_000, description="DDIM steps a frame")
-    stabilisation: float = Field(0.0, ge=0, lt=1, description="noise label under which clean frames are read")
+    stabilisation: float = Field(0.0, ge=0, lt=1, description="noise level given to the network for clean frames")
 
 
 class TrainingConfig(Config):
-    """One budget for all blocks."""
+    """Training, the same for all blocks."""
 
     steps: int = Field(800, ge=1, le=MOST_STEPS)
     batch: int = Field(8, ge=1, le=MOST_EPISODES, description="clips a step")
     frames: int = Field(24, ge=2, le=MOST_FRAMES, description="frames a clip")
     loss_from: int = Field(8, ge=0, le=MOST_FRAMES, description="first frame of the noisy stream")
     return_share: float = Field(
-        0.0, ge=0, le=1, description="share of the clips that go some way and come back the same way"
+        0.0, ge=0, le=1, description="share of the clips that go out and return on the same path"
     )
     learning_rate: float = Field(4e-3, gt=0, le=1e3)
     betas: tuple[Decay, Decay] = (0.9, 0.99)
@@ -151,12 +159,12 @@ class TrainingConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
         if self.loss_from >= self.frames:
-            raise ValueError(f"loss_from {self.loss_from} must lie before the clip's end, frames {self.frames}")
+            raise ValueError(f"loss_from {self.loss_from} must be less than frames {self.frames}")
         return self
 
 
 class EvaluationConfig(Config):
-    """What is rolled out and scored. The first task's revisit PSNR under `keep` is the headline."""
+    """What is rolled out and scored. The main result is the first task's revisit PSNR under `keep`."""
 
     tasks: tuple[Literal["retrieval", "continuation"], ...] = Field(("continuation", "retrieval"), min_length=1)
     interventions: tuple[Literal["keep", "reset", "swap"], ...] = ("keep", "reset", "swap")
@@ -169,28 +177,28 @@ class EvaluationConfig(Config):
         None,
         ge=1,
         le=10**9,
-        description="revisits lie beyond this many frames; for comparing windows on the same frames",
+        description="a revisit was out of sight for more than this many frames; null: for more than attention reaches",
     )
     probe: int = Field(
         128,
         ge=0,
         le=MOST_EPISODES,
-        description="training clips that a linear probe of the memory is fitted on; 0: none",
+        description="training clips for fitting a linear probe of the memory; 0: no probe",
     )
     strips: int = Field(
         3,
         ge=0,
         le=MOST_EPISODES,
-        description="episodes, those with most revisits, whose frames are kept for the report",
+        description="episodes (those with most revisits) whose frames the report shows",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluationConfig:
         if "keep" not in self.interventions:
-            raise ValueError("interventions must include 'keep', which the others are compared with")
+            raise ValueError("interventions must include 'keep'; the others are compared with it")
         for key in ("tasks", "interventions"):
             if len(set(getattr(self, key))) != len(getattr(self, key)):
-                raise ValueError(f"{key} names something twice")
+                raise ValueError(f"{key} lists an entry twice")
         return self
 
 
@@ -203,7 +211,7 @@ class MemoryConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
-        """Accept `lstm` and `{name: lstm, hidden: 64}` beside the canonical form with `options`."""
+        """Accept `lstm` and `{name: lstm, hidden: 64}` besides `{name: lstm, options: {hidden: 64}}`."""
         if isinstance(value, str):
             return {"name": value}
         if isinstance(value, dict) and "name" in value and "options" not in value:
@@ -212,7 +220,7 @@ class MemoryConfig(Config):
 
 
 class AutoencoderConfig(Config):
-    """What the trunk works on: pixels (`none`), or the latents of a frozen autoencoder."""
+    """What the trunk models: pixels (`none`), or the latents of a frozen autoencoder."""
 
     name: Literal["none", "kl"] = "none"
     path: str | None = Field(None, description="kl: local folder of an AutoencoderKL, as diffusers saves it")
@@ -230,14 +238,14 @@ class AutoencoderConfig(Config):
 
 
 class MatchConfig(Config):
-    """Which budget all blocks share. Each block's own size option is solved to meet it."""
+    """A budget that all blocks share. Each block's size option is solved to meet it."""
 
     by: Literal["none", "parameters", "state", "flops"] = "none"
     budget: int | None = Field(
         None,
         ge=1,
         le=10**15,
-        description="of all memory blocks: parameters, bytes a video at the horizon's end, or FLOPs a frame",
+        description="total over all memory blocks: parameters, state bytes per video at the end of the horizon, or FLOPs per frame",
     )
 
     @model_validator(mode="after")
@@ -278,33 +286,35 @@ class RunConfig(Config):
             )
         if self.trunk.motion == "action" and self.training.return_share:
             raise ValueError(
-                "training.return_share: clips that come back need a motion that says the way back, which actions "
-                "cannot; use trunk.motion: pose or egomotion, or return_share: 0"
+                "training.return_share: clips that return need a motion that describes the way back, and actions "
+                "do not; use trunk.motion: pose or egomotion, or return_share: 0"
             )
         if self.trunk.motion == "action" and "retrieval" in self.evaluation.tasks:
             raise ValueError(
-                "evaluation.tasks: retrieval walks the path backwards, which actions cannot say; "
+                "evaluation.tasks: retrieval walks the path backwards, which actions cannot describe; "
                 "use trunk.motion: pose or egomotion, or drop retrieval"
             )
         return self
 
 
 class SlurmConfig(Config):
-    """What a SLURM job asks for."""
+    """Resources and options of a SLURM job."""
 
     partition: Line | None = None
     account: Line | None = None
     qos: Line | None = None
     constraint: Line | None = None
-    nodes: int = Field(1, ge=1, le=10_000, description="nodes a run")
-    gpus: int = Field(0, ge=0, le=1024, description="GPUs a node; each is driven by a process of its own")
-    cpus: int = Field(1, ge=1, le=4096, description="CPUs a process")
-    memory_gb: float = Field(8, gt=0, le=1e6, description="memory a node")
-    timeout: str = Field("4h", max_length=20, description="such as 30m, 4h, 2d")
+    nodes: int = Field(1, ge=1, le=10_000, description="nodes per run")
+    gpus: int = Field(0, ge=0, le=1024, description="GPUs per node, one process for each")
+    cpus: int = Field(1, ge=1, le=4096, description="CPUs per process")
+    memory_gb: float = Field(8, gt=0, le=1e6, description="memory per node")
+    timeout: str = Field("4h", max_length=20, description="time limit, such as 30m, 4h, 2d")
     setup: tuple[str, ...] = Field((), description="shell lines run before the job")
     extra: dict[Line, Line | int | bool] = Field({}, description="further sbatch options, without the dashes")
-    poll: float = Field(10, ge=1, le=3600, description="seconds between questions to SLURM, one for all jobs")
-    python: Line | None = Field(None, description="how jobs start Python, such as `apptainer exec image.sif python`")
+    poll: float = Field(10, ge=1, le=3600, description="seconds between queries to SLURM; one query covers all jobs")
+    python: Line | None = Field(
+        None, description="command that starts Python in a job, such as `apptainer exec image.sif python`"
+    )
 
     @field_validator("timeout", mode="before")
     @classmethod
@@ -315,7 +325,7 @@ class SlurmConfig(Config):
 
     @property
     def minutes(self) -> int:
-        """Return the time limit as SLURM counts it."""
+        """Return the time limit in minutes, the unit of SLURM."""
         return max(1, round(float(self.timeout[:-1]) * {"m": 1, "h": 60, "d": 1440}[self.timeout[-1]]))
 
 
@@ -323,54 +333,54 @@ class LaunchConfig(Config):
     """Where and how fast runs execute. Never part of a run's identity."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?)$")
-    parallel: int = Field(2, ge=1, le=100_000, description="runs at a time")
-    loaders: int = Field(1, ge=0, le=1024, description="threads a run that prepare clips ahead of training; 0: none")
-    threads: int = Field(1, ge=1, le=4096, description="CPU threads a process")
+    parallel: int = Field(2, ge=1, le=100_000, description="most runs at a time")
+    loaders: int = Field(1, ge=0, le=1024, description="threads per run that prepare clips ahead of training; 0: none")
+    threads: int = Field(1, ge=1, le=4096, description="CPU threads per process")
     processes: int = Field(
         1, ge=1, le=1024, description="processes that train a run together, here or on each SLURM node without GPUs"
     )
     accumulate: int = Field(
-        1, ge=1, le=MOST_EPISODES, description="micro-batches a step, whose gradients add up: less memory"
+        1, ge=1, le=MOST_EPISODES, description="micro-batches per step (gradient accumulation): less memory"
     )
-    compile: bool = Field(False, description="torch.compile each layer in training; long loops take long to compile")
-    activation_checkpointing: bool = Field(
-        False, description="keep no activations within layers, compute them again in the backward pass: less memory"
+    compile: bool = Field(
+        False, description="torch.compile each layer in training; blocks with long loops compile slowly"
     )
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory")
     strip_every: int = Field(
-        0, ge=0, le=MOST_STEPS, description="training steps between strips of what the model generates by then; 0: none"
+        0, ge=0, le=MOST_STEPS, description="training steps between strips of generated frames; 0: none"
     )
-    tensorboard: bool = Field(False, description="curves and strips of training as TensorBoard reads them as well")
+    tensorboard: bool = Field(False, description="also write curves and strips of training for TensorBoard")
     attempts: int = Field(
         3,
         ge=1,
         le=1000,
-        description="how often a run is started whose process is lost, or whose SLURM job gets no further",
+        description="most starts of a run whose process is lost or whose SLURM job makes no progress",
     )
     lease: float = Field(
-        90, gt=1, le=86_400, description="seconds without a sign of life after which an attempt counts as dead"
+        90, gt=1, le=86_400, description="seconds without a heartbeat after which an attempt counts as dead"
     )
     slurm: SlurmConfig = SlurmConfig()
     where: dict[str, dict[str, Any]] = Field(
-        {}, description="what points of the grid have otherwise: `memory=attention: {slurm: {memory_gb: 32}}`"
+        {}, description="other values for some points of the grid: `memory=attention: {slurm: {memory_gb: 32}}`"
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> LaunchConfig:
         if ":" in self.device and max(self.processes, self.slurm.gpus) > 1:
-            raise ValueError(f"device {self.device} is one GPU, and several processes need one each: say cuda")
+            raise ValueError(f"device {self.device} is one GPU, but each of several processes needs its own; use cuda")
         return self
 
     def tasks(self, cluster: str) -> tuple[int, int]:
-        """Return on how many nodes a run executes on that cluster, and with how many processes on each."""
+        """Return the nodes of a run on that cluster, and its processes on each node."""
         if cluster == "slurm":
             return self.slurm.nodes, self.slurm.gpus or self.processes
         return 1, self.processes if cluster == "local" else 1
 
 
 class SweepConfig(Config):
-    """One experiment: what all runs share, the grid over any of its leaves, and how to launch.
+    """One experiment: the config that all runs share, a grid of changes to it, and how to launch.
 
-    An axis is a path below `run` with its values, or a name of its own with named points, each of which sets several
+    An axis is a path below `run` with its values, or a new name with named points, each of which sets several
     paths: `regime: {frame-wise: {trunk.frames_per_step: 1, trunk.window: 3}, ...}`.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def show_bytes(count: float) -> str:
-    """Write a size to three digits: 390 bytes, 51.2 kB, 7.12 MB."""
+    """Format a size to three digits: 390 bytes, 51.2 kB, 7.12 MB."""
     for unit, size in (("bytes", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
         if count < 999.5 * size:
             return f"{count / size:.3g} {unit}"
@@ -12,14 +12,14 @@ def show_bytes(count: float) -> str:
 
 
 def show_seconds(seconds: float) -> str:
-    """Write a duration to two digits: 34 ms, 1.2 s, 48 s, 11 min, 3.5 h."""
-    for unit, size, most in (("ms", 1e-3, 0.995), ("s", 1.0, 99.5), ("min", 60.0, 99.5 * 60)):
-        if seconds < most:
+    """Format a duration to two digits: 34 ms, 1.2 s, 48 s, 11 min, 3.5 h."""
+    for unit, size, limit in (("ms", 1e-3, 0.995), ("s", 1.0, 99.5), ("min", 60.0, 99.5 * 60)):
+        if seconds < limit:
             return f"{two_digits(seconds / size)} {unit}"
     return f"{two_digits(seconds / 3600)} h"
 
 
 def two_digits(value: float) -> str:
-    """Write a number to two digits, without an exponent: 0.34, 4.8, 12,000."""
+    """Format a number to two digits, without an exponent: 0.34, 4.8, 12,000."""
     rounded = float(f"{value:.2g}")
     return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"

@@ -1,4 +1,4 @@
-"""Files that a reader, or a kill, sees with their old content or their new, never a part."""
+"""Atomic writes: a file has its old content or its new content, also after a kill."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rad_bench.errors import unwritten
 def write_atomically(
     path: Path, content: bytes | Callable[[BinaryIO], object], fence: Callable[[], None] = lambda: None
 ) -> None:
-    """Write a file that takes the place of `path` once it is whole and on disk, and the fence, which may raise, allows.
+    """Write a temporary file, sync it to disk, call `fence` (which may raise), and rename the file to `path`.
 
-    `content` is what the file shall hold, or a function that writes it.
+    `content` is the file's content, or a function that writes it.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # ids of processes are no names on a shared disk
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # process ids are not unique on a shared disk
     try:
         with temporary.open("wb") as file:
             file.write(content) if isinstance(content, bytes) else content(file)
@@ -28,12 +28,12 @@ def write_atomically(
         fence()
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # a full disk must not fill further
+        temporary.unlink(missing_ok=True)  # leave no partly written file on a full disk
         raise
 
 
 def write_figures(path: Path, figures: dict[str, Any]) -> None:
-    """Write figures as JSON, their folder included. Raises `UserError` if that cannot be."""
+    """Write figures as JSON; make the folder if needed. Raises `UserError` if the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=1) + "\n")

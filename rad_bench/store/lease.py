@@ -1,11 +1,12 @@
-"""Who is at a folder: leases that expire, and a fence against those who lost theirs.
+"""Leases on a folder, which expire, and a fence that stops a process whose lease was taken over.
 
-A claim is a numbered file, made exclusively; the highest number rules. Its holder touches it every few seconds. A claim
-whose holder has let go, died or fallen silent may be followed by the next number, and from then on the fence of the old
-holder raises. No lock of the file system is needed, which clusters' often lack or keep to one node.
+A claim is a numbered file, created exclusively. The highest number is the current claim. Its holder touches the file
+every few seconds (heartbeat). If the holder released the claim, died or sent no heartbeat for too long, another process
+may claim the next number; then the old holder's fence raises. No file locks are needed: file systems of clusters often
+lack them, or lock on one node only.
 
-Between the fence's look and the write after it, a holder may still lose its lease. What is written then was computed
-from the same config, data and seed as its successor's, so it is whole and true, if it is late.
+A holder may lose its lease between the fence and the write after it. This is harmless: its successor writes the same
+content, computed from the same config, data and seed.
 """
 
 from __future__ import annotations
@@ -21,33 +22,33 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-BEATS = 6  # heartbeats within the time after which a lease expires
-WRITING_SECONDS = 10.0  # after which a claim without content was left by somebody who died
+BEATS = 6  # heartbeats in the time after which a lease expires
+WRITING_SECONDS = 10.0  # after this time, the writer of an empty claim counts as dead
 POLL_SECONDS = 0.5
 
 
 class SupersededError(RuntimeError):
-    """Another holder took over: nothing more may be written."""
+    """Another process took over the lease. This one must not write any more."""
 
 
 class BusyError(RuntimeError):
-    """Somebody else holds the lease."""
+    """Another process holds the lease."""
 
     def __init__(self, claim: Claim) -> None:
-        super().__init__(f"{claim.holder or 'a process'} is at it (last heard of {claim.silent:.0f} seconds ago)")
+        super().__init__(f"{claim.holder or 'a process'} is at it (last heartbeat {claim.silent:.0f} seconds ago)")
         self.claim = claim
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process, as others may find out whether it lives."""
+    """A process, described so that others can check whether it is alive."""
 
     host: str
-    machine: str  # the same for processes that see each other's ids
+    machine: str  # equal for processes that see each other's process ids
     process: int
-    started: str  # tells a process from a later one with its number
-    job: str | None = None  # SLURM's id of the job, as squeue shows it: 7, or 7_2 for a task of an array
-    restarts: int = 0  # how often SLURM started that job again
+    started: str  # start time; a later process may get the same id
+    job: str | None = None  # SLURM's job id as squeue shows it: 7, or 7_2 for a task of an array
+    restarts: int = 0  # how often SLURM restarted the job
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}" + (f" (job {self.job})" if self.job else "")
@@ -64,29 +65,29 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """Return whether the process belongs to this machine."""
+        """Return whether the process runs on this machine."""
         return self.machine == _machine()
 
     def is_gone(self) -> bool:
-        """Return whether the process is known to have ended; one of another machine is never known to."""
+        """Return whether the process has ended; False for a process of another machine, which cannot be checked."""
         return self.is_here and (not self.started or _started(self.process) != self.started)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The ruling claim on a folder."""
+    """The current claim on a folder."""
 
     number: int
     holder: Holder | None  # None while the claim is being written
     silent: float  # seconds since the last heartbeat
-    seconds: float  # of silence that end it
+    seconds: float  # without a heartbeat, after which it expires
 
     def is_alive(self) -> bool:
-        """Return whether the holder still counts as being at it."""
+        """Return whether the claim is still held."""
         return self.silent < self.seconds and not (self.holder is not None and self.holder.is_gone())
 
     def yields_to(self, other: Holder) -> bool:
-        """Return whether SLURM has started the holder's job again as `other`: it never runs a job twice at once."""
+        """Return whether `other` is a restart of the holder's SLURM job, which ended the earlier start."""
         mine = self.holder
         return mine is not None and mine.job is not None and mine.job == other.job and mine.restarts < other.restarts
 
@@ -102,21 +103,21 @@ class Lease:
         return self.folder / f"{self.number:04d}"
 
     def fence(self) -> None:
-        """Raise `SupersededError` if this is no longer the ruling claim. To be called before every write."""
+        """Raise `SupersededError` if this is no longer the current claim. Call it before every write."""
         if _highest(self.folder) != self.number:
             raise SupersededError(f"{self.path}: another attempt has taken over")
 
 
 def ruling_claim(folder: Path, now: float | None = None) -> Claim | None:
-    """Return the ruling claim on a folder, dead or alive; None if nobody ever claimed it.
+    """Return the current claim on a folder, alive or expired; None if there is none.
 
-    `now` is the time by the clock that dates the files; this machine's is good enough for a look.
+    `now` is the time on the file server's clock. The default, this machine's clock, is good enough for a status.
     """
     number = _highest(folder)
     if not number:
         return None
     try:
-        with (folder / f"{number:04d}").open() as file:  # opening asks a network file system for fresh dates
+        with (folder / f"{number:04d}").open() as file:  # opening makes a network file system refresh the time
             beat = os.fstat(file.fileno()).st_mtime
             text = file.read()
     except OSError:
@@ -131,9 +132,10 @@ def ruling_claim(folder: Path, now: float | None = None) -> Claim | None:
 
 @contextlib.contextmanager
 def hold(folder: Path, seconds: float, wait: float = 0.0) -> Iterator[Lease]:
-    """Claim a folder, or raise `BusyError` if another is at it for longer than `wait`. Beats until the block ends.
+    """Hold a lease on a folder, with heartbeats, until the block ends.
 
-    `seconds` without a heartbeat end a lease. Raises `OSError` where nothing can be written.
+    The lease expires after `seconds` without a heartbeat. Raises `BusyError` if another process still holds the lease
+    after `wait` seconds, and `OSError` if the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lease = _acquire(folder, seconds, wait)
@@ -141,7 +143,9 @@ def hold(folder: Path, seconds: float, wait: float = 0.0) -> Iterator[Lease]:
 
     def beat() -> None:
         while not stop.wait(seconds / BEATS):
-            with contextlib.suppress(OSError):  # a file system that is away for a while; the fence will tell
+            with contextlib.suppress(
+                OSError
+            ):  # the file system may be unavailable for a while; `fence` finds a lost lease
                 os.utime(lease.path)
 
     heart = threading.Thread(target=beat, daemon=True, name="heartbeat")
@@ -152,7 +156,7 @@ def hold(folder: Path, seconds: float, wait: float = 0.0) -> Iterator[Lease]:
         stop.set()
         heart.join()
         with contextlib.suppress(OSError):
-            os.utime(lease.path, (0, 0))  # let go: silent since 1970
+            os.utime(lease.path, (0, 0))  # release: the last heartbeat is in 1970
 
 
 def _acquire(folder: Path, seconds: float, wait: float) -> Lease:
@@ -165,14 +169,14 @@ def _acquire(folder: Path, seconds: float, wait: float) -> Lease:
                 with lease.path.open("x") as file:
                     json.dump({"seconds": seconds, "holder": asdict(me)}, file)
             except FileExistsError:
-                continue  # somebody was faster
+                continue  # another process was faster
             except OSError:
                 with contextlib.suppress(OSError):
-                    lease.path.unlink(missing_ok=True)  # a full disk takes an empty file, which looks alive for a while
+                    lease.path.unlink(missing_ok=True)  # on a full disk an empty claim remains, which would look alive
                 raise
             if _clear_below(folder, lease.number):
                 return lease
-            lease.path.unlink()  # somebody was faster by more than one claim
+            lease.path.unlink()  # other processes have claimed higher numbers
             continue
         if time.monotonic() > deadline:
             raise BusyError(claim)
@@ -191,7 +195,7 @@ def _highest(folder: Path) -> int:
 
 
 def _clear_below(folder: Path, number: int) -> bool:
-    """Remove claims that a new one has ended; return whether the new one rules."""
+    """Remove the claims below `number`; return whether `number` is the current claim."""
     claims = _claims(folder)
     for old in claims:
         if old < number:
@@ -200,13 +204,13 @@ def _clear_below(folder: Path, number: int) -> bool:
 
 
 def _clock(folder: Path) -> float:
-    """Return the time by which the folder's files are dated; a file server has its own."""
+    """Return the time on the clock that dates the folder's files; a file server has its own clock."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock-") as file:
         return os.fstat(file.fileno()).st_mtime
 
 
 def _machine() -> str:
-    """Name the set of processes that see each other's ids: a boot of a machine, and a container of it."""
+    """Identify the processes that see each other's ids: one boot of a machine and one PID namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
@@ -215,7 +219,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str:
-    """Return when a process started, in whatever form this system tells; empty if there is no such process."""
+    """Return when a process started, in the system's own format; empty if there is no such process."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
         state, *rest = stat.rpartition(")")[2].split()

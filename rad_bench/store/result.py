@@ -1,4 +1,4 @@
-"""What `result.json` of a finished run holds: a run writes it, and all that look at a run read it through this."""
+"""The content of `result.json`, the record of a finished run."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from rad_bench.errors import UserError, one_line
 from rad_bench.store.sweep_folder import check_name
 
 
-class _Part(BaseModel):
-    """Keys with a default came after the first results."""
+class _Section(BaseModel):
+    """Base of all sections. Keys with a default are missing in the oldest results."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class Memory(_Part):
+class Memory(_Section):
     name: str
-    options: dict[str, Any]  # all of them, solved
-    identity: str | None = None  # of the block's code
+    options: dict[str, Any]  # all options, with the solved size
+    identity: str | None = None  # hash of the block's code
 
 
-class Counts(_Part):
+class Counts(_Section):
     memory: int
     trunk: int
 
 
-class Match(_Part):
+class Match(_Section):
     by: str
     budget: int | None
     residual: float | None  # (spent - budget) / budget
 
 
-class TrainingRecord(_Part):
-    """The training that made the weights, in whichever run."""
+class TrainingRecord(_Section):
+    """The training that made the weights, in this run or another."""
 
     steps: int
     seconds: float
@@ -45,24 +45,24 @@ class TrainingRecord(_Part):
     loss_first: float | None
     loss_last: float
     peak_memory_bytes: int = 0
-    by: str | None = None  # name of the run that trained
-    key: str | None = None  # hash of what decides the weights
+    by: str | None = None  # name of the run that trained the weights
+    key: str | None = None  # hash that identifies the training
 
 
-class RolloutTimes(_Part):
-    """Seconds a frame and video, of `videos` rolled out together."""
+class RolloutTimes(_Section):
+    """Seconds per frame and video, with `videos` rolled out together."""
 
     seconds_per_frame_start: float
     seconds_per_frame_end: float
     videos: int
 
 
-class EvaluationTime(_Part):
+class EvaluationTime(_Section):
     seconds: float
 
 
-class MetricCard(_Part):
-    """Definitions by metric, and their hash."""
+class MetricCard(_Section):
+    """The definition of each metric, and a hash of them all (`card`)."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -72,20 +72,20 @@ class MetricCard(_Part):
     lpips: str
 
 
-class Data(_Part):
+class Data(_Section):
     name: str
     identity: str
-    codec: str = "pixels"  # identity
+    codec: str = "pixels"  # identity of the autoencoder
 
 
-class Strips(_Part):
-    """What the strips of a task show."""
+class Strips(_Section):
+    """The episodes and frames that the strips of a task show."""
 
     episodes: list[int]
     frames: list[int]
 
 
-class Need(_Part):
+class Need(_Section):
     """Which of the frames that are trained, or scored, need a memory."""
 
     frames: int  # looked at
@@ -95,8 +95,8 @@ class Need(_Part):
     of: int  # looked at
 
 
-class Parity(_Part):
-    """Which path computed the block, why that one, and its largest error against the reference."""
+class Parity(_Section):
+    """The path that computed the block, why it was chosen, and its largest error against the reference."""
 
     path: str
     why: str
@@ -104,8 +104,8 @@ class Parity(_Part):
     device: str
 
 
-class Result(_Part):
-    """A finished run, but for its frames."""
+class Result(_Section):
+    """The result of a finished run, without its frames."""
 
     format: Literal[1] = 1
     run: str
@@ -116,7 +116,7 @@ class Result(_Part):
     parameters: Counts
     match: Match
     flops_per_frame: Counts
-    state_bytes: dict[int, int] = Field(min_length=1)  # frames seen -> bytes of memory state a video
+    state_bytes: dict[int, int] = Field(min_length=1)  # frames seen -> bytes of memory state per video
     window_bytes: int | None = None
     reach: int
     training: TrainingRecord
@@ -133,18 +133,18 @@ class Result(_Part):
     episodes: int
     data: Data
     strips: dict[str, Strips] = {}  # by task
-    probe: dict[str, float] = {}  # R^2 by what is read
+    probe: dict[str, float] = {}  # R^2 by probed quantity
     parity: Parity | None = None
     need: dict[str, Need] = {}  # of the training clips, under `training`, and of each task's generated frames
 
     @property
     def trained_by(self) -> str:
-        """The run in whose training the weights were made: this one, if it took them from no other."""
+        """The name of the run that trained the weights: this one, unless it reused another run's weights."""
         return self.training.by or self.run
 
 
 def read_result(path: Path) -> Result:
-    """Read a run's result. What it says of its own name is not believed: files are found by it. Raises `UserError`."""
+    """Read a run's result. Its name is taken from the folder, because paths are made from it. Raises `UserError`."""
     try:
         result = Result.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
@@ -154,7 +154,7 @@ def read_result(path: Path) -> Result:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not the result of a run: {type(error).__name__}: {error}.") from None
     for task in result.strips:
-        check_name(task, path)  # it becomes part of the names of files
+        check_name(task, path)  # becomes part of file names
     if result.training.by is not None:
         check_name(result.training.by, path)
     return result.model_copy(update={"run": path.parent.name, "block": one_line(result.block)})

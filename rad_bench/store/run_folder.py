@@ -1,4 +1,4 @@
-"""The folder of one run: what lies where, and how it is written so that a kill leaves nothing half done."""
+"""The folder of one run: its files, and how they are written."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from rad_bench.store.atomic import write_atomically
 class Run:
     """One point of a sweep's grid."""
 
-    name: str  # of its folder: <label>-seed<k>-<first 8 digits of the key>
-    label: str  # the grid's axes but for the seed, as the report names them
+    name: str  # name of its folder: <label>-seed<k>-<first 8 digits of the key>
+    label: str  # values of the grid's axes without the seed, as the report shows them
     axes: dict[str, Any]  # grid path -> value
     config: RunConfig
     key: str  # hash of everything that decides the result
-    block: str = ""  # identity of the memory block's code as it was planned; empty: not known
+    block: str = ""  # identity of the memory block's code when the run was planned; empty: not known
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Names within a run's folder, and the one door through which a run writes there. Done when `result` exists."""
+    """The paths in a run's folder, and the functions that write there. A run is done when `result` exists."""
 
     path: Path
-    fence: Callable[[], None] = lambda: None  # raises if another attempt has taken over
+    fence: Callable[[], None] = lambda: None  # raises if another attempt has taken over the run
 
     @property
     def config(self) -> Path:
@@ -48,12 +48,12 @@ class RunFolder:
 
     @property
     def checkpoint_before(self) -> Path:
-        """The last checkpoint but one, for when the last cannot be read."""
+        """The previous checkpoint, used if the last cannot be read."""
         return self.path / "checkpoint.before.pt"
 
     @property
     def weights(self) -> Path:
-        """Of the averaged trunk."""
+        """The weights of the averaged trunk."""
         return self.path / "model.safetensors"
 
     @property
@@ -74,17 +74,17 @@ class RunFolder:
 
     @property
     def output(self) -> Path:
-        """What its processes printed on this machine; those of SLURM print elsewhere."""
+        """The output of the run's processes on this machine. The output of SLURM jobs is elsewhere."""
         return self.path / "output.txt"
 
     @property
     def start(self) -> Path:
-        """Which start of a SLURM job was the first at the step that the run has come to."""
+        """The first start of a SLURM job at the run's current step."""
         return self.path / "start.json"
 
     @property
     def attempts(self) -> Path:
-        """Claims on this run, one file an attempt."""
+        """Claims on this run, one file per attempt."""
         return self.path / "attempts"
 
     @property
@@ -92,19 +92,19 @@ class RunFolder:
         return self.result.exists()
 
     def replace(self, target: Path, write: Callable[[BinaryIO], object]) -> None:
-        """Write a file of this folder behind the fence: a reader, or a kill, sees the old content or the new."""
+        """Write a file of this folder atomically, if the fence allows."""
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, write, self.fence)
 
     def append(self, target: Path, line: str) -> None:
-        """Add a line to a file of this folder behind the fence."""
+        """Add a line to a file of this folder, if the fence allows."""
         self.fence()
         with target.open("a") as file:
             file.write(line + "\n")
 
 
 def save_run(run: Run, folder: Path) -> None:
-    """Write `config.yaml` into the run's folder, which is made if it is missing."""
+    """Write `config.yaml` into the run's folder; make the folder if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "label": run.label,
@@ -117,7 +117,7 @@ def save_run(run: Run, folder: Path) -> None:
 
 
 def load_run(folder: Path) -> Run:
-    """Read a run back from its folder. Raises `UserError` if its config.yaml is missing or not one."""
+    """Read a run from its folder. Raises `UserError` if its config.yaml is missing or invalid."""
     path = RunFolder(folder).config
     try:
         record = strict_yaml.load(path.read_text(encoding="utf-8"))

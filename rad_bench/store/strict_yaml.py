@@ -1,8 +1,8 @@
-"""YAML as people and this program write it: safe to load, bounded in what it can become, plain data and nothing else.
+"""A strict subset of YAML, which loads as plain data of bounded size.
 
-Beside PyYAML's safe loader it refuses keys given twice and keys that are no text, aliases (whose expansion has no
-bound), nesting beyond any use, numbers that are not finite or beyond 64 bits, and characters that do not print. Dates
-are text. So whatever is loaded can be written as JSON, compared and shown.
+It is stricter than PyYAML's safe loader. These are errors: duplicate keys, keys that are not text, aliases (they can
+expand without bound), deep nesting, numbers that are not finite or exceed 64 bits, and unprintable characters. Dates
+are text. So everything that loads can be written as JSON, compared and shown.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any
 import yaml
 
 DEEPEST = 24  # levels of nesting
-LONGEST_TEXT = 10_000  # characters of one value
+LONGEST_TEXT = 10_000  # characters in one value
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 _PREFIX = "tag:yaml.org,2002:"
 
 
 def load(text: str) -> Any:
-    """Return what a text holds. Raises `yaml.YAMLError`, and nothing else."""
+    """Parse a text. Raises `yaml.YAMLError`, and nothing else."""
     return yaml.load(text, _Loader)
 
 
 def dump(tree: Any) -> str:
-    """Return text that `load` makes the same tree of, its keys in their order."""
+    """Return a tree as YAML that `load` turns into the same tree. Keys keep their order."""
     text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
 def reason(error: yaml.YAMLError) -> str:
-    """Say where and why a text is refused."""
+    """Say where a text has an error, and which."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     return place + str(problem or error)
@@ -57,9 +57,11 @@ class _Loader(yaml.SafeLoader):
         try:
             value = super().construct_object(node, deep)  # type: ignore[no-untyped-call]
         except (ValueError, KeyError, IndexError):  # `!!int abc`, or thousands of digits
-            raise _refusal(f"'{node.value!s:.40}' is no {node.tag.rpartition(':')[2]}", node.start_mark) from None
+            raise _refusal(
+                f"'{node.value!s:.40}' is not a valid {node.tag.rpartition(':')[2]}", node.start_mark
+            ) from None
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise _refusal("is a whole number beyond 64 bits", node.start_mark)
+            raise _refusal("is an integer that exceeds 64 bits", node.start_mark)
         if isinstance(value, float) and not math.isfinite(value):
             raise _refusal(f"{value} is not a finite number", node.start_mark)
         if isinstance(value, str):
@@ -84,8 +86,8 @@ _Loader.yaml_constructors = {
     if tag is None or tag in [_PREFIX + name for name in _PLAIN]
 }
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in found if tag in [_PREFIX + name for name in _PLAIN]]
-    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in [_PREFIX + name for name in _PLAIN]]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
 
@@ -93,11 +95,10 @@ class _Dumper(yaml.SafeDumper):
     pass
 
 
-# YAML 1.1, which PyYAML keeps to, takes 1e-3 and 1.5e3 for text: one lacks a point, one a sign. YAML 1.2 does not, and
-# nor do people.
+# PyYAML follows YAML 1.1, which reads 1e-3 (no point) and 1.5e3 (no sign) as text. YAML 1.2 reads them as numbers.
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z")
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(f"{_PREFIX}float", _EXPONENT, list("-+0123456789"))  # type: ignore[no-untyped-call]
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(f"{_PREFIX}float", _EXPONENT, list("-+0123456789"))  # type: ignore[no-untyped-call]
 
 
 def _check_text(value: str, node: yaml.Node) -> None:
@@ -106,7 +107,7 @@ def _check_text(value: str, node: yaml.Node) -> None:
     if not value.isprintable():
         for character in value:
             if not (character.isprintable() or character in "\n\t" or unicodedata.category(character) == "Zs"):
-                raise _refusal(f"holds the character {character!a}, which does not print", node.start_mark)
+                raise _refusal(f"contains the unprintable character {character!a}", node.start_mark)
 
 
 def _refusal(problem: str, mark: yaml.Mark | None) -> yaml.constructor.ConstructorError:

@@ -1,4 +1,4 @@
-"""Reading a sweep's folder, which may come from somebody else: what its files name cannot lead out of it."""
+"""Reading a sweep's folder. It may come from another person, so names and links must not lead out of it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rad_bench.errors import UserError
 from rad_bench.store import strict_yaml
 from rad_bench.store.run_folder import Run, load_run
 
-LAUNCHERS = "launchers"  # in a sweep's folder: claims on the launching of it
+LAUNCHERS = "launchers"  # folder of the claims of processes that launch the sweep
 _NAME = re.compile(r"[A-Za-z0-9=_-][A-Za-z0-9.=_-]{0,199}")
 
 
 def read_plan(sweep_folder: Path) -> dict[str, Any]:
-    """Return what sweep.yaml holds. Raises `UserError` if it is not there, or `planned` is no list of runs' names."""
+    """Return the content of sweep.yaml. Raises `UserError` if it is missing or has no list `planned` of run names."""
     path = sweep_folder / "sweep.yaml"
     try:
         plan = strict_yaml.load(path.read_text(encoding="utf-8"))
@@ -31,9 +31,11 @@ def read_plan(sweep_folder: Path) -> dict[str, Any]:
 
 
 def check_name(name: Any, where: Path) -> None:
-    """Raise `UserError` unless a name read from `where` is one that a run or a task may have: no path to elsewhere."""
+    """Raise `UserError` unless a name, read from the file `where`, is a valid name of a run or task and not a path."""
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise UserError(f"{where}: '{name!s:.80}' is no name of a run: letters, digits and . = _ - are.")
+        raise UserError(
+            f"{where}: '{name!s:.80}' is not a valid name of a run; allowed are letters, digits and . = _ -."
+        )
 
 
 def check_links(folder: Path, sweep_folder: Path) -> None:
@@ -41,13 +43,13 @@ def check_links(folder: Path, sweep_folder: Path) -> None:
     root = sweep_folder.resolve()
     for path in (folder, *folder.rglob("*")):
         if path.is_symlink() and not _target(path).is_relative_to(root):
-            raise UserError(f"{path}: is a link that leads out of {sweep_folder}, which is not followed.")
+            raise UserError(f"{path}: is a link that leads out of {sweep_folder}; such links are not followed.")
 
 
 def _target(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError):  # a circle of links
+    except (OSError, RuntimeError):  # circular links
         return Path("/")
 
 
@@ -57,7 +59,7 @@ def run_folders(sweep_folder: Path, runs: list[Run]) -> list[Path]:
 
 
 def planned_runs(sweep_folder: Path) -> list[Run]:
-    """Return the runs that a sweep folder was last asked for."""
+    """Return the runs that a sweep last planned."""
     folders = [sweep_folder / "runs" / name for name in read_plan(sweep_folder)["planned"]]
     for folder in folders:
         check_links(folder, sweep_folder)

@@ -80,7 +80,7 @@ def test_a_result_of_another_shape_names_its_file_and_key(path, key, value):
 @pytest.mark.parametrize("by", ["../../elsewhere", "/etc", ".."])
 def test_a_training_that_lies_elsewhere_is_refused(path, by):
     path.write_text(json.dumps({**OLDEST, "training": {**OLDEST["training"], "by": by}}))
-    with pytest.raises(UserError, match=r"lstm-seed1/result\.json: .* is no name of a run"):
+    with pytest.raises(UserError, match=r"lstm-seed1/result\.json: .* is not a valid name of a run"):
         read_result(path)
 
 
