@@ -45,7 +45,7 @@ class RoomsData(Config):
         0,
         ge=0,
         le=1000,
-        description="most frames for which training clips look back and forth in place, as held-out episodes do",
+        description="training clips look back and forth for up to so many frames, as held-out ones do",
     )
 
 
@@ -58,7 +58,7 @@ class FilesData(Config):
     )
     stride: int = Field(1, ge=1, le=1000, description="use every n-th recorded frame")
     held_out: float = Field(
-        0.2, gt=0, lt=1, description="share of the episodes held out for evaluation, chosen by a hash of their names"
+        0.2, gt=0, lt=1, description="share of the episodes held out for evaluation, by hash of names"
     )
 
 
@@ -72,10 +72,8 @@ class MinecraftData(FilesData):
     """Minecraft videos with actions, in TECO's or VRAG's layout. There is no map, so equal views are found by pose."""
 
     name: Literal["minecraft"]
-    same_place: float = Field(
-        1.0, gt=0, description="two poses within this distance, in Minecraft blocks, show the same view"
-    )
-    same_heading: float = Field(20.0, gt=0, le=180, description="and within this angle, degrees")
+    same_place: float = Field(1.0, gt=0, description="largest distance of poses with the same view, Minecraft blocks")
+    same_heading: float = Field(20.0, gt=0, le=180, description="largest angle between them, degrees")
 
 
 DataConfig = Annotated[RoomsData | MemoryMazeData | MinecraftData, Field(discriminator="name")]
@@ -92,7 +90,7 @@ class TrunkConfig(Config):
     window: int = Field(3, ge=0, le=MOST_FRAMES, description="clean frames before a step that temporal attention sees")
     attention: Literal["axial", "full"] = Field(
         "axial",
-        description="axial: temporal attention sees its own location in the window's frames; full: all locations",
+        description="what temporal attention sees of the window's frames: its own location, or all",
     )
     frames_per_step: int = Field(1, ge=1, le=MOST_FRAMES, description="1: one frame at a time; F: chunks of F frames")
     motion: Literal["action", "egomotion", "pose"] = "pose"
@@ -245,7 +243,7 @@ class MatchConfig(Config):
         None,
         ge=1,
         le=10**15,
-        description="total over all memory blocks: parameters, state bytes per video at the end of the horizon, or FLOPs per frame",
+        description="of all memory blocks: parameters, state bytes per video at the horizon's end, or FLOPs per frame",
     )
 
     @model_validator(mode="after")
@@ -312,9 +310,7 @@ class SlurmConfig(Config):
     setup: tuple[str, ...] = Field((), description="shell lines run before the job")
     extra: dict[Line, Line | int | bool] = Field({}, description="further sbatch options, without the dashes")
     poll: float = Field(10, ge=1, le=3600, description="seconds between queries to SLURM; one query covers all jobs")
-    python: Line | None = Field(
-        None, description="command that starts Python in a job, such as `apptainer exec image.sif python`"
-    )
+    python: Line | None = Field(None, description="how jobs start Python, such as `apptainer exec image.sif python`")
 
     @field_validator("timeout", mode="before")
     @classmethod
@@ -342,9 +338,7 @@ class LaunchConfig(Config):
     accumulate: int = Field(
         1, ge=1, le=MOST_EPISODES, description="micro-batches per step (gradient accumulation): less memory"
     )
-    compile: bool = Field(
-        False, description="torch.compile each layer in training; blocks with long loops compile slowly"
-    )
+    compile: bool = Field(False, description="torch.compile each layer in training; long loops compile slowly")
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory")
     strip_every: int = Field(
         0, ge=0, le=MOST_STEPS, description="training steps between strips of generated frames; 0: none"

@@ -17,19 +17,19 @@ from rad_bench.errors import UserError
     "--device",
     default="auto",
     show_default=True,
-    help="auto, cpu or cuda. A BLOCK is held to it on the CPU, in fp64, unless one is named.",
+    help="auto, cpu or cuda. auto checks a BLOCK on the CPU, in fp64.",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/check"), show_default=True,
-              help="Folder of the figures; without BLOCK.")  # fmt: skip
+              help="Folder of the figures, if no BLOCK is given.")  # fmt: skip
 def check(block: str | None, options: tuple[str, ...], device: str, out: Path) -> None:
-    """Hold BLOCK (a name, file.py:Class or module:Class) to the contract of memory blocks.
+    """Check that BLOCK (a name, file.py:Class or module:Class) keeps the contract of memory blocks.
 
-    Without BLOCK: hold all built-in ones to it on this machine's device, in fp32, and set what computes there against
-    the reference, in fp32 and bf16.
+    Without BLOCK: check all built-in blocks on this machine's device, in fp32, and compare their fast paths with the
+    reference, in fp32 and bf16.
     """
     if block is None:
         if options:
-            raise UserError("--option: it needs to be told of which BLOCK.")
+            raise UserError("--option: needs a BLOCK that has this option.")
         return _check_on_device(device, out)
     import torch
     from rich.table import Table
@@ -41,10 +41,12 @@ def check(block: str | None, options: tuple[str, ...], device: str, out: Path) -
     from rad_bench.training.device import choose_device
     from rad_bench.training.distributed import Group
 
-    given = dict(split_assignment(text, "--option") for text in options)
+    assignments = dict(split_assignment(text, "--option") for text in options)
     place = choose_device("cpu" if device == "auto" else device, Group())
-    precision = torch.float64 if place.type == "cpu" else torch.float32  # fast paths are made for fp32
-    outcomes = check_block(find_block(block), check_options(MemoryConfig(name=block, options=given)), place, precision)
+    precision = torch.float64 if place.type == "cpu" else torch.float32  # fast paths are written for fp32
+    outcomes = check_block(
+        find_block(block), check_options(MemoryConfig(name=block, options=assignments)), place, precision
+    )
     table = Table("check", "", "detail")
     for outcome in outcomes:
         table.add_row(outcome.name, "pass" if outcome.passed else "FAIL", outcome.detail)
@@ -61,17 +63,17 @@ def _check_on_device(device: str, out: Path) -> None:
     from rad_bench.model.registry import block_names
     from rad_bench.run.parity import check_on_device, check_table
 
-    found = check_on_device(block_names(), device, out, lambda name: click.echo(f"  {name}", err=True))
+    checks = check_on_device(block_names(), device, out, lambda name: click.echo(f"  {name}", err=True))
     click.echo(f"figures: {out}")
-    print_table(check_table(found))
-    if failed := sorted({each.block for each in found if not each.passed}):
-        raise SystemExit(f"{', '.join(failed)}: what computes here is not what `step` says.")
+    print_table(check_table(checks))
+    if failed := sorted({check.block for check in checks if not check.passed}):
+        raise SystemExit(f"{', '.join(failed)}: the fast path on this device does not compute the same as `step`.")
 
 
 @click.command()
-@click.option("--device", default="auto", show_default=True, help="Which paths are told: those on auto, cpu or cuda.")
+@click.option("--device", default="auto", show_default=True, help="Show the paths on this device: auto, cpu or cuda.")
 def blocks(device: str) -> None:
-    """List the built-in blocks, their options, and what computes them on this machine."""
+    """List the built-in blocks, their options, and the path that computes each on this machine."""
     import torch
     from rich.table import Table
 
@@ -90,9 +92,9 @@ def blocks(device: str) -> None:
         path = block(8).path(place, torch.float32)
         paths.append(f"  {name}: {path.name}; {path.why}" if path.why else f"  {name}: {path.name}")
     print_table(table)
-    click.echo(f"What computes them on {device_name(place)}, in fp32:")
+    click.echo(f"Paths on {device_name(place)}, in fp32:")
     click.echo("\n".join(paths))
-    click.echo("`rad-bench check` sets each against the reference, the loop over `step`.")
+    click.echo("`rad-bench check` compares each path with the reference, the loop over `step`.")
 
 
 @click.command()
@@ -102,18 +104,20 @@ def blocks(device: str) -> None:
     type=click.Choice(["blocks", "rollout", "metrics", "startup", "step", "compile", "profile", "scaling"]),
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--seconds", type=click.FloatRange(0.01, 600), default=2.0, show_default=True, help="Of each comparison.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.01, 600), default=2.0, show_default=True, help="Time per comparison."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/bench"), show_default=True,
               help="Folder of the figures.")  # fmt: skip
 def bench(kinds: tuple[str, ...], device: str, seconds: float, out: Path) -> None:
-    """Compare speeds as ratios, each side by side in one process; all such KINDS if none is named.
+    """Compare speeds, as ratios of two versions timed in one process. Without KINDS: run all kinds.
 
-    `profile` tells where a training step's time goes. `scaling` predicts, from counts and measurements here, what a
-    model of RAD's size would need.
+    `profile` shows where the time of a training step goes. `scaling` predicts what a model of RAD's size would need,
+    from counts and from measurements on this machine.
     """
-    from rad_bench.bench import suite as report
+    from rad_bench.bench import suite
 
-    for kind in kinds or tuple(report.KINDS):
-        found, table = report.bench(kind, device, seconds, lambda name: click.echo(f"  {name}", err=True))
+    for kind in kinds or tuple(suite.KINDS):
+        measurements, table = suite.bench(kind, device, seconds, lambda name: click.echo(f"  {name}", err=True))
         print_table(table)
-        click.echo(f"figures: {report.store(kind, found, device, out)}")
+        click.echo(f"figures: {suite.store(kind, measurements, device, out)}")

@@ -20,24 +20,24 @@ def data() -> None:
 @data.command()
 @click.argument("world", type=click.Choice(["memory-maze"]))
 @click.option("--size", default="9x9", show_default=True, help="9x9, 11x11, 13x13 or 15x15.")
-@click.option("--episodes", type=click.IntRange(1), required=True, help="How many, with those already there.")
-@click.option("--steps", type=click.IntRange(1), default=500, show_default=True, help="Steps of each episode.")
+@click.option("--episodes", type=click.IntRange(1), required=True, help="Number of episodes, including existing ones.")
+@click.option("--steps", type=click.IntRange(1), default=500, show_default=True, help="Steps per episode.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the episodes.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes side by side.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of processes.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def collect(world: str, size: str, episodes: int, steps: int, out: Path, workers: int, seed: int) -> None:
-    """Collect episodes of WORLD with a policy that explores and comes back. Run it again after any interruption."""
+    """Collect episodes of WORLD with a policy that explores and returns. To resume, run it again."""
     from rad_bench.data.collect.mazes import collect_memory_maze
 
     with _progress("episodes") as report:
         outcome = collect_memory_maze(size, episodes, steps, out, workers, seed, report)
-    click.echo(f"{out}: {outcome.collected} episodes collected, {outcome.kept} were there already.")
+    click.echo(f"{out}: {outcome.collected} episodes collected, {outcome.kept} already existed.")
 
 
 @data.command()
 @FOLDER
 def check(folder: Path) -> None:
-    """Read all recordings in FOLDER; name each bad file, and say what the good ones hold."""
+    """Read all recordings in FOLDER, list each bad file, and summarise the good ones."""
     from rich.console import Console
     from rich.table import Table
 
@@ -46,16 +46,16 @@ def check(folder: Path) -> None:
 
     recordings = open_folder(folder)
     with _progress("episodes read") as report:
-        found = survey(recordings, report)
+        findings = survey(recordings, report)
     table = Table("what", "found", title=f"{folder}: {recordings.source.kind}")
-    for what, text in found.lines():
+    for what, text in findings.lines():
         table.add_row(what, text)
     Console(width=120).print(table)
-    for line in found.left_out:
+    for line in findings.left_out:
         click.echo(f"left out: {line}", err=True)
-    for line in found.suspects:
+    for line in findings.suspects:
         click.echo(f"look at: {line}", err=True)
-    if not found.clean:
+    if not findings.clean:
         raise SystemExit(1)
 
 
@@ -65,7 +65,7 @@ def check(folder: Path) -> None:
 @click.option("--episodes", type=click.IntRange(1), default=6, show_default=True)
 @click.option("--frames", type=click.IntRange(1), default=12, show_default=True)
 def show(folder: Path, out: Path, episodes: int, frames: int) -> None:
-    """Draw frames of the recordings in FOLDER, and their paths from above, into a PNG."""
+    """Draw frames of the recordings in FOLDER, and their paths seen from above, as a PNG."""
     from rad_bench.data import open_folder
     from rad_bench.look.survey import draw
 
@@ -76,24 +76,24 @@ def show(folder: Path, out: Path, episodes: int, frames: int) -> None:
 @data.command()
 @FOLDER
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--size", type=click.IntRange(8, 512), help="Crop to a square of this side. Default: as they are.")
+@click.option("--size", type=click.IntRange(8, 512), help="Crop to a square of this side, pixels. Default: no crop.")
 def pack(folder: Path, out: Path, size: int | None) -> None:
-    """Write the recordings in FOLDER once, decoded and resized, into OUT: the same data, read much faster."""
+    """Decode and resize the recordings in FOLDER once, into OUT. The packed data is read much faster."""
     from rad_bench.data import open_folder
     from rad_bench.data.packed import pack as write
 
     with _progress("episodes packed") as report:
         write(open_folder(folder, size), out, report)
-    click.echo(f"{out}: use it as data.path, with the same data.name.")
+    click.echo(f"{out}: written. Use it as data.path, with the same data.name.")
 
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal; elsewhere nothing. Warnings of left-out files are told by the verbs themselves."""
+    """Show a progress bar on a terminal; without a terminal, nothing."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task: Any = progress.add_task(what, total=None)
-        yield lambda done, of: progress.update(task, completed=done, total=of)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

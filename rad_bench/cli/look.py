@@ -14,7 +14,7 @@ import click
     "episodes",
     type=click.IntRange(0),
     multiple=True,
-    help="A held-out episode. Repeatable. Default: the one with most revisits.",
+    help="Number of a held-out episode. Repeatable. Default: the one with most revisits.",
 )
 @click.option("--task", help="continuation or retrieval. Default: the first that the run was evaluated on.")
 @click.option(
@@ -22,33 +22,33 @@ import click
     type=click.Choice(["keep", "reset", "swap"]),
     default="keep",
     show_default=True,
-    help="What becomes of the memory at the end of the context.",
+    help="What happens to the memory at the end of the context.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="A .gif or .mp4. Default: a GIF in the (first) run's folder."
 )
-@click.option("--fps", type=click.IntRange(1, 50), default=5, show_default=True, help="Frames a second.")
+@click.option("--fps", type=click.IntRange(1, 50), default=5, show_default=True, help="Frames per second.")
 def rollout(
     runs: tuple[Path, ...], episodes: tuple[int, ...], task: str | None, intervention: str, out: Path | None, fps: int
 ) -> None:  # fmt: skip
-    """Make a video of finished runs (folders results/SWEEP/runs/NAME) beside the truth, frame by frame."""
+    """Make a video of finished runs (folders results/SWEEP/runs/NAME), side by side with the truth."""
     from rad_bench.look.film import check_format, draw, film, write_video
     from rad_bench.look.load import load_trained
 
     if out is not None:
         check_format(out)
-    made = film([load_trained(run) for run in runs], task, intervention, episodes)
-    shown = "-".join(map(str, made.episodes))
-    out = out or runs[0] / f"rollout-{made.task}-{intervention}-{shown}.gif"
-    write_video(draw(made), out, fps)
-    click.echo(f"{out}: {len(made.kinds[0])} frames, the first {made.context} of them given.")
+    clip = film([load_trained(run) for run in runs], task, intervention, episodes)
+    numbers = "-".join(map(str, clip.episodes))
+    out = out or runs[0] / f"rollout-{clip.task}-{intervention}-{numbers}.gif"
+    write_video(draw(clip), out, fps)
+    click.echo(f"{out}: {len(clip.kinds[0])} frames, of which the first {clip.context} are the context.")
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="0: any that is free.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="0: any free port.")
 def play(run: Path, port: int) -> None:
-    """Walk with the arrow keys in the world that a finished RUN generates, in a browser on this machine."""
+    """Walk with the arrow keys through the world that a finished RUN generates, in a browser on this machine."""
     from rad_bench.look.load import load_trained
     from rad_bench.look.server import serve
     from rad_bench.look.session import World

@@ -37,7 +37,7 @@ for verb in VERBS:
 
 
 def main() -> None:
-    """Entry point: user errors are one paragraph and exit status 2, never a traceback."""
+    """Run the command line. A user error prints one paragraph, without a traceback, and exits with status 2."""
     try:
         cli(standalone_mode=False)
     except UserError as error:

@@ -13,15 +13,15 @@ from rad_bench.errors import one_line
 
 
 def _plan_options(command: Any) -> Any:
-    """Options that choose the runs of a sweep file."""
+    """Add the arguments that choose the runs of a sweep file."""
     for option in (
         click.argument("file", type=click.Path(path_type=Path)),
         click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
-                     help="Folder of all sweeps' results."),
+                     help="Folder for the results of all sweeps."),
         click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE",
-                     help="Change the sweep, such as run.training.steps=100. Repeatable."),
+                     help="Change a value, such as run.training.steps=100. Repeatable."),
         click.option("--only", multiple=True, metavar="PATH=VALUE",
-                     help="Keep the grid's points with this value, such as memory=lstm. Repeatable."),
+                     help="Run only the grid points with this value, such as memory=lstm. Repeatable."),
     )[::-1]:  # fmt: skip
         command = option(command)
     return command
@@ -34,14 +34,14 @@ def _plan_options(command: Any) -> Any:
     type=click.Choice(["auto", "local", "slurm", "debug"]),
     default="auto",
     show_default=True,
-    help="Where runs execute. auto: SLURM where sbatch exists and the sweep names launch.slurm.partition.",
+    help="Where runs execute. auto: SLURM if sbatch exists and the sweep sets launch.slurm.partition.",
 )
 @click.option("--detach", is_flag=True, help="Return once the jobs are submitted (SLURM).")
-@click.option("--dry-run", is_flag=True, help="Show the runs and launch nothing.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show the runs without launching them.")  # fmt: skip
 def sweep(
     file: Path, out: Path, overrides: tuple[str, ...], only: tuple[str, ...], cluster: str, detach: bool, dry_run: bool
 ) -> None:
-    """Run what is missing of the sweep in FILE, then write its report. Run it again after any interruption."""
+    """Run the missing runs of the sweep in FILE, then write its report. To resume, run the same command again."""
     from rich.console import Console
 
     from rad_bench.sweep.grid import plan_runs
@@ -56,8 +56,8 @@ def sweep(
     outcome = run_sweep(config, runs, out / config.name, cluster, detach, Console())
     if outcome.detached:
         click.echo(
-            f"{len(outcome.unfinished)} runs submitted; `rad-bench status {out / config.name}` shows how far they are, "
-            "and the same command, once they have ended, writes the report."
+            f"{len(outcome.unfinished)} runs submitted. `rad-bench status {out / config.name}` shows their progress. "
+            "When they have finished, run the same command again to write the report."
         )
     else:
         _print_outcome(outcome)
@@ -65,9 +65,9 @@ def sweep(
 
 @click.command()
 @_plan_options
-@click.option("--no-probe", is_flag=True, help="Estimate no time: nothing is run.")
+@click.option("--no-probe", is_flag=True, help="Run nothing, and so do not estimate time.")
 def plan(file: Path, out: Path, overrides: tuple[str, ...], only: tuple[str, ...], no_probe: bool) -> None:
-    """Show the models of the sweep in FILE, what is done, and what it will cost: disk, and time from a short probe."""
+    """Show the models of the sweep in FILE, which are done, and the cost: disk space, and time from a short probe."""
     from rad_bench.sweep.grid import plan_runs
     from rad_bench.sweep.load import load_sweep
 
@@ -89,7 +89,7 @@ def plan(file: Path, out: Path, overrides: tuple[str, ...], only: tuple[str, ...
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def status(folder: Path) -> None:
-    """Show how far each run of a sweep's FOLDER is."""
+    """Show the progress of each run in a sweep's FOLDER."""
     from rich.table import Table
 
     from rad_bench.store.sweep_folder import planned_runs
@@ -97,10 +97,10 @@ def status(folder: Path) -> None:
 
     statuses, silence = sweep_status(folder, planned_runs(folder))
     table = Table("run", "state", "progress", "detail")
-    for found in statuses:
-        table.add_row(found.name, found.state, f"{found.share:.0%}", one_line(found.detail))
+    for run in statuses:
+        table.add_row(run.name, run.state, f"{run.share:.0%}", one_line(run.detail))
     print_table(table)
-    states = collections.Counter(found.state for found in statuses)
+    states = collections.Counter(run.state for run in statuses)
     click.echo(", ".join(f"{count} {state}" for state, count in states.items()))
     if silence:
         click.echo(f"SLURM did not answer, so queued jobs look stopped or missing: {silence}", err=True)
@@ -109,19 +109,19 @@ def status(folder: Path) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def cancel(folder: Path) -> None:
-    """Stop the launcher and the jobs of a sweep's FOLDER. Checkpoints stay, and the sweep command goes on from them."""
+    """Stop the launcher and the jobs of a sweep's FOLDER. Checkpoints stay, so the sweep command can resume."""
     from rad_bench.store.sweep_folder import planned_runs
     from rad_bench.sweep.status import cancel_sweep
 
-    planned_runs(folder)  # raises if this is no sweep
-    for line in cancel_sweep(folder) or ["nothing of this sweep is running"]:
+    planned_runs(folder)  # raises if FOLDER is not a sweep
+    for line in cancel_sweep(folder) or ["no process of this sweep is running"]:
         click.echo(line)
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def report(folder: Path) -> None:
-    """Write the report of a sweep's FOLDER again, from the runs that are done."""
+    """Write the report of a sweep's FOLDER again, from its finished runs."""
     from rad_bench.store.sweep_folder import planned_runs
     from rad_bench.sweep.gather import finish
 
@@ -142,7 +142,7 @@ def merge(out: Path, folders: tuple[Path, ...]) -> None:
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 def compare(first: Path, second: Path) -> None:
-    """Compare blocks that two sweep folders have in common: revisit PSNR of FIRST less that of SECOND."""
+    """Compare the blocks of two sweep folders: revisit PSNR of FIRST minus that of SECOND."""
     from rich.table import Table
 
     from rad_bench.report.table import show
@@ -170,15 +170,15 @@ def _print_outcome(outcome: Any) -> None:
     if outcome.report is not None:
         click.echo(f"report: {outcome.report}")
     elif outcome.unwritten is None:
-        click.echo("no run is done, so there is no report; one that lies there is an earlier command's", err=True)
+        click.echo("no run is done, so no report was written; one in the folder is older", err=True)
     if outcome.unfinished:
-        for found in outcome.unfinished:
-            click.echo(one_line(f"{found.name}: {found.state} {found.detail}"), err=True)
+        for run in outcome.unfinished:
+            click.echo(one_line(f"{run.name}: {run.state} {run.detail}"), err=True)
         total = outcome.done + len(outcome.unfinished)
-        spoilt = sum(found.state == "unreadable" for found in outcome.unfinished)  # what to do is said of each
-        but = " but for those that are unreadable" if spoilt else ""
-        again = f"; the sweep's command tries them again{but}" if spoilt < len(outcome.unfinished) else ""
-        click.echo(f"{len(outcome.unfinished)} of {total} runs are not done{again}.", err=True)
+        unreadable = sum(run.state == "unreadable" for run in outcome.unfinished)  # its detail says what to do
+        exception = ", except the unreadable ones" if unreadable else ""
+        retry = f"; the sweep command tries them again{exception}" if unreadable < len(outcome.unfinished) else ""
+        click.echo(f"{len(outcome.unfinished)} of {total} runs are not done{retry}.", err=True)
     if outcome.unwritten is not None:
         raise outcome.unwritten
     if outcome.unfinished:

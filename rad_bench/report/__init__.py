@@ -1,4 +1,4 @@
-"""Statistics, tables, plots and the page, derived from what stands in a sweep's folder."""
+"""The report of a sweep: statistics, tables, plots and the page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_report(sweep_folder: Path) -> Path:
-    """Write the summary and report/ of a sweep from its frames.parquet and results; return the page."""
+    """Write summary.parquet, summary.csv and report/ of a sweep from its frames and results; return the page's path."""
     from rad_bench.report import tables
     from rad_bench.report.ablation import ablation_rows
     from rad_bench.report.answer import answer
@@ -14,28 +14,28 @@ def write_report(sweep_folder: Path) -> Path:
     from rad_bench.report.page import write_page
     from rad_bench.report.plots import draw_plots
     from rad_bench.report.reading import read_sweep
-    from rad_bench.report.summary import no_formula, summarise, summary_table
+    from rad_bench.report.summary import escape_formula, summarise, summary_table
     from rad_bench.report.usage import memory_rows, probes
 
     sweep = read_sweep(sweep_folder)
     rows, pairs = summarise(sweep)
     summary = summary_table(rows)
     summary.to_parquet(sweep_folder / "summary.parquet", index=False)
-    summary.assign(block=summary["block"].map(no_formula)).to_csv(
+    summary.assign(block=summary["block"].map(escape_formula)).to_csv(
         sweep_folder / "summary.csv", index=False, encoding="utf-8"
     )
     report = sweep_folder / "report"
     axes = ablation_rows(sweep)
-    recalled = memory_rows(sweep.frames, sweep.blocks, sweep.tasks)
-    read = {block: probes(sweep.results_of(block)) for block in sweep.blocks}
-    shown = [tables.headline(rows), tables.paper(rows), tables.interventions(rows), tables.memory(recalled)]
-    shown += [tables.probe(read), tables.cost(rows), tables.ablations(axes), tables.matrix(pairs)]
-    shown += [tables.pairs_table(pairs), gaps(sweep), budgets(sweep), parity(sweep)]
+    memory = memory_rows(sweep.frames, sweep.blocks, sweep.tasks)
+    probe_scores = {block: probes(sweep.results_of(block)) for block in sweep.blocks}
+    written = [tables.headline(rows), tables.paper(rows), tables.interventions(rows), tables.memory(memory)]
+    written += [tables.probe(probe_scores), tables.cost(rows), tables.ablations(axes), tables.matrix(pairs)]
+    written += [tables.pairs_table(pairs), gaps(sweep), budgets(sweep), parity(sweep)]
     (report / "tables").mkdir(parents=True, exist_ok=True)
-    for table in shown:
+    for table in written:
         (report / "tables" / f"{table.name}.md").write_text(table.markdown(), encoding="utf-8")
         (report / "tables" / f"{table.name}.tex").write_text(table.latex(), encoding="utf-8")
     plots = draw_plots(sweep, rows, report / "plots")
     page = report / "index.html"
-    write_page(page, sweep, answer(sweep, rows, pairs, axes), shown, plots)
+    write_page(page, sweep, answer(sweep, rows, pairs, axes), written, plots)
     return page

@@ -1,6 +1,6 @@
-"""Sweeps over several axes, read one axis at a time: each value against the axis's first, all else equal.
+"""Sweeps over several axes: each value of an axis is compared with the axis's first value, all else equal.
 
-A block's options are axes of their own (`ttt.head_dim`), so a sweep over sizes of blocks is read size by size.
+Each option of a block is an axis too (`ttt.head_dim`), so sizes of a block are compared with each other.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 from rad_bench.report.intervals import Estimate, compare_pairs, estimate, holm
 from rad_bench.report.reading import Sweep
 
-DEFAULT = "default"  # value of an option that is not given
+DEFAULT = "default"  # value of an option that is not set
 
 
 @dataclass(frozen=True)
 class AblationRow:
-    """One value of an axis, at given values of the others."""
+    """One value of an axis, at fixed values of the other axes."""
 
     task: str
     axis: str
@@ -25,33 +25,35 @@ class AblationRow:
     value: str
     revisit: Estimate
     less_first: Estimate | None  # None for the first value itself
-    p_holm: float | None  # over the values compared here
+    p_holm: float | None  # corrected over the values of this group
 
 
 @dataclass(frozen=True)
 class _Point:
-    """Where a block's label stands in the grid."""
+    """The point of the grid that a block label stands for."""
 
-    axes: dict[str, str]  # but for the seed
-    options: dict[str, str]  # of its block, `ttt.head_dim` -> 8
+    axes: dict[str, str]  # without the seed
+    options: dict[str, str]  # of the block: `ttt.head_dim` -> 8
 
 
 def ablation_rows(sweep: Sweep) -> list[AblationRow]:
-    """Return rows for every axis of a sweep with several; none for a sweep over blocks and seeds alone."""
+    """Return rows for every axis with several values; none if a sweep varies only blocks and seeds."""
     points = _points(sweep)
-    plain = _varied([point.axes for point in points.values()])
-    axes = plain if plain != ["memory"] else []  # the headline's table compares blocks
+    varied = _varied([point.axes for point in points.values()])
+    axes = varied if varied != ["memory"] else []  # the main table compares blocks
     options = _varied([point.options for point in points.values()])
     rows = []
     for task in sweep.tasks:
         for axis in (*axes, *options):
             groups: dict[str, dict[str, str]] = {}  # other axes -> value -> block label
-            # An axis is read with the whole block held, an option with the block's other options held.
-            held = [name for name in (*plain, *options) if name != axis and not (axis in options and name == "memory")]
+            # For an axis the block with its options is fixed; for an option the block's other options are fixed.
+            fixed = [
+                name for name in (*varied, *options) if name != axis and not (axis in options and name == "memory")
+            ]
             for label, point in points.items():
                 own = {**point.axes, **point.options} if axis in options else point.axes
                 if axis in own:
-                    others = ", ".join(_named(name, own[name]) for name in held if name in own)
+                    others = ", ".join(_named(name, own[name]) for name in fixed if name in own)
                     groups.setdefault(others, {})[own[axis]] = label
             for others, labels in groups.items():
                 if len(labels) > 1:
@@ -68,16 +70,16 @@ def _varied(points: list[dict[str, str]]) -> list[str]:
 def _group(sweep: Sweep, task: str, axis: str, others: str, labels: dict[str, str]) -> list[AblationRow]:
     values = {value: sweep.revisits(task, label) for value, label in labels.items()}
     (first, base), *rest = values.items()
-    pairs = [compare_pairs({value: found, first: base})[0] for value, found in rest]
+    pairs = [compare_pairs({value: psnr, first: base})[0] for value, psnr in rest]
     corrected = holm([pair.p for pair in pairs])
     rows = [AblationRow(task, axis, others, first, estimate(base), None, None)]
-    for (value, found), pair, p in zip(rest, pairs, corrected, strict=True):
-        rows.append(AblationRow(task, axis, others, value, estimate(found), pair.difference, p))
+    for (value, psnr), pair, p in zip(rest, pairs, corrected, strict=True):
+        rows.append(AblationRow(task, axis, others, value, estimate(psnr), pair.difference, p))
     return rows
 
 
 def _points(sweep: Sweep) -> dict[str, _Point]:
-    """Return the place of each block label, in the order in which the runs were planned."""
+    """Return the grid point of each block label, in the order of the planned runs."""
     points: dict[str, _Point] = {}
     names: dict[str, str] = {}  # label -> its block's name
     for result in sweep.results:
@@ -94,7 +96,7 @@ def _points(sweep: Sweep) -> dict[str, _Point]:
 
 
 def _block(value: Any) -> tuple[str, dict[str, Any]]:
-    """Return a block's name and options, as an axis gives them."""
+    """Return a block's name and options from a value of the axis `memory`."""
     if not isinstance(value, dict):
         return _text(value), {}
     options = value.get("options") or {key: option for key, option in value.items() if key != "name"}
@@ -106,11 +108,11 @@ def _named(axis: str, value: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """Write an axis's value; a block with options as its label does."""
+    """Format a value of an axis; a block with options as in its label."""
     if isinstance(value, str):
         return value.rpartition(":")[2]
     if isinstance(value, dict) and "name" in value:
         name, options = _block(value)
-        given = ", ".join(f"{key}={option}" for key, option in options.items())
-        return f"{name}({given})" if given else name
+        assignments = ", ".join(f"{key}={option}" for key, option in options.items())
+        return f"{name}({assignments})" if assignments else name
     return json.dumps(value)

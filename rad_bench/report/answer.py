@@ -1,4 +1,4 @@
-"""The answer, first on the page: which memory, how sure, at what cost. Never more than the statistics carry."""
+"""The answer at the top of the page: which memory, how sure, at what cost. It claims only what the statistics show."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ def answer(
     """Return the three parts of the answer, as (question, sentences)."""
     which: list[str] = []
     sure = caveats(sweep, rows)
-    leaders: list[str] = []  # blocks whose costs are named; the table of costs holds all
+    leaders: list[str] = []  # blocks whose cost is named; the table has the cost of all
     for task in sweep.tasks:
         own = [row for row in rows if row.task == task and np.isfinite(row.revisit["psnr"].mean)]
         ranked = sorted((row for row in own if row.block not in CONTROLS), key=lambda row: -row.revisit["psnr"].mean)
         if not ranked:
-            which.append(f"On {task}, no generated frame is known to be a revisit: nothing can be said about memory.")
+            which.append(
+                f"On {task}, no generated frame is known to be a revisit, so nothing can be said about memory."
+            )
             continue
-        told = [_leader(sweep, f"On {task}", ranked, pairs[task]), *_above_controls(ranked, own, pairs[task])]
+        sentences = [_leader(sweep, f"On {task}", ranked, pairs[task]), *_above_controls(ranked, own, pairs[task])]
         leaders.append(ranked[0].block)
         constant = [row for row in ranked if row.carries_state and not row.state_grows]
         if len(constant) > 1 and ranked[0].state_grows:
-            told.append(_leader(sweep, "Of the memories of constant size", constant, pairs[task]))
+            sentences.append(_leader(sweep, "Of the memories of constant size", constant, pairs[task]))
             leaders.append(constant[0].block)
-        which += [" ".join(told), *_by_axis(task, axes)]
+        which += [" ".join(sentences), *_by_axis(task, axes)]
         sure.append(" ".join([_lead(task, ranked, pairs[task]), *_usage(ranked)]))
     if any(np.isfinite(pair.p) for compared in pairs.values() for pair in compared):
-        along = "; along an axis, over its values at one setting of the rest" if axes else ""
+        along = "; for an axis, over its values with the other axes fixed" if axes else ""
         sure.append(f"Distinguishable: p < {LEVEL} after Holm's correction over all pairs of a task{along}.")
     leaders += [row.block for row in rows if base_name(row.block) == "none"][:1]
     costs = _costs(sweep, rows, list(dict.fromkeys(leaders)))
@@ -47,7 +49,7 @@ def answer(
 
 
 def _leader(sweep: Sweep, where: str, ranked: list[Row], pairs: list[Pair]) -> str:
-    """Say which of some rows of one task is highest, and which others cannot be told from it."""
+    """Say which of some rows of one task is highest, and which others are not distinguishable from it."""
     first, others = ranked[0], ranked[1:]
     best = best_group({row.block: sweep.revisits(row.task, row.block) for row in ranked}, pairs)
     equal = [row.block for row in others if row.block in best]
@@ -66,54 +68,54 @@ def _leader(sweep: Sweep, where: str, ranked: list[Row], pairs: list[Pair]) -> s
 
 
 def _above_controls(ranked: list[Row], own: list[Row], pairs: list[Pair]) -> list[str]:
-    """Say how far the leader is above no memory, as many parameters, and repeating the last true frame."""
-    first, leads = ranked[0].block, []
+    """Say how far the leader is above three controls: none, feedforward, and repeating the last true frame."""
+    first, differences = ranked[0].block, []
     for control in (row.block for row in ranked[1:] if base_name(row.block) in ("none", "feedforward")):
         pair = find_pair(first, control, pairs)
         if pair is not None:
-            leads.append(f"{show(pair.difference, 1)} dB above {control}{_judged(pair)}")
-    told = [f"{first} is {listing(leads)}."] if leads else []
+            differences.append(f"{show(pair.difference, 1)} dB above {control}{_significance(pair)}")
+    sentences = [f"{first} is {listing(differences)}."] if differences else []
     for still in (row.revisit["psnr"].mean for row in own if row.block == COPY_LAST):
         below = [row.block for row in ranked if row.revisit["psnr"].mean < still]
         more = f", more than {listing(below)}" if below else ""
-        told.append(f"Repeating the last true frame gives {still:.1f} dB{more}.")
-    return told
+        sentences.append(f"Repeating the last true frame gives {still:.1f} dB{more}.")
+    return sentences
 
 
 def _by_axis(task: str, rows: list[AblationRow]) -> list[str]:
-    """Say what each value of an axis gains over the axis's first, over all places where both were run."""
-    told = []
+    """Say what each value of an axis gains over the axis's first value, over all settings of the other axes."""
+    sentences = []
     for axis in dict.fromkeys(row.axis for row in rows if row.task == task):
-        places = [row for row in rows if row.task == task and row.axis == axis]
-        firsts = dict.fromkeys(row.value for row in places if row.less_first is None)
+        own = [row for row in rows if row.task == task and row.axis == axis]
+        firsts = dict.fromkeys(row.value for row in own if row.less_first is None)
         gains = []
-        for value in dict.fromkeys(row.value for row in places if row.less_first is not None):
-            found = [row for row in places if row.value == value]
-            means = sorted(row.less_first.mean for row in found if row.less_first is not None)
+        for value in dict.fromkeys(row.value for row in own if row.less_first is not None):
+            settings = [row for row in own if row.value == value]
+            means = sorted(row.less_first.mean for row in settings if row.less_first is not None)
             span = _span([number_text(mean, 1, signed=True) for mean in means])
-            shown = sum(row.p_holm is not None and row.p_holm < LEVEL for row in found)
-            gains.append(f"{value} gives {span} dB, distinguishable at {shown} of {len(means)} settings of the rest")
-        told.append(f"On {task}, axis {axis}, against {listing(list(firsts))}: {'; '.join(gains)}.")
-    return told
+            clear = sum(row.p_holm is not None and row.p_holm < LEVEL for row in settings)
+            gains.append(f"{value} gives {span} dB, distinguishable at {clear} of {len(means)} settings of the rest")
+        sentences.append(f"On {task}, axis {axis}, against {listing(list(firsts))}: {'; '.join(gains)}.")
+    return sentences
 
 
 def _lead(task: str, ranked: list[Row], pairs: list[Pair]) -> str:
-    """Say by how much the first leads the second, and what difference would have been seen."""
+    """Say by how much the first block leads the second, and which difference could have been detected."""
     if len(ranked) < 2:
-        return f"On {task}, there is nothing to compare with."
+        return f"On {task}, there is only one block, so nothing to compare."
     first, second = ranked[0].block, ranked[1].block
     pair = find_pair(first, second, pairs)
     if pair is None:
-        return f"On {task}, {first} and {second} have no seed, or no frame, in common and are not compared."
-    text = f"On {task}, {first} leads {second} by {show(pair.difference, 1)} dB{_judged(pair)}."
+        return f"On {task}, {first} and {second} have no seed or no frame in common and are not compared."
+    text = f"On {task}, {first} leads {second} by {show(pair.difference, 1)} dB{_significance(pair)}."
     least = smallest_shown(pair, sum(np.isfinite(other.p) for other in pairs))
     if not np.isfinite(least) or pair.p_holm < LEVEL:
         return text
     return f"{text} The smallest detectable difference, at their spread over seeds, is {least:.1f} dB."
 
 
-def _judged(pair: Pair) -> str:
-    """Say whether a difference is distinguishable from zero, where several seeds can tell."""
+def _significance(pair: Pair) -> str:
+    """Say whether a difference is distinguishable from zero; with one seed there is no p-value."""
     p = p_text(pair.p_holm)
     if not np.isfinite(pair.p_holm):
         return f" ({p})"
@@ -121,30 +123,32 @@ def _judged(pair: Pair) -> str:
 
 
 def _usage(ranked: list[Row]) -> list[str]:
-    """Say which memories are shown to be used, by what a swap loses."""
+    """Say which memories are shown to be used, from the loss by a swap."""
     using = [row for row in ranked if row.verdict.startswith("uses")]
     idle = [row.block for row in ranked if row.verdict.startswith("not shown")]
-    told = []
+    sentences = []
     if using:
         span = _span([f"{loss:.1f}" for loss in sorted(row.drops["swap"].mean for row in using)])
-        so = "; one seed does not settle that" if max(row.seeds for row in using) == 1 else ", so memory is used"
-        told.append(f"Another episode's memory costs {listing([row.block for row in using])} {span} dB{so}.")
-    return [*told, f"Not shown to use their memory: {listing(idle)}."] if idle else told
+        conclusion = "; one seed cannot confirm this" if max(row.seeds for row in using) == 1 else ", so memory is used"
+        sentences.append(
+            f"Another episode's memory costs {listing([row.block for row in using])} {span} dB{conclusion}."
+        )
+    return [*sentences, f"Not shown to use their memory: {listing(idle)}."] if idle else sentences
 
 
 def _costs(sweep: Sweep, rows: list[Row], blocks: list[str]) -> list[str]:
-    """Say what some blocks carry and take."""
+    """Say the parameters, state and time of some blocks."""
     costs = {row.block: row for row in rows if row.cost}
-    told = []
+    sentences = []
     for row in (costs[block] for block in blocks if block in costs):
         state = f"a state of {state_text(row)}" if row.carries_state else "no state"
         time = show_seconds(row.cost["seconds_per_frame_end"])
-        told.append(f"{row.block}: {row.cost['memory_parameters']:,.0f} parameters, {state}, {time} a frame.")
-    if not told:
-        return ["Nothing is known of costs."]
+        sentences.append(f"{row.block}: {row.cost['memory_parameters']:,.0f} parameters, {state}, {time} a frame.")
+    if not sentences:
+        return ["No costs are known."]
     devices = listing(list(dict.fromkeys(result.device for result in sweep.results)))
-    sizes = "Parameters: of the memory. State: of a video at the horizon's end, without attention's window."
-    return [*told, f"{sizes} Times: as taken in the runs, on {devices}, with whatever else the machine did."]
+    sizes = "Parameters: of the memory. State: per video at the horizon's end, without the attention window."
+    return [*sentences, f"{sizes} Times: measured in the runs, on {devices}; other jobs on the machine affect them."]
 
 
 def _span(texts: list[str]) -> str:

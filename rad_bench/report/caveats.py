@@ -1,4 +1,4 @@
-"""What a reader must know before believing an answer: what is missing, what it rests on, for what it holds."""
+"""The limits of an answer: missing runs, few revisits, missing controls, and the setting it holds for."""
 
 from __future__ import annotations
 
@@ -9,65 +9,67 @@ from rad_bench.report.reading import Sweep, base_name
 from rad_bench.report.summary import Row
 from rad_bench.report.table import listing
 
-TOLD_BY = {  # blocks that are controls -> what only a comparison with them says
-    "none": "what memory gives over a trunk without it",
-    "feedforward": "what as many parameters give without memory",
+CONTROL_BLOCKS = {  # block -> what only a comparison with it shows
+    "none": "what memory gives over a trunk without memory",
+    "feedforward": "what the same number of parameters gives without memory",
     "attention": "how far below full attention a memory stays",
 }
 
 
 def caveats(sweep: Sweep, rows: list[Row]) -> list[str]:
-    """Return what weakens any answer, as sentences."""
+    """Return what limits every answer, as sentences."""
     note = seeds_note(max((row.seeds for row in rows), default=0), _episodes(sweep))
-    return [note, *_missing(sweep, rows), *_thin(sweep), *_lacking(sweep)]
+    return [note, *_missing_runs(sweep, rows), *_few_revisits(sweep), *_missing_controls(sweep)]
 
 
-def _missing(sweep: Sweep, rows: list[Row]) -> list[str]:
-    """Say which runs are missing, or seeds of single blocks."""
-    told = []
+def _missing_runs(sweep: Sweep, rows: list[Row]) -> list[str]:
+    """Say which runs are missing, and which blocks have fewer seeds than others."""
+    sentences = []
     if sweep.failures:
         count, planned = len(sweep.failures), len(sweep.failures) + len(sweep.results)
-        told.append(
-            f"{count} of {planned} planned runs {'is' if count == 1 else 'are'} missing (below, with the reasons)."
-        )
+        sentences.append(f"{count} of {planned} planned runs {'is' if count == 1 else 'are'} missing (reasons below).")
     seeds = {row.block: row.seeds for row in rows if row.block not in CONTROLS}
     short = [f"{block} ({count})" for block, count in seeds.items() if count < max(seeds.values())]
     if short:
-        told.append(
-            f"Fewer seeds than the others have: {', '.join(short)}; an interval from one seed shows evaluation noise "
+        sentences.append(
+            f"Fewer seeds than the other blocks: {', '.join(short)}; an interval from one seed shows evaluation noise "
             "only."
         )
-    return told
+    return sentences
 
 
-def _thin(sweep: Sweep) -> list[str]:
-    """Say where revisits are few, or where not all models were asked for the same frames."""
-    told = []
+def _few_revisits(sweep: Sweep) -> list[str]:
+    """Say where there are few revisits, or where not all models generated the same frames."""
+    sentences = []
     revisits = sweep.frames[sweep.frames["kind"] == "revisit"]
-    for task, found in revisits.groupby("task", sort=False):
-        episodes = found["episode"].nunique()
+    for task, own in revisits.groupby("task", sort=False):
+        episodes = own["episode"].nunique()
         if episodes < LEAST_EPISODES:
-            frames = len(found[["episode", "frame"]].drop_duplicates())
-            told.append(f"On {task} revisits are {frames} frames of {episodes} episodes, too few to rest much on.")
+            frames = len(own[["episode", "frame"]].drop_duplicates())
+            sentences.append(
+                f"On {task} there are only {frames} revisit frames, of {episodes} episodes: too few for a firm answer."
+            )
     for task, share in sweep.unshared.items():
         if share == 1:
-            told.append(
-                f"On {task} not all models were asked for the same frames: only those that were are paired, and means "
-                "of others are of other frames."
+            sentences.append(
+                f"On {task} not all models generated the same frames: differences use the frames that both blocks "
+                "have, but means of different blocks may cover different frames."
             )
         elif share:
-            told.append(f"On {task} {share:.0%} of what was generated is left out: not all models were asked for it.")
-    return told
+            sentences.append(
+                f"On {task} {share:.0%} of the generated frames are left out: not all models generated them."
+            )
+    return sentences
 
 
-def _lacking(sweep: Sweep) -> list[str]:
-    """Say which controls the sweep lacks, and what cannot be said without them."""
+def _missing_controls(sweep: Sweep) -> list[str]:
+    """Say which controls are not in the sweep, and what is unknown without them."""
     known = set(map(base_name, sweep.blocks))
-    lacking = {name: told for name, told in TOLD_BY.items() if name not in known}
-    if not lacking:
+    missing = {name: question for name, question in CONTROL_BLOCKS.items() if name not in known}
+    if not missing:
         return []
-    untold = ", nor ".join(lacking.values())
-    return [f"Controls that this sweep lacks: {listing(list(lacking))}. So it does not say {untold}."]
+    unknown = ", nor ".join(missing.values())
+    return [f"Controls missing in this sweep: {listing(list(missing))}. So it does not show {unknown}."]
 
 
 def _episodes(sweep: Sweep) -> str:
@@ -75,7 +77,7 @@ def _episodes(sweep: Sweep) -> str:
 
 
 def scope(sweep: Sweep) -> str:
-    """Say for what the answer holds."""
+    """Say for which setting the answer holds."""
     steps = dict.fromkeys(str(r.training.steps) for r in sweep.results)
     trunks = dict.fromkeys(f"{r.parameters.trunk:,}" for r in sweep.results)
     parts = [
@@ -84,5 +86,5 @@ def scope(sweep: Sweep) -> str:
         f"a trunk of {listing(list(trunks))} parameters" if trunks else "",
         f"these {_episodes(sweep)} episodes and this sampling noise",
     ]
-    held = ", ".join(part for part in parts if part)
-    return f"It holds for what was run: {held}; other worlds, sizes and budgets may differ."
+    setting = ", ".join(part for part in parts if part)
+    return f"The answer holds for this setting: {setting}; other worlds, sizes and budgets may differ."

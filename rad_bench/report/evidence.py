@@ -1,4 +1,4 @@
-"""What the numbers rest on: proofs, budgets, definitions, machines, and the command that makes them again."""
+"""The evidence behind the numbers: checks, budgets, definitions, machines, and the command that repeats the sweep."""
 
 from __future__ import annotations
 
@@ -15,38 +15,40 @@ from rad_bench.report.reading import Sweep, read_losses, training_log
 from rad_bench.report.table import Table
 from rad_bench.store import strict_yaml
 
-NOT_IN_A_SWEEP_FILE = ("planned", "merged")  # what sweep.yaml of a results folder holds beside the sweep
+NOT_IN_A_SWEEP_FILE = ("planned", "merged")  # keys that a results folder adds to sweep.yaml
 
 
 def evidence(sweep: Sweep) -> list[tuple[str, str]]:
-    """Return what the numbers rest on, as (what, how it stands)."""
+    """Return the evidence as (name, value)."""
     if not sweep.results:
         return []
-    found = [("identical trunk at the start", _trunk_proof(sweep))]
+    items = [("identical trunk at the start", _trunk_check(sweep))]
     cards = sweep.results[0].metrics
-    found += [(f"metric card: {name}", text) for name, text in cards if name != "card"]
-    found.append(("metric card", cards.card))
-    found.append(("attention's reach", ", ".join(_values(sweep, "reach")) + " frames; revisits lie beyond"))
+    items += [(f"metric card: {name}", text) for name, text in cards if name != "card"]
+    items.append(("metric card", cards.card))
+    items.append(
+        ("reach of attention", ", ".join(_values(sweep, "reach")) + " frames; revisits were out of sight for longer")
+    )
     data = dict.fromkeys(f"{r.data.name} {r.data.identity}" for r in sweep.results)
-    found.append(("data", ", ".join(data)))
-    found.append(("held-out episodes", ", ".join(_values(sweep, "episodes"))))
-    found += [
+    items.append(("data", ", ".join(data)))
+    items.append(("held-out episodes", ", ".join(_values(sweep, "episodes"))))
+    items += [
         (key.replace("_", " "), ", ".join(_values(sweep, key))) for key in ("device", "commit", "science_version")
     ]
-    found += _environment(sweep)
-    found.append(("runs", f"{len(sweep.results)} done, {len(sweep.failures)} missing"))
-    taken = [(result.run, result.trained_by) for result in sweep.results if result.trained_by != result.run]
-    if taken:
-        named = "; ".join(f"{run} from {by}" for run, by in taken)
-        found.append(("weights taken over", f"{len(taken)} of {len(sweep.results)} runs did not train: {named}"))
+    items += _environment(sweep)
+    items.append(("runs", f"{len(sweep.results)} done, {len(sweep.failures)} missing"))
+    reused = [(result.run, result.trained_by) for result in sweep.results if result.trained_by != result.run]
+    if reused:
+        sources = "; ".join(f"{run} from {by}" for run, by in reused)
+        items.append(("reused weights", f"{len(reused)} of {len(sweep.results)} runs did not train: {sources}"))
     logs = dict.fromkeys(read_losses(training_log(sweep.folder, result))[1] for result in sweep.results)
     if any(logs):
-        found.append(("logs not read in full", "; ".join(log for log in logs if log)))
-    return found
+        items.append(("logs with unreadable lines", "; ".join(log for log in logs if log)))
+    return items
 
 
-def _trunk_proof(sweep: Sweep) -> str:
-    """Compare the hashes of trunks before training, which must agree where their shapes do: at each seed and size."""
+def _trunk_check(sweep: Sweep) -> str:
+    """Compare the hashes of the trunks before training. They must agree for each seed and trunk size."""
     hashes: dict[tuple[int, int], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for result in sweep.results:
         hashes[result.seed, result.parameters.trunk][result.trunk_hash].append(result.block)
@@ -55,11 +57,11 @@ def _trunk_proof(sweep: Sweep) -> str:
     def place(key: tuple[int, int]) -> str:
         return f"seed {key[0]}" + (f", {key[1]:,} parameters" if len(sizes) > 1 else "")
 
-    odd = [f"{place(key)}: {dict(found)}" for key, found in sorted(hashes.items()) if len(found) > 1]
-    if odd:
-        return "NO: trunks differ between blocks of one seed: " + "; ".join(odd)
-    proofs = [f"{place(key)}: {next(iter(found))}" for key, found in sorted(hashes.items())]
-    return f"yes, one hash for all blocks of a seed ({'; '.join(proofs)})"
+    unequal = [f"{place(key)}: {dict(blocks)}" for key, blocks in sorted(hashes.items()) if len(blocks) > 1]
+    if unequal:
+        return "NO: trunks differ between blocks of one seed: " + "; ".join(unequal)
+    equal = [f"{place(key)}: {next(iter(blocks))}" for key, blocks in sorted(hashes.items())]
+    return f"yes, one hash for all blocks of a seed ({'; '.join(equal)})"
 
 
 def _values(sweep: Sweep, key: str) -> list[str]:
@@ -67,25 +69,25 @@ def _values(sweep: Sweep, key: str) -> list[str]:
 
 
 def _environment(sweep: Sweep) -> list[tuple[str, str]]:
-    """Return Python, platform and packages of the runs; several values where runs differ."""
-    found: dict[str, dict[str, None]] = defaultdict(dict)
+    """Return Python, platform and packages of the runs; several values if runs differ."""
+    values: dict[str, dict[str, None]] = defaultdict(dict)
     for result in sweep.results:
         try:
             text = (sweep.folder / "runs" / result.run / "environment.json").read_text(encoding="utf-8")
             stored = json.loads(text)
             packages = dict(stored["packages"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            found["environment"][f"not stored by {result.run}"] = None
+            values["environment"][f"not stored by {result.run}"] = None
             continue
         for key in ("rad_bench", "python", "platform", "threads", "processes"):
             if key in stored:
-                found[key][str(stored[key])] = None
-        found["packages"][", ".join(f"{name} {version}" for name, version in packages.items())] = None
-    return [(key, "; ".join(values)) for key, values in found.items()]
+                values[key][str(stored[key])] = None
+        values["packages"][", ".join(f"{name} {version}" for name, version in packages.items())] = None
+    return [(key, "; ".join(texts)) for key, texts in values.items()]
 
 
 def budgets(sweep: Sweep) -> Table:
-    """Return each block's size against the budget it was matched to, and the options that were solved for it."""
+    """Return each block's size, the budget it was matched to, and the solved options."""
     cells: dict[str, list[str]] = {}
     for block in sweep.blocks:
         for result in sweep.results_of(block)[:1]:
@@ -96,41 +98,41 @@ def budgets(sweep: Sweep) -> Table:
             cells[block] = [block, f"{result.parameters.memory:,}", budget, residual, size]
     header = ["block", "memory parameters", "budget", "residual", "options"]
     return Table(
-        "budgets", "Matched budgets, and what is left over", header, list(cells.values())
+        "budgets", "Matched budgets; residual: (size - budget) / budget", header, list(cells.values())
     ).without_empty_columns()
 
 
 def gaps(sweep: Sweep) -> Table:
-    """Return how many revisit frames and episodes a run's curve over gaps rests on, bin by bin."""
+    """Return the number of revisit frames and episodes in each bin of a run's curve over gaps."""
     frames = sweep.frames
     kept = (frames["kind"] == "revisit") & (frames["intervention"] == "keep") & ~frames["block"].isin(CONTROLS)
     revisits = frames[kept].assign(bin=gap_bins(frames.loc[kept, "gap"]))
     cells = []
     for task in sweep.tasks:
         runs = revisits[revisits["task"] == task].groupby(["bin", "block", "seed"])["episode"].agg(["size", "nunique"])
-        for place, found in runs.groupby("bin"):
-            bounds = " to ".join(map(str, GAP_EDGES[place - 1 : place + 1]))  # type: ignore[operator, index]
-            cells.append([task, f"over {bounds}", *(_between(found[column]) for column in ("size", "nunique"))])
+        for number, counts in runs.groupby("bin"):
+            bounds = " to ".join(map(str, GAP_EDGES[number - 1 : number + 1]))  # type: ignore[operator, index]
+            cells.append([task, f"over {bounds}", *(_range(counts[column]) for column in ("size", "nunique"))])
     caption = (
-        f"What a run's curve over gaps rests on; bins of fewer than {LEAST_EPISODES} episodes are not drawn, but count "
+        f"Data behind a run's curve over gaps; bins of fewer than {LEAST_EPISODES} episodes are not drawn, but count "
         "in the mean over revisits"
     )
     return Table("gaps", caption, ["task", "frames out of sight (gap)", "revisit frames", "episodes"], cells)
 
 
-def _between(counts: pd.Series) -> str:
+def _range(counts: pd.Series) -> str:
     low, high = counts.min(), counts.max()
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def parity(sweep: Sweep) -> Table:
-    """Return, for each block, which path computed it and how far that is from the reference."""
+    """Return for each block the path that computed it, and its largest error against the reference."""
     errors: dict[tuple[str, ...], list[float]] = {}
     for block in sweep.blocks:
         for result in sweep.results_of(block):
-            found = result.parity
-            told = ("not stored", "", "") if found is None else (found.path, found.device, found.why)
-            errors.setdefault((block, *told), []).extend([] if found is None else [found.max_error])
+            measured = result.parity
+            path = ("not stored", "", "") if measured is None else (measured.path, measured.device, measured.why)
+            errors.setdefault((block, *path), []).extend([] if measured is None else [measured.max_error])
     cells = [
         [block, path, f"{max(own):.2g}" if own else "", device, why]
         for (block, path, device, why), own in errors.items()
@@ -138,12 +140,12 @@ def parity(sweep: Sweep) -> Table:
     caption = (
         "The path that computed each block, and its largest error against the loop over `step`, on the runs' device"
     )
-    header = ["block", "path", "largest error", "device", "told"]
+    header = ["block", "path", "largest error", "device", "reason"]
     return Table("parity", caption, header, cells).without_empty_columns()
 
 
 def reproduction(sweep: Sweep) -> str:
-    """Return shell commands that write the sweep file and run it, ready to be copied."""
+    """Return shell commands that write the sweep file and run it, to copy and paste."""
     tree = {key: value for key, value in sweep.plan.items() if key not in NOT_IN_A_SWEEP_FILE}
     name = str(tree.get("name", ""))
     file = f"{name}.yaml" if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name) else "sweep.yaml"
@@ -153,11 +155,11 @@ def reproduction(sweep: Sweep) -> str:
     if len(commits) == 1 and clean:
         lines.append(f"git checkout {commits[0]}")
     elif commits:
-        told = one_line(", ".join(commits))  # a second line would be a command
-        lines.append(f"# the runs were made at {told}; no single clean commit makes them all again")
+        names = one_line(", ".join(commits))  # a second line would be a command
+        lines.append(f"# the runs were made at {names}; no single clean commit reproduces them all")
     lines.append(f"cat > {file} <<'END'")
     lines.append(strict_yaml.dump(tree).rstrip("\n"))
     lines += ["END", f"rad-bench sweep {file}"]
     if "merged" in sweep.plan:
-        lines.append("# merged from several sweeps, of which this file is the first's")
+        lines.append("# merged from several sweeps; this file is the first one's")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""The statistics of the report: pure functions from frames to numbers with intervals.
+"""The statistics of the report: pure functions from frames to estimates with intervals.
 
-A block's value is a mean over frames, then over episodes, for each seed; intervals are over seeds, because seeds are
-what is independent. Differences are taken within a seed first (same trunk, same episodes, same sampling noise).
+A block's value for a seed is the mean over frames, then over episodes. Intervals are over seeds, because only seeds are
+independent. Differences are paired within a seed (same trunk, same episodes, same sampling noise).
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from scipy import stats
 
 LEVEL = 0.95
-LEAST_LOSS = 0.1  # dB, below which a loss is of no consequence, however sure it is
-RESAMPLES = 2000  # of the bootstrap over episodes, where there is one seed only
-SEEDS_FOR_PERMUTATION = 6  # 2 / 2^n, the smallest p of a paired sign-flip test, is below 0.05 from here on
+LEAST_LOSS = 0.1  # dB; a smaller loss is too small to matter, even if it is significant
+RESAMPLES = 2000  # of the bootstrap over episodes, used with a single seed
+SEEDS_FOR_PERMUTATION = (
+    6  # fewest seeds n for which a paired sign-flip test can reach p < 0.05; its smallest p is 2 / 2^n
+)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval; bounds are NaN where nothing supports one."""
+    """A mean with its interval; bounds are NaN without an interval."""
 
     mean: float
     low: float
@@ -38,7 +40,7 @@ class Estimate:
 
 
 def episode_means(frames: pd.DataFrame, column: str = "psnr") -> pd.Series:
-    """Mean of `column` over frames, indexed by (seed, episode, scored), the last a digest of which frames these are."""
+    """Return means of `column`, indexed by (seed, episode, scored), where `scored` identifies the set of frames."""
     scored = (frames["truth"] * (frames["frame"] + 1)).groupby([frames["seed"], frames["episode"]]).transform("sum")
     return frames.assign(scored=scored).groupby(["seed", "episode", "scored"])[column].mean()
 
@@ -46,7 +48,7 @@ def episode_means(frames: pd.DataFrame, column: str = "psnr") -> pd.Series:
 def estimate(by_episode: pd.Series) -> Estimate:
     """Return the mean over episodes, then seeds, with a Student t interval over seeds.
 
-    `by_episode` is indexed by the seed first. With one seed the interval is a bootstrap over its episodes.
+    The first index of `by_episode` is the seed. With one seed the interval is a bootstrap over its episodes.
     """
     values = by_episode.dropna().groupby("seed").mean().to_numpy()
     if len(values) == 0:
@@ -58,7 +60,7 @@ def estimate(by_episode: pd.Series) -> Estimate:
 
 
 def by_seed(values: Mapping[Any, float]) -> Estimate:
-    """Estimate the mean of one value a seed; a single seed has no interval."""
+    """Estimate the mean of one value per seed; a single seed has no interval."""
     finite = [value for value in values.values() if np.isfinite(value)]
     if len(finite) < 2:
         return Estimate(finite[0] if finite else np.nan, np.nan, np.nan, len(finite))
@@ -67,7 +69,7 @@ def by_seed(values: Mapping[Any, float]) -> Estimate:
 
 
 def difference(a: pd.Series, b: pd.Series) -> Estimate:
-    """Estimate a - b, paired by seed and episode, where the same frames were scored."""
+    """Estimate a - b, paired by seed and episode, over equal sets of frames."""
     return estimate((a - b).dropna())
 
 
@@ -80,7 +82,7 @@ def _bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Pair:
-    """One block against another."""
+    """The comparison of two blocks."""
 
     first: str
     second: str
@@ -91,20 +93,20 @@ class Pair:
 
 def compare_pairs(by_block: dict[str, pd.Series]) -> list[Pair]:
     """Compare every block with every other: paired t over seeds, Holm-corrected over all pairs."""
-    found = []
+    pairs = []
     for first, second in itertools.combinations(by_block, 2):
         gap = (by_block[first] - by_block[second]).dropna()
         values = gap.groupby("seed").mean().to_numpy()
         p = np.nan
         if len(values) >= 2:
             p = float(stats.ttest_1samp(values, 0.0).pvalue) if np.ptp(values) else float(values[0] == 0)
-        found.append((first, second, estimate(gap), p))
-    corrected = holm([p for *_, p in found])
-    return [Pair(*pair, q) for pair, q in zip(found, corrected, strict=True)]
+        pairs.append((first, second, estimate(gap), p))
+    corrected = holm([p for *_, p in pairs])
+    return [Pair(*pair, q) for pair, q in zip(pairs, corrected, strict=True)]
 
 
 def find_pair(first: str, second: str, pairs: Sequence[Pair]) -> Pair | None:
-    """Return the comparison `first` - `second`, stored in either order; None without common frames."""
+    """Return the comparison `first` - `second`, stored in either order; None if they have no common frames."""
     for pair in pairs:
         if pair.difference.seeds and (pair.first, pair.second) == (first, second):
             return pair
@@ -127,20 +129,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def best_group(by_block: dict[str, pd.Series], pairs: Sequence[Pair]) -> set[str]:
-    """Return the best block and all that cannot be told from it at 5 % after correction."""
+    """Return the best block and all that are not distinguishable from it at 5 % after correction."""
     if not by_block:
         return set()
     best = max(by_block, key=lambda block: estimate(by_block[block]).mean)
-    told_apart = {
+    worse = {
         pair.second if pair.first == best else pair.first
         for pair in pairs
         if best in (pair.first, pair.second) and pair.p_holm < 1 - LEVEL
     }
-    return set(by_block) - told_apart
+    return set(by_block) - worse
 
 
 def memory_verdict(swap_drop: Estimate, memoryless: bool) -> str:
-    """Say whether a block uses its memory, from what it loses when another episode's is put in."""
+    """Say whether a block uses its memory, from its loss with another episode's memory (swap)."""
     if memoryless:
         return "carries none"
     if np.isnan(swap_drop.mean):
@@ -151,19 +153,19 @@ def memory_verdict(swap_drop: Estimate, memoryless: bool) -> str:
 
 
 def smallest_shown(pair: Pair, pairs: int) -> float:
-    """Return the mean difference that would have been told from zero with a pair's spread over seeds.
+    """Return the smallest mean difference that is distinguishable from zero, given a pair's spread over seeds.
 
-    At the strictest level of Holm's correction over so many pairs. NaN with a single seed.
+    Uses the strictest level of Holm's correction over `pairs` pairs. NaN with a single seed.
     """
-    found = pair.difference
-    if found.seeds < 2:
+    d = pair.difference
+    if d.seeds < 2:
         return np.nan
-    sem = (found.high - found.low) / 2 / stats.t.ppf(0.5 + LEVEL / 2, found.seeds - 1)
-    return float(stats.t.ppf(1 - (1 - LEVEL) / (2 * pairs), found.seeds - 1) * sem)
+    sem = (d.high - d.low) / 2 / stats.t.ppf(0.5 + LEVEL / 2, d.seeds - 1)
+    return float(stats.t.ppf(1 - (1 - LEVEL) / (2 * pairs), d.seeds - 1) * sem)
 
 
 def seeds_note(seeds: int, episodes: str) -> str:
-    """Say what the number of seeds allows, all of them evaluated on so many episodes."""
+    """Say what the number of seeds allows to conclude; `episodes` is the number of held-out episodes."""
     if seeds == 1:
         return (
             f"One seed: intervals are a bootstrap over {episodes} held-out episodes and show evaluation noise only, "
@@ -178,6 +180,6 @@ def seeds_note(seeds: int, episodes: str) -> str:
         smallest = 2 / 2**seeds
         note += (
             f" With fewer than {SEEDS_FOR_PERMUTATION} seeds no distribution-free paired test can reach p < 0.05"
-            f" (its smallest p is {smallest:.2g}), so these p-values lean on the t assumption."
+            f" (its smallest p is {smallest:.2g}), so these p-values depend on the assumption of the t test."
         )
     return note

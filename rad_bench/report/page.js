@@ -1,10 +1,10 @@
 "use strict";
-// Tables: a click on a heading sorts, each task's rows by themselves; numbers by their mean, "20.8 [18.9, 22.7]" as 20.8.
+// Tables: a click on a heading sorts the rows within each task. Numbers sort by their mean: "20.8 [18.9, 22.7]" as 20.8.
 const number = text => {
-  const found = /^[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?/i.exec(text);
+  const match = /^[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?/i.exec(text);
   const units = { bytes: 1, kB: 1e3, MB: 1e6, GB: 1e9 };
-  if (!found) return NaN;
-  return parseFloat(found[0].replaceAll(",", "")) * (units[text.slice(found[0].length).trim().split(" ")[0]] ?? 1);
+  if (!match) return NaN;
+  return parseFloat(match[0].replaceAll(",", "")) * (units[text.slice(match[0].length).trim().split(" ")[0]] ?? 1);
 };
 for (const table of document.querySelectorAll("table.sortable")) {
   const headings = [...table.tHead.rows[0].cells];
@@ -23,18 +23,18 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const compare = (a, b) => {
         if (!numeric) return a.localeCompare(b, "en", { numeric: true }) * (up ? 1 : -1);
         const [x, y] = [number(a), number(b)];
-        return isNaN(x) || isNaN(y) ? isNaN(x) - isNaN(y) : (x - y) * (up ? 1 : -1); // what is no number stays last
+        return isNaN(x) || isNaN(y) ? isNaN(x) - isNaN(y) : (x - y) * (up ? 1 : -1); // texts that are not numbers come last
       };
       for (const body of table.tBodies)
         body.append(...[...body.rows].sort((a, b) => compare(...[a, b].map(row => row.cells[column].textContent.trim()))));
     });
   });
 }
-// Films: the frames of the strips below, one at a time, the same for truth and every block.
+// Films: play the frames of the strips below, in step for truth and every block.
 for (const films of document.querySelectorAll(".films")) {
   const strips = [...films.parentElement.querySelectorAll(".strips img")];
   const shown = films.dataset.frames.split(" ").map(entry => entry.split(":"));
-  const [button, slider, told] = [films.querySelector("button"), films.querySelector("input"), films.querySelector("output")];
+  const [button, slider, label] = [films.querySelector("button"), films.querySelector("input"), films.querySelector("output")];
   const canvases = strips.map(strip => {
     const figure = document.createElement("figure"), caption = document.createElement("figcaption");
     const canvas = document.createElement("canvas");
@@ -50,7 +50,7 @@ for (const films of document.querySelectorAll(".films")) {
     const place = Number(slider.value);
     canvases.forEach((canvas, i) =>
       canvas.getContext("2d").drawImage(strips[i], -place * (canvas.width + 1), 0));
-    told.textContent = `frame ${shown[place][0]}, ${shown[place][1]}`;
+    label.textContent = `frame ${shown[place][0]}, ${shown[place][1]}`;
     films.querySelector(".mark").className = `mark ${shown[place][1]}`;
   };
   let timer = 0;
@@ -64,7 +64,7 @@ for (const films of document.querySelectorAll(".films")) {
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   films.hidden = false;
   Promise.all(strips.map(strip => strip.decode())).then(draw);
-  if (!still) // only what is looked at moves
+  if (!still) // play only while visible
     new IntersectionObserver(entries => entries.forEach(entry => { if (!films.dataset.paused) play(entry.isIntersecting); }))
       .observe(films);
   button.addEventListener("click", () => { films.dataset.paused = timer ? "" : "yes"; });

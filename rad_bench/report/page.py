@@ -1,4 +1,4 @@
-"""The page: one offline HTML file for a reader with two minutes, and the evidence behind it for the one with more."""
+"""The page: one offline HTML file, the answer first and the evidence below."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def write_page(
 
 
 def inline(svg: str) -> str:
-    """Return a plot as part of the page: on the page's ground and in its ink, which are dark or light."""
+    """Return a plot's SVG for the page: transparent background, and lines in the page's text colour (light or dark)."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'<(\w+) id="[\w.]+_\d+"', r"<\1", svg)  # names that plots have in common, and nobody refers to
+    svg = re.sub(r'<(\w+) id="[\w.]+_\d+"', r"<\1", svg)  # ids that repeat between plots and are not used
     svg = re.sub(r"<svg ", '<svg aria-hidden="true" ', svg, count=1)
     return svg.replace(f": {PAPER}", ": none").replace(f": {INK}", ": var(--ink)")
 

@@ -1,4 +1,4 @@
-"""The report's plots, as SVG and PDF, sized for a column of a paper; the same bytes for the same numbers."""
+"""The report's plots, as SVG and PDF, as wide as a column of a paper. Equal numbers give equal bytes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from rad_bench.report.reading import Sweep, base_name, form_name
 from rad_bench.report.style import Style, block_styles
 from rad_bench.report.summary import Row
 
-WIDTH = 3.3  # inches, a column of most journals and conferences
-HEIGHT = 2.1  # of the axes alone, with their labels; legends add to it
+WIDTH = 3.3  # inches, a column of most journals
+HEIGHT = 2.1  # inches, of the axes with labels, without the legend
 PANEL_HEIGHT = 1.45
-LEGEND_LINE = 0.145  # inches a line of a legend takes
-LEGEND_CHARACTERS = 62  # that a line of a legend has room for
+LEGEND_LINE = 0.145  # inches per line of a legend
+LEGEND_CHARACTERS = 62  # per line of a legend
 LONGEST_LABEL = 48  # characters
-INK, PAPER = "#1c1c1c", "#ffffff"  # the page puts its own in their place
+INK, PAPER = "#1c1c1c", "#ffffff"  # the page replaces them with its own
 COSTS = {  # row.cost key -> name of the plot, label, scale
-    "state_bytes_end": ("state", "state a video at the end, without window, bytes", 1.0),
-    "seconds_per_frame_end": ("time", "ms a generated frame at the horizon's end", 1e3),
+    "state_bytes_end": ("state", "state per video at the end, without window, bytes", 1.0),
+    "seconds_per_frame_end": ("time", "ms per generated frame at the horizon's end", 1e3),
 }
 STYLE: dict[Any, Any] = {
     "font.size": 7.5, "axes.labelsize": 8, "legend.fontsize": 7, "legend.title_fontsize": 7.5,
@@ -50,12 +50,12 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn plot: its file's stem, the part of the page it belongs to, what it shows, and its SVG."""
+    """A plot as SVG, with its file stem and its texts."""
 
     name: str
-    part: str  # curves, interventions, cost, training
+    part: str  # section of the page: curves, interventions, cost, training
     caption: str
-    text: str  # what a reader who cannot see it should know
+    text: str  # description for readers who cannot see the plot
     svg: str
 
 
@@ -63,7 +63,7 @@ def draw_plots(sweep: Sweep, rows: list[Row], folder: Path) -> list[Plot]:
     """Draw all plots into `folder` as SVG and PDF."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("*.svg"), *folder.glob("*.pdf")):
-        old.unlink()  # of tasks that the sweep had before
+        old.unlink()  # plots of tasks that the sweep no longer has
     styles = block_styles(sweep.blocks)
     plots: list[Plot] = []
 
@@ -86,14 +86,14 @@ def draw_plots(sweep: Sweep, rows: list[Row], folder: Path) -> list[Plot]:
         add("curves", name, caption, _draw_curves, *drawn, "linear")
     for task in with_revisits:
         caption = (
-            f"{task}: revisit PSNR lost by a swap of memory (a loss: it is used) or a reset; bars are 95 % intervals"
+            f"{task}: revisit PSNR lost by a swap of memory (a loss shows use) or a reset; bars are 95 % intervals"
         )
         add("interventions", f"interventions-{task}", caption, _draw_drops, own[task])
     for key, (name, label, _) in COSTS.items():
         for task in with_revisits:
-            caption = f"{task}: revisit PSNR against {label}; dashed: the means that no other beats in both"
+            caption = f"{task}: revisit PSNR against {label}; dashed: Pareto front of the means"
             add("cost", f"{name}-{task}", caption, _draw_cost, own[task], key)
-    caption = "training loss, a line a run (running mean of five records)"
+    caption = "training loss, one line per run (running mean of five records)"
     add("training", "loss", caption, _draw_curves, loss_curves(sweep), "training step", "loss", "log")
     return plots
 
@@ -101,29 +101,29 @@ def draw_plots(sweep: Sweep, rows: list[Row], folder: Path) -> list[Plot]:
 def _curve_plots(
     frames: dict[str, pd.DataFrame], with_revisits: list[str], blocks: list[str]
 ) -> list[tuple[str, str, list[Curve], str, str]]:
-    """Return name, caption, curves and the axes' labels of each plot over gaps or the horizon that has a curve."""
-    found = []
+    """Return name, caption, curves and axis labels of each plot over gaps or the horizon; empty plots are left out."""
+    plots = []
     bands = f"bands are 95 % intervals; points of fewer than {LEAST_EPISODES} episodes are left out"
     y = "revisit PSNR, dB"
     for task in with_revisits:
         revisits = frames[task][frames[task]["kind"] == "revisit"]
-        caption = f"{task}: revisit PSNR against the frames a view was out of sight; {bands}"
-        found.append((f"gap-{task}", caption, gap_curves(revisits, blocks), "frames out of sight (gap)", y))
+        caption = f"{task}: revisit PSNR against the number of frames the view was out of sight; {bands}"
+        plots.append((f"gap-{task}", caption, gap_curves(revisits, blocks), "frames out of sight (gap)", y))
         for name, metric in METRICS.items():
             if metric.reported and name in revisits:
                 caption = f"{task}: revisit {metric.label} against the generated frame; {bands}"
                 curves = horizon_curves(revisits, blocks, name)
                 stem = "horizon" if name == "psnr" else f"horizon-{name}"
-                found.append((f"{stem}-{task}", caption, curves, "generated frame", f"revisit {metric.title}"))
+                plots.append((f"{stem}-{task}", caption, curves, "generated frame", f"revisit {metric.title}"))
     for task, every in frames.items():
         caption = f"{task}: PSNR of all frames, whose classes change along the horizon; {bands}"
         curves = horizon_curves(every, blocks)
-        found.append((f"horizon-all-{task}", caption, curves, "generated frame", "PSNR of all frames, dB"))
-    return [plot for plot in found if plot[2]]
+        plots.append((f"horizon-all-{task}", caption, curves, "generated frame", "PSNR of all frames, dB"))
+    return [plot for plot in plots if plot[2]]
 
 
 def _draw_curves(curves: list[Curve], x: str, y: str, scale: str, styles: dict[str, Style]) -> tuple[Figure, str]:
-    """Draw all in one panel, or, where blocks have several forms, each block in a panel of its own, on common axes."""
+    """Draw all curves in one panel; if blocks have several forms, one panel per block, with common axes."""
     labels = list(dict.fromkeys(curve.label for curve in curves))
     trained = [label for label in labels if label not in CONTROLS]
     names = list(dict.fromkeys(map(base_name, trained)))
@@ -175,7 +175,7 @@ def _fill(axes: Axes, curves: list[Curve], styles: dict[str, Style], name: Calla
 def _draw_drops(rows: list[Row], styles: dict[str, Style]) -> tuple[Figure, str]:
     shown = [row for row in rows if row.block not in CONTROLS and row.drops]
     figure, axes = plt.subplots(figsize=(WIDTH, 0.75 + 0.22 * max(len(shown), 2)), layout="constrained")
-    told = []
+    values = []
     for offset, intervention, fill in ((-0.14, "swap", "full"), (0.14, "reset", "none")):
         for number, row in enumerate(shown):
             drop = row.drops.get(intervention)
@@ -184,14 +184,14 @@ def _draw_drops(rows: list[Row], styles: dict[str, Style]) -> tuple[Figure, str]
                     drop.mean, number + offset, xerr=_error(drop.mean, drop.low, drop.high), capsize=1.5,
                     color=styles[row.block].colour, marker="o", markersize=3.5, fillstyle=fill, linewidth=0.9,
                 )  # fmt: skip
-                told.append(f"{row.block} loses {drop.mean:.1f} dB by {intervention}")
+                values.append(f"{row.block} loses {drop.mean:.1f} dB by {intervention}")
         axes.plot([], [], "o", color=INK, markersize=3.5, fillstyle=fill, label=intervention)
     axes.axvline(0, color=INK, linewidth=0.6)
     axes.set_yticks(range(len(shown)), [_text(row.block) for row in shown])
     axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
     axes.set_xlabel("revisit PSNR lost, dB")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2, handletextpad=0.2)
-    return figure, "; ".join(told)
+    return figure, "; ".join(values)
 
 
 def _draw_cost(rows: list[Row], key: str, styles: dict[str, Style]) -> tuple[Figure, str]:
@@ -208,22 +208,22 @@ def _draw_cost(rows: list[Row], key: str, styles: dict[str, Style]) -> tuple[Fig
             x, y, yerr=_error(y, value.low, value.high), linestyle="", color=style.colour, marker=style.marker,
             markersize=4, linewidth=0.9, label=_text(row.block),
         )  # fmt: skip
-    if key == "state_bytes_end":  # from nothing to megabytes
+    if key == "state_bytes_end":  # from 0 to megabytes
         smallest = min([x for x, _ in points if x], default=1.0)
         lowest, highest = np.floor(np.log10(smallest)), np.log10(max([x for x, _ in points] + [10.0]))
         axes.set_xscale("symlog", linthresh=10**lowest, linscale=0.4)
-        nothing = [0.0] if any(x == 0 for x, _ in points) else []
-        axes.set_xticks([*nothing, *(10 ** np.arange(lowest, highest + 1))])
+        zero = [0.0] if any(x == 0 for x, _ in points) else []
+        axes.set_xticks([*zero, *(10 ** np.arange(lowest, highest + 1))])
         axes.minorticks_off()
-        axes.set_xlim((-0.15 if nothing else 0.6) * 10**lowest, 2.2 * 10**highest)
+        axes.set_xlim((-0.15 if zero else 0.6) * 10**lowest, 2.2 * 10**highest)
     for row in levels:
         style = styles[row.block]
         y = row.revisit["psnr"].mean
         axes.axhline(y, color=style.colour, linestyle=style.line, linewidth=0.7, label=_text(row.block))
     axes.set(xlabel=label, ylabel="revisit PSNR, dB")
     _legend(figure, axes)
-    told = [f"{row.block}: {y:.1f} dB at {x:,.3g}" for row, (x, y) in zip(costly, points, strict=True)]
-    return figure, "; ".join([*told, *(f"{row.block}: {row.revisit['psnr'].mean:.1f} dB" for row in levels)])
+    values = [f"{row.block}: {y:.1f} dB at {x:,.3g}" for row, (x, y) in zip(costly, points, strict=True)]
+    return figure, "; ".join([*values, *(f"{row.block}: {row.revisit['psnr'].mean:.1f} dB" for row in levels)])
 
 
 def _error(mean: float, low: float, high: float) -> list[list[float]]:
@@ -236,7 +236,7 @@ def _columns(labels: list[str]) -> int:
 
 
 def _figure(labels: list[str]) -> tuple[Figure, Axes]:
-    """Return a figure of a column's width, as high as its legend below the axes needs."""
+    """Return a figure of a column's width, with room for the legend below the axes."""
     lines = -(-len(labels) // _columns(labels))
     return plt.subplots(figsize=(WIDTH, HEIGHT + LEGEND_LINE * lines), layout="constrained")
 
@@ -250,6 +250,6 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _text(label: str) -> str:
-    """Keep matplotlib from reading a label as mathematics, or hiding it for its underscore; cut what would not fit."""
+    """Escape a label for matplotlib (`$` starts mathematics, a first `_` hides a label), and cut it to fit."""
     label = label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
     return label.replace("$", r"\$").replace("_", " _", 1 if label.startswith("_") else 0)

@@ -1,4 +1,4 @@
-"""What lies in a sweep's folder, read once and checked: nothing that a file holds may surprise what comes after."""
+"""Reading of a sweep's folder. All files are checked here, so later code can rely on their content."""
 
 from __future__ import annotations
 
@@ -18,36 +18,35 @@ from rad_bench.store.result import Result, read_result
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.store.sweep_folder import check_links, check_name, read_plan
 
-# Others follow in alphabetical order, controls last.
+# Order of blocks in the report. Other blocks follow in alphabetical order, controls last.
 ORDER = ("none", "feedforward", "lstm", "mamba2", "ttt", "attention")
 TEXTS = ("run", "block", "task", "intervention", "kind", "card")
 NUMBERS = ("seed", "episode", "frame", "gap", "psnr", "mse", "truth")
-SELF_SIMILARITY = ("self_revisit", "self_other", "self_neighbour")  # where it was measured, as further scores are
+SELF_SIMILARITY = ("self_revisit", "self_other", "self_neighbour")  # present only if measured, as are further scores
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep's folder holds."""
+    """The content of a sweep's folder."""
 
     folder: Path
     frames: pd.DataFrame
-    unshared: dict[
-        str, float
-    ]  # task -> share of its frames left out, for not all models have them; 1: all kept, none shared
-    results: list[Result]  # of the runs in `frames`, in the order in which they were planned
+    # task -> share of its frames left out, because not all models have them; 1: no frame is shared, all are kept
+    unshared: dict[str, float]
+    results: list[Result]  # of the runs in `frames`, in planned order
     plan: dict[str, Any]  # sweep.yaml
-    failures: dict[str, str]  # planned runs that have no part in `frames` -> why
+    failures: dict[str, str]  # planned run without frames -> reason
 
     @property
     def tasks(self) -> list[str]:
-        """Return the tasks, the headline's first."""
+        """Return the tasks, the main one first."""
         return list(dict.fromkeys(self.frames["task"]))
 
     @property
     def blocks(self) -> list[str]:
-        """Return the blocks in the report's order; forms of one block stand together, as they were planned."""
-        rank = {name: place for place, name in enumerate(ORDER)}
-        planned = {label: place for place, label in enumerate(dict.fromkeys(r.block for r in self.results))}
+        """Return the blocks in the report's order; the forms of one block together, in planned order."""
+        rank = {name: number for number, name in enumerate(ORDER)}
+        planned = {label: number for number, label in enumerate(dict.fromkeys(r.block for r in self.results))}
 
         def place(label: str) -> tuple[Any, ...]:
             name = base_name(label)
@@ -56,16 +55,16 @@ class Sweep:
         return sorted(self.frames["block"].unique(), key=place)
 
     def revisits(self, task: str, block: str, intervention: str = "keep", column: str = "psnr") -> pd.Series:
-        """Return a block's mean over revisit frames, indexed by (seed, episode, what was scored).
+        """Return a block's means over revisit frames, indexed by (seed, episode, scored).
 
-        The last is a digest of the frames' truth: episodes that are called alike pair up where they are alike.
+        `scored` identifies the true frames, so episodes with the same number pair up only if their frames are equal.
         """
         frames = self.frames
         own = (frames["task"] == task) & (frames["block"] == block) & (frames["intervention"] == intervention)
         return episode_means(frames[own & (frames["kind"] == "revisit")], column)
 
     def results_of(self, block: str) -> list[Result]:
-        """Return the results of a block's runs, one a seed."""
+        """Return the results of a block's runs, one per seed."""
         return [result for result in self.results if result.block == block]
 
 
@@ -75,17 +74,19 @@ def base_name(block: str) -> str:
 
 
 def form_name(block: str) -> str:
-    """Return what distinguishes a form from others: `ttt(inner=mlp) / window=2` -> `inner=mlp, window=2`."""
+    """Return what distinguishes a form of a block from others: `ttt(inner=mlp) / window=2` -> `inner=mlp, window=2`."""
     name, _, others = block.partition(" / ")
     options = name.partition("(")[2].removesuffix(")")
     return ", ".join(part for part in (options, *others.split(" / ")) if part)
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Read a sweep's folder. Raises `UserError` if what it holds is no sweep's, or names what lies elsewhere."""
+    """Read a sweep's folder. Raises `UserError` if a file is invalid, or a name or link leads out of the folder."""
     table = folder / "frames.parquet"
     frames = read_frames(table)
-    labels = {label: one_line(label) for label in frames["block"].unique()}  # a sweep would not give others
+    labels = {
+        label: one_line(label) for label in frames["block"].unique()
+    }  # the same, unless the file is not from a sweep
     frames = frames.assign(block=frames["block"].map(labels))
     plan = read_plan(folder) if (folder / "sweep.yaml").exists() else {}
     planned = plan.get("planned", [])
@@ -103,16 +104,16 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def shared_frames(frames: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Return the frames of each task that all models have, of the same truth and kind, and the share left out.
+    """Return the frames of each task that all models have (same truth, same kind), and the share left out.
 
-    Models that generate a retrieval of 16 frames and of 19 are compared over 16. Where models have no frame in common,
-    being asked for other episodes say, all are kept: each stands for itself.
+    If one model generates 16 frames and another 19, they are compared over 16. If the models have no frame in common,
+    for instance with different episodes, all frames are kept.
     """
     key = ["task", "episode", "frame", "kind", "truth"]
     models = frames[~frames["block"].isin(CONTROLS)].drop_duplicates(["block", *key])
-    having = models.groupby(key)["block"].nunique()
-    needed = models.groupby("task")["block"].nunique().reindex(having.index.get_level_values("task"))
-    common = having.index[having.to_numpy() == needed.to_numpy()]
+    counts = models.groupby(key)["block"].nunique()
+    needed = models.groupby("task")["block"].nunique().reindex(counts.index.get_level_values("task"))
+    common = counts.index[counts.to_numpy() == needed.to_numpy()]
     sharing = common.get_level_values("task").unique()
     kept = pd.MultiIndex.from_frame(frames[key]).isin(common) | ~frames["task"].isin(sharing)
     sizes = frames.groupby("task", sort=False).size()
@@ -121,29 +122,29 @@ def shared_frames(frames: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]
 
 
 def read_run(folder: Path) -> pd.DataFrame:
-    """Return the frames of a finished run. Raises `UserError` if they, or its result, cannot be read."""
+    """Return the frames of a finished run. Raises `UserError` if its frames or result cannot be read."""
     paths = RunFolder(folder)
     read_result(paths.result)
     frames = read_frames(paths.frames)
     if set(frames["run"]) != {folder.name}:
-        raise UserError(f"{paths.frames}: holds frames of another run, '{frames['run'].iloc[0]:.80}'.")
+        raise UserError(f"{paths.frames}: contains frames of another run, '{frames['run'].iloc[0]:.80}'.")
     return frames
 
 
 def read_frames(path: Path) -> pd.DataFrame:
-    """Read a table of frames. Raises `UserError` if it is none."""
+    """Read a table of frames. Raises `UserError` if the file is not one."""
     try:
         frames = pd.read_parquet(path)
-    except Exception as error:  # a spoilt file makes pyarrow raise many things, and pandas more
+    except Exception as error:  # a damaged file makes pyarrow and pandas raise many types
         raise UserError(f"{path}: cannot be read: {error}.") from None
-    frames = frames if "truth" in frames else frames.assign(truth=0)  # older tables do not tell
+    frames = frames if "truth" in frames else frames.assign(truth=0)  # older tables lack the column
     missing = {*TEXTS, *NUMBERS} - {*frames}
     if missing or not len(frames):
-        raise UserError(f"{path}: is no table of frames: it has no {', '.join(sorted(missing)) or 'rows'}.")
+        raise UserError(f"{path}: is not a table of frames: it has no {', '.join(sorted(missing)) or 'rows'}.")
     for column in (*TEXTS, *NUMBERS, *score_columns(), *SELF_SIMILARITY):
         if column in frames and not _fits(frames[column], column):
             raise UserError(
-                f"{path}: is no table of frames: its column '{column}' is {frames[column].dtype}, or has gaps."
+                f"{path}: is not a table of frames: column '{column}' is {frames[column].dtype}, or has missing values."
             )
     return frames
 
@@ -157,15 +158,15 @@ def _fits(values: pd.Series, column: str) -> bool:
 
 
 def training_log(folder: Path, result: Result) -> Path:
-    """Return the log of the training that made a run's weights; the run's own, if that one is gone."""
-    first, own = (RunFolder(folder / "runs" / run).log for run in (result.trained_by, result.run))
-    return first if first.exists() else own
+    """Return the log of the training that made a run's weights; the run's own log if that is missing."""
+    trained, own = (RunFolder(folder / "runs" / run).log for run in (result.trained_by, result.run))
+    return trained if trained.exists() else own
 
 
 def read_losses(path: Path) -> tuple[pd.Series, str | None]:
-    """Return a run's training loss by step, from its log, and what of that log could not be read."""
+    """Return the training loss by step from a log, and a message if lines could not be read."""
     losses: dict[int, float] = {}
-    spoilt = 0
+    unreadable = 0
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
@@ -176,19 +177,20 @@ def read_losses(path: Path) -> tuple[pd.Series, str | None]:
             if record["phase"] == "training":
                 losses[int(record["step"])] = float(record["loss"])
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-            spoilt += 1  # half a line, written when a process died, or what no run wrote
-    told = f"{path.parent.name}/{path.name}: {spoilt} of {len(lines)} lines cannot be read" if spoilt else None
-    return pd.Series(losses, dtype=float).sort_index(), told
+            unreadable += 1  # a partly written line, or not a log line
+    where = f"{path.parent.name}/{path.name}"
+    message = f"{where}: {unreadable} of {len(lines)} lines cannot be read" if unreadable else None
+    return pd.Series(losses, dtype=float).sort_index(), message
 
 
 def _why_missing(run: Path) -> str:
-    """Return why a planned run has no part in the frames."""
+    """Return why a planned run has no frames in the table."""
     if RunFolder(run).is_done:
         try:
             read_run(run)
         except UserError as error:
             return str(error)
-        return "finished, and not yet gathered; `rad-bench report` does"
+        return "finished, but not in the report yet; `rad-bench report` adds it"
     try:
         lines = RunFolder(run).failure.read_text(errors="replace").strip().splitlines()
     except OSError:

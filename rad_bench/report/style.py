@@ -1,8 +1,8 @@
-"""How blocks look: a colour and a marker for each, the same in every plot, on every page, in every report.
+"""The colour and marker of each block, the same in every plot of every report.
 
-Built-in blocks have theirs by name. A user's block gets its own from its name alone, so that it keeps them from sweep
-to sweep; only where two in one sweep would look the same does the later name move on. Forms of one block (options,
-other axes) share its hue, from light to dark, and differ in line and marker.
+Built-in blocks have fixed ones. A user's block gets them from a hash of its name, so they stay the same in all sweeps;
+if two blocks of a sweep collide, the later name gets the next free ones. Forms of one block (options, other axes) share
+its hue, from light to dark, and differ in line and marker.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from matplotlib.colors import to_hex, to_rgb
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.report.reading import base_name
 
-# The first five are after Okabe & Ito, which colour-blind readers can tell apart. All are of middling lightness: seen
-# on white and on a dark page.
+# Most colours are from Okabe & Ito, for colour-blind readers. All have medium lightness, for light and dark pages.
 BUILT_IN = {
     "none": ("#6A6A6A", "o"),
     "lstm": ("#E69F00", "s"),
@@ -31,15 +30,15 @@ BUILT_IN = {
     "ttt_chunk": ("#66A61E", "p"),
 }
 CONTROL = ("#999999", "")
-COLOURS = ("#AA4499", "#8C7FD0", "#999933", "#CC6677", "#3FA7A0", "#A0662B")  # of users' blocks
+COLOURS = ("#AA4499", "#8C7FD0", "#999933", "#CC6677", "#3FA7A0", "#A0662B")  # of user blocks
 MARKERS = ("h", "*", "d", "8", "H", "o", "s", "^")
-LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))  # of forms, in turn
-LIGHTEST, DARKEST = 0.35, 0.3  # how far the first and the last form lie from their block's own colour
+LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))  # of forms, in this order
+LIGHTEST, DARKEST = 0.35, 0.3  # how much the first form is lightened and the last darkened
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one line or point is drawn."""
+    """Colour, marker and line of one curve or point."""
 
     colour: str
     marker: str
@@ -47,7 +46,7 @@ class Style:
 
 
 def block_styles(blocks: list[str]) -> dict[str, Style]:
-    """Return the look of each block label."""
+    """Return the style of each block label."""
     looks = dict(BUILT_IN)
     for name in sorted({base_name(block) for block in blocks} - {*BUILT_IN, *CONTROLS}):
         looks[name] = _look(name, set(looks.values()))

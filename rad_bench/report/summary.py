@@ -1,4 +1,4 @@
-"""From a sweep's folder to one table: everything that the page, the tables and the plots show."""
+"""The summary of a sweep: one row per block and task, from which the tables, plots and page are made."""
 
 from __future__ import annotations
 
@@ -35,58 +35,56 @@ class Row:
     revisit: dict[str, Estimate]  # metric -> estimate over revisit frames under `keep`
     kinds: dict[str, float]  # recent, partial, novel, all -> mean PSNR
     pooled_psnr: float  # 10 log10(1 / mean MSE) over revisit frames
-    drops: dict[str, Estimate]  # swap, reset -> loss of revisit PSNR
+    drops: dict[str, Estimate]  # swap, reset -> loss of revisit PSNR, dB
     over_none: Estimate | None
     verdict: str
-    best: dict[
-        str, bool | None
-    ]  # metric -> not distinguishable from the best; None where nothing can be told, on one seed
+    best: dict[str, bool | None]  # metric -> not distinguishable from the best; None: unknown, on a single seed
     cost: dict[str, float]  # empty for controls
 
     @property
     def carries_state(self) -> bool:
-        """True if its memory holds anything at the horizon's end."""
+        """True if the memory has a state at the end of the horizon."""
         return bool(self.cost and self.cost["state_bytes_end"])
 
     @property
     def state_grows(self) -> bool:
-        """True if its memory takes more room the longer the rollout."""
+        """True if the state grows with the rollout."""
         return bool(self.cost and self.cost["state_bytes_start"] != self.cost["state_bytes_end"])
 
 
 def summarise(sweep: Sweep) -> tuple[list[Row], dict[str, list[Pair]]]:
-    """Return a row per block and task, and per task the comparison of every pair of trained blocks."""
+    """Return a row per block and task, and for each task the comparison of every pair of trained blocks."""
     rows: list[Row] = []
     pairs: dict[str, list[Pair]] = {}
     for task in sweep.tasks:
         kept = {block: sweep.revisits(task, block) for block in sweep.blocks}
         trained = [block for block, values in kept.items() if block not in CONTROLS and len(values)]
         best: dict[str, set[str] | None] = {}
-        for name, metric in measured(sweep).items():
+        for name, metric in reported_metrics(sweep).items():
             sign = 1 if metric.higher_is_better else -1
             values = {block: sign * sweep.revisits(task, block, column=name) for block in trained}
-            found = compare_pairs(values)
-            told = any(np.isfinite(pair.p) for pair in found)
-            best[name] = best_group(values, found) if told else None
+            comparisons = compare_pairs(values)
+            several_seeds = any(np.isfinite(pair.p) for pair in comparisons)
+            best[name] = best_group(values, comparisons) if several_seeds else None
             if name == "psnr":
-                pairs[task] = found
+                pairs[task] = comparisons
         for block in sweep.blocks:
             own = {metric: None if group is None else block in group for metric, group in best.items()}
             rows.append(_row(sweep, task, block, kept, own))
     return rows, pairs
 
 
-def measured(sweep: Sweep) -> dict[str, Metric]:
-    """Return the metrics that the report shows of a sweep, by their column in its frames."""
+def reported_metrics(sweep: Sweep) -> dict[str, Metric]:
+    """Return the metrics that the report shows, by their column in the frames."""
     return {name: m for name, m in score_columns().items() if m.reported and name in sweep.frames}
 
 
-def none_of(block: str, blocks: Iterable[str]) -> str | None:
-    """Return the form of `none` that a block is compared with: the one with the same other axes, or the only one."""
+def matching_none(block: str, blocks: Iterable[str]) -> str | None:
+    """Return the `none` that a block is compared with: the one with the same other axes, or the only one."""
     _, slash, others = block.partition(" / ")
-    known = [name for name in blocks if base_name(name) == "none"]
+    candidates = [name for name in blocks if base_name(name) == "none"]
     same = f"none{slash}{others}"
-    return same if same in known else known[0] if len(known) == 1 else None
+    return same if same in candidates else candidates[0] if len(candidates) == 1 else None
 
 
 def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: dict[str, bool | None]) -> Row:
@@ -99,14 +97,14 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
             drops[intervention] = difference(kept[block], other)
     results = sweep.results_of(block)
     memoryless = not results or all(not any(r.state_bytes.values()) for r in results)
-    none = none_of(block, kept)
+    none = matching_none(block, kept)
     swap = drops.get("swap", Estimate(np.nan, np.nan, np.nan, 0))
     revisits = own[own["kind"] == "revisit"]
     return Row(
         block=block,
         task=task,
         seeds=own["seed"].nunique(),
-        revisit={m: estimate(sweep.revisits(task, block, column=m)) for m in measured(sweep)},
+        revisit={m: estimate(sweep.revisits(task, block, column=m)) for m in reported_metrics(sweep)},
         kinds={k: _mean(own[own["kind"] == k]) for k in ("recent", "partial", "novel")} | {"all": _mean(own)},
         pooled_psnr=float(-10 * np.log10(revisits["mse"].mean())) if len(revisits) else np.nan,
         drops=drops,
@@ -122,7 +120,7 @@ def _mean(frames: pd.DataFrame) -> float:
 
 
 def _cost(results: list[Result]) -> dict[str, float]:
-    """Return what a block costs; times and memory are means over its runs."""
+    """Return the costs of a block; times and memory are means over its runs."""
     if not results:
         return {}
     first = results[0]
@@ -147,7 +145,7 @@ def summary_table(rows: list[Row]) -> pd.DataFrame:
     """Return the rows as the flat table of summary.parquet and summary.csv."""
     flat = []
     for row in rows:
-        control = row.block in CONTROLS  # its seeds are copies of each other
+        control = row.block in CONTROLS  # its seeds are copies
         line: dict[str, Any] = {"block": row.block, "task": row.task, "seeds": None if control else row.seeds}
         for metric, value in row.revisit.items():
             line |= _columns(f"revisit_{metric}", Estimate(value.mean, np.nan, np.nan, 0) if control else value)
@@ -161,8 +159,8 @@ def summary_table(rows: list[Row]) -> pd.DataFrame:
     return pd.DataFrame(flat).astype({"seeds": "Int64"})
 
 
-def no_formula(text: str) -> str:
-    """Keep spreadsheets from computing a label: one that begins as a formula does gets an apostrophe."""
+def escape_formula(text: str) -> str:
+    """Prefix a label that a spreadsheet would read as a formula with an apostrophe."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 

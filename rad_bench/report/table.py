@@ -1,4 +1,4 @@
-"""A table of the report, once, in a form that becomes Markdown, LaTeX and HTML."""
+"""A table of the report, written as Markdown, LaTeX or HTML."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from rad_bench.errors import one_line
 from rad_bench.report.intervals import Estimate
 
-MOST_NAMED = 6  # names in a sentence; the tables hold all
+MOST_NAMED = 6  # most names in a sentence
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text; `bold` names the rows and columns to emphasise."""
+    """A table of text; `bold` holds the (row, column) of emphasised cells."""
 
     name: str
     caption: str
@@ -27,13 +27,13 @@ class Table:
 
     @property
     def groups(self) -> list[list[int]]:
-        """Return the numbers of the rows of each task, which are apart; all together where there is no task."""
+        """Return the row numbers of each task; all rows if there is no column `task`."""
         column = self.header.index("task") if "task" in self.header else None
         tasks = ["" if column is None else line[column] for line in self.cells]
         return [list(rows) for _, rows in groupby(range(len(tasks)), tasks.__getitem__)]
 
     def without_empty_columns(self) -> Table:
-        """Return the table without the columns in which nothing stands."""
+        """Return the table without its empty columns."""
         kept = [c for c in range(len(self.header)) if any(line[c] for line in self.cells)]
         bold = {(row, kept.index(column)) for row, column in self.bold if column in kept}
         cells = [[line[c] for c in kept] for line in self.cells]
@@ -60,7 +60,7 @@ class Table:
         )
 
     def _latex_header(self) -> str:
-        """Return the header's lines; columns of one task, `retrieval: a`, `retrieval: b`, get a common heading."""
+        """Return the header; columns of one task (`retrieval: a`, `retrieval: b`) get a common heading."""
         parts = [("", "", cell) if ": " not in cell else cell.partition(": ") for cell in self.header]
         line = " & ".join(_latex(below) for *_, below in parts) + " \\\\\n"
         if not any(above for above, *_ in parts):
@@ -84,7 +84,7 @@ class Table:
 
 
 def show(value: Estimate | None, digits: int = 2, signed: bool = False) -> str:
-    """Write an estimate as `mean [low, high]`."""
+    """Format an estimate as `mean [low, high]`."""
     if value is None or not np.isfinite(value.mean):
         return ""
     mean = number_text(value.mean, digits, signed)
@@ -94,14 +94,14 @@ def show(value: Estimate | None, digits: int = 2, signed: bool = False) -> str:
 
 
 def p_text(p: float) -> str:
-    """Write a p-value; NaN is one that a single seed cannot give."""
+    """Format a p-value; NaN means a single seed, which has none."""
     if not np.isfinite(p):
         return "one seed"
     return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 
 def number_text(value: float, digits: int = 2, signed: bool = False) -> str:
-    """Write a number, nothing for NaN, and no sign before a zero."""
+    """Format a number; NaN gives an empty text, and zero gets no sign."""
     if not np.isfinite(value):
         return ""
     rounded = round(value, digits) + 0.0
@@ -109,14 +109,14 @@ def number_text(value: float, digits: int = 2, signed: bool = False) -> str:
 
 
 def listing(names: list[str]) -> str:
-    """Write `a, b and c`; of many names the first few and the number of the rest."""
+    """Format names as `a, b and c`; of many names, the first few and the number of the rest."""
     if len(names) > MOST_NAMED:
         names = [*names[:MOST_NAMED], f"{len(names) - MOST_NAMED} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _markdown(text: str) -> str:
-    """Escape what Markdown would read as markup, HTML or mathematics; brackets only where they could be a link."""
+    """Escape Markdown markup, HTML and mathematics; brackets only where they could form a link."""
     return re.sub(r"([\\`*_<&$|~]|(?<=\])[(\[:])", r"\\\1", one_line(text))
 
 
@@ -129,4 +129,6 @@ _LATEX = {character: "\\" + character for character in "&%$#_{}"} | {
 def _latex(text: str) -> str:
     text = "".join(_LATEX.get(character, character) for character in one_line(text))
     text = re.sub(r"(?<![^\s\[])-(?=\d)", "$-$", text)  # a minus, not a hyphen
-    return "{}" + text if text.startswith(("[", "*")) else text  # at a line's start they would be `\\`'s
+    return (
+        "{}" + text if text.startswith(("[", "*")) else text
+    )  # at the start of a line they would be arguments of `\\`

@@ -1,4 +1,4 @@
-"""What stands in the report's tables."""
+"""The report's tables."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rad_bench.report.usage import MemoryRow
 from rad_bench.units import show_bytes
 
 BOLD = "bold: not distinguishable from the best on its task (paired t, Holm, 5 %)"
-NO_BOLD = "nothing is bold: without several seeds nothing can be told apart"
-NAMED_COLUMNS = 6  # of the matrix; more are numbered
+NO_BOLD = "nothing is bold: one seed gives no significance"
+NAMED_COLUMNS = 6  # most named columns of the matrix; more are numbered
 
 
 def headline(rows: list[Row]) -> Table:
-    """Quality on revisit frames: one line a block, with every metric that was measured, and PSNR of other classes."""
+    """Quality on revisit frames, one row per block and task: every measured metric, and PSNR of the other classes."""
     columns = {column for row in rows for column in row.revisit}
     metrics = {name: metric for name, metric in score_columns().items() if name in columns and name != "psnr"}
     header = ["block", "task", "seeds", "revisit PSNR, dB", "over none, dB"]
@@ -27,7 +27,7 @@ def headline(rows: list[Row]) -> Table:
     header += ["pooled PSNR", "recent", "partial", "novel", "all"]
     cells, bold = [], set()
     for number, row in enumerate(rows):
-        # A control is not trained: its seeds are copies of each other, and no interval over them means anything.
+        # A control is not trained: its seeds are copies, so an interval over them has no meaning.
         control = row.block in CONTROLS
         line = [row.block, row.task, "" if control else str(row.seeds), _shown(row, "psnr", 2)]
         line.append("" if control else show(row.over_none, signed=True))
@@ -37,12 +37,12 @@ def headline(rows: list[Row]) -> Table:
         bold |= {(number, 5 + place) for place, metric in enumerate(metrics) if row.best.get(metric)}
         if row.best["psnr"]:
             bold |= {(number, 0), (number, 3)}
-    caption = f"PSNR by frame class; {BOLD if bold else NO_BOLD}; over none: each block alone, not corrected"
+    caption = f"PSNR by frame class; {BOLD if bold else NO_BOLD}; over none: difference to none, without correction"
     return Table("headline", caption, header, cells, bold).without_empty_columns()
 
 
 def paper(rows: list[Row]) -> Table:
-    """For a paper: one line a block with its cost, and every task's quality and what a swap loses beside each other."""
+    """For a paper: one row per block, with its cost, and for every task its quality and its loss by a swap."""
     tasks = list(dict.fromkeys(row.task for row in rows))
     by_place = {(row.block, row.task): row for row in rows}
     header = ["memory", "state", "ms per frame"]
@@ -61,8 +61,8 @@ def paper(rows: list[Row]) -> Table:
                 bold.add((len(cells), len(line) - 2))
         cells.append(line)
     caption = (
-        f"Mean and 95 % interval over seeds; {BOLD if bold else NO_BOLD}; state: of a video at the horizon's end, "
-        "without the attention window; lost by swap: shows that memory is used, not what it gives"
+        f"Mean and 95 % interval over seeds; {BOLD if bold else NO_BOLD}; state: per video at the horizon's end, "
+        "without the attention window; lost by swap: shows that memory is used, not what it gains"
     )
     return Table("paper", caption, header, cells, bold).without_empty_columns()
 
@@ -74,12 +74,12 @@ def _shown(row: Row, metric: str, digits: int) -> str:
 
 
 def state_text(row: Row) -> str:
-    """Say how many bytes a block carries at the horizon's end, and whether they grow."""
+    """Format the size of a block's state at the horizon's end, and whether it grows."""
     return show_bytes(row.cost["state_bytes_end"]) + (" (grows)" if row.state_grows else "")
 
 
 def interventions(rows: list[Row]) -> Table:
-    """What is lost when memory is swapped or reset, beside what memory gives."""
+    """Loss by swapping or resetting memory, and gain of memory over none."""
     cells = [
         [row.block, row.task, show(row.revisit["psnr"]), *(show(row.drops.get(i)) for i in ("swap", "reset"))]
         + [show(row.over_none, signed=True), row.verdict]
@@ -88,34 +88,35 @@ def interventions(rows: list[Row]) -> Table:
     ]
     header = ["block", "task", "revisit PSNR, dB", "lost by swap, dB", "lost by reset, dB", "over none, dB", "verdict"]
     caption = (
-        "Revisit PSNR lost with another episode's memory (swap) and with an empty one (reset: may lie outside what "
-        "training saw). A swapped memory misinforms: what it loses shows that memory is used, and may be more than "
-        "memory gives, which is the difference to none. Verdict: used, if the swap's loss is at least "
-        f"{LEAST_LOSS} dB and its 95 % interval above zero; each block and task alone, not corrected"
+        "Revisit PSNR lost with another episode's memory (swap) and with an empty memory (reset: training may never "
+        "have seen this). A swapped memory is wrong: its loss shows that memory is used, and may be more than memory "
+        f"gains over none. Verdict: used, if the swap loses at least {LEAST_LOSS} dB and the 95 % interval is above "
+        "zero; for each block and task, without correction"
     )
     return Table("interventions", caption, header, cells).without_empty_columns()
 
 
 def memory(rows: list[MemoryRow]) -> Table:
-    """Self-consistency of rollouts, and how long memory is used."""
+    """Consistency of rollouts with themselves, and how long memory is used."""
     cells = [[row.block, row.task, _nmr(row), str(row.pairs), _lives(row)] for row in rows if row.block not in CONTROLS]
     header = ["block", "task", "NMR", "revisit pairs", "half-life of the swap's loss, frames"]
     caption = (
-        "NMR: returns from out of sight within the model's own rollout, 0: no memory, 1: as consistent as neighbouring "
-        "frames of one view; undefined where a camera shows no view twice in a row; revisit pairs: of one seed's "
-        "rollouts. Half-life: generated frames, from the context's end, until revisits have lost half of what a swap "
-        "takes from the first four frames that hold 20 revisits or more; median over seeds (range)"
+        "NMR: similarity of views that come back into sight within the model's own rollout, 0: no memory, 1: as "
+        "consistent as neighbouring frames of one view; undefined if the camera shows no view twice in a row; revisit "
+        "pairs: in the rollouts of one seed. Half-life: generated frames after the context until the loss by a "
+        "swap has fallen to half of its first value (over the first four frames with 20 revisits or more); median over "
+        "seeds (range)"
     )
     return Table("memory", caption, header, cells)
 
 
-def probe(read: dict[str, dict[str, Estimate]]) -> Table:
-    """What a linear probe reads from each block's state."""
-    names = list(dict.fromkeys(name for found in read.values() for name in found))
-    cells = [[block, *(show(found.get(name)) for name in names)] for block, found in read.items() if found]
+def probe(scores: dict[str, dict[str, Estimate]]) -> Table:
+    """Scores of a linear probe of each block's state."""
+    names = list(dict.fromkeys(name for own in scores.values() for name in own))
+    cells = [[block, *(show(own.get(name)) for name in names)] for block, own in scores.items() if own]
     caption = (
-        "R^2 of a linear probe from the memory's state after the context, over what the context has shown; 0: no "
-        "better than the mean. A state that grows has no fixed places to read from"
+        "R^2 of a linear probe of the memory's state after the context, computed over what the context has shown; 0: "
+        "no better than the mean. A growing state has no fixed size, so it is not probed"
     )
     return Table("probe", caption, ["block", *names], cells)
 
@@ -139,31 +140,29 @@ def _lives(row: MemoryRow) -> str:
 
 
 def matrix(pairs: dict[str, list[Pair]]) -> Table:
-    """Block against block: the row's revisit PSNR less the column's."""
-    blocks = list(
-        dict.fromkeys(name for found in pairs.values() for pair in found for name in (pair.first, pair.second))
-    )
+    """Block against block: revisit PSNR of the row minus that of the column."""
+    blocks = list(dict.fromkeys(name for own in pairs.values() for pair in own for name in (pair.first, pair.second)))
     numbered = len(blocks) > NAMED_COLUMNS
     cells: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
-    for task, found in pairs.items():
-        known = {(pair.first, pair.second): (pair.difference.mean, pair.p_holm) for pair in found}
-        known |= {(second, first): (-mean, p) for (first, second), (mean, p) in known.items()}
+    for task, own in pairs.items():
+        differences = {(pair.first, pair.second): (pair.difference.mean, pair.p_holm) for pair in own}
+        differences |= {(second, first): (-mean, p) for (first, second), (mean, p) in differences.items()}
         for number, first in enumerate(blocks, 1):
             line = [f"{number}: {first}" if numbered else first, task]
             for second in blocks:
-                mean, p = known.get((first, second), (np.nan, np.nan))
+                mean, p = differences.get((first, second), (np.nan, np.nan))
                 if p < 0.05:
                     bold.add((len(cells), len(line)))
                 line.append(number_text(mean, signed=True))
             cells.append(line)
-    caption = "Revisit PSNR of the row less that of the column, dB; bold: p below 0.05 after Holm's correction"
+    caption = "Revisit PSNR of the row minus that of the column, dB; bold: p below 0.05 after Holm's correction"
     columns = [str(number) for number in range(1, len(blocks) + 1)] if numbered else blocks
     return Table("matrix", caption, ["block", "task", *columns], cells, bold)
 
 
 def ablations(rows: list[AblationRow]) -> Table:
-    """One axis at a time, all else equal."""
+    """One axis at a time, with the other axes fixed."""
     cells: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
     for row in rows:
@@ -172,10 +171,10 @@ def ablations(rows: list[AblationRow]) -> Table:
         p = "" if row.p_holm is None else p_text(row.p_holm)
         line = [row.axis, row.task, row.others, row.value, show(row.revisit), show(row.less_first, signed=True), p]
         cells.append(line)
-    header = ["axis", "task", "with", "value", "revisit PSNR, dB", "less the axis's first, dB", "p (Holm)"]
+    header = ["axis", "task", "with", "value", "revisit PSNR, dB", "minus the axis's first, dB", "p (Holm)"]
     caption = (
-        "One axis at a time, paired by seed; bold: p below 0.05 after Holm's correction over the values of the axis at "
-        "the same other axes, not over the whole table"
+        "One axis at a time, paired by seed; bold: p below 0.05 after Holm's correction over the values of the axis "
+        "with the other axes fixed, not over the whole table"
     )
     return Table("ablations", caption, header, cells, bold).without_empty_columns()
 
@@ -184,7 +183,7 @@ def cost(rows: list[Row]) -> Table:
     """What each block costs, measured in its own runs."""
     header = [
         "block", "memory parameters", "trunk parameters", "memory MFLOPs per frame", "trunk MFLOPs per frame",
-        "state bytes, 1 step", "state bytes, end", "window, bytes a video", "ms per training step",
+        "state bytes, 1 step", "state bytes, end", "window, bytes per video", "ms per training step",
         "ms per frame, start", "ms per frame, end", "peak memory, MB",
     ]  # fmt: skip
     cells = []
@@ -199,19 +198,19 @@ def cost(rows: list[Row]) -> Table:
         cells.append([*line, f"{c['peak_memory_bytes'] / 1e6:.0f}"])
     videos = " or ".join(f"{count:.0f}" for count in sorted({r.cost["videos_rolled_out"] for r in rows if r.cost}))
     caption = (
-        "Cost, measured in the runs; FLOPs: forward, per frame of a training clip; state: of the memory alone, without "
-        "the window of the trunk's own attention, which every block needs besides; times: per video, of "
+        "Cost, measured in the runs; FLOPs: forward, per frame of a training clip; state: of the memory, without the "
+        "window of the trunk's attention, which every block needs too; times: per video, with "
         f"{videos} rolled out together"
     )
     return Table("cost", caption, header, cells).without_empty_columns()
 
 
 def pairs_table(pairs: dict[str, list[Pair]]) -> Table:
-    """Every block against every other."""
+    """The comparison of every block with every other."""
     cells: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
-    for task, found in pairs.items():
-        for pair in found:
+    for task, own in pairs.items():
+        for pair in own:
             if pair.p_holm < 0.05:
                 bold |= {(len(cells), 2), (len(cells), 4)}
             p = [p_text(value) for value in (pair.p, pair.p_holm)]

@@ -1,4 +1,4 @@
-"""Two more numbers on memory: does a rollout agree with itself, and how long is a swap felt?"""
+"""Two measures of memory use: does a rollout agree with itself (NMR), and how long does a swap have an effect?"""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pandas as pd
 from rad_bench.report.intervals import Estimate, by_seed
 from rad_bench.store.result import Result
 
-LEAST_SPREAD = 0.05  # SSIM between neighbours and different views, below which NMR would be a quotient of noise
+LEAST_SPREAD = 0.05  # least SSIM of neighbours over that of different views; below it NMR is mostly noise
 FRAMES_PER_POINT = 4  # of the horizon curve; single frames are noisy
-LEAST_FRAMES = 20  # revisits that a point needs
-LEAST_GAIN = 0.5  # dB that a swap must take at first for a half-life to mean anything
+LEAST_FRAMES = 20  # fewest revisits for a point
+LEAST_GAIN = 0.5  # dB, least first loss by a swap for a half-life
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class MemoryRow:
 
     block: str
     task: str
-    pairs: int  # revisit pairs within the evaluation's rollouts, the same for every seed
+    pairs: int  # revisit pairs in the rollouts of one seed
     seeds: int  # trained models
-    nmr: Estimate  # over the seeds whose ratio is defined, `nmr.seeds` of them; NaN where none is
-    half_life: list[float]  # a seed each; inf if half of that is never lost
+    nmr: Estimate  # over the `nmr.seeds` seeds with a defined ratio; NaN without any
+    half_life: list[float]  # per seed; inf if the loss never falls to half
     horizon: int
 
 
 def probes(results: list[Result]) -> dict[str, Estimate]:
-    """Return what a linear probe read from a block's state (R^2), from the results of its runs."""
+    """Return the scores (R^2) of a linear probe of a block's state, from the results of its runs."""
     names = dict.fromkeys(name for result in results for name in result.probe)
     return {name: by_seed({r.seed: r.probe.get(name, np.nan) for r in results}) for name in names}
 
@@ -42,9 +42,9 @@ def memory_rows(frames: pd.DataFrame, blocks: list[str], tasks: list[str]) -> li
         for block in blocks:
             own = frames[(frames["task"] == task) & (frames["block"] == block)]
             kept = own[own["intervention"] == "keep"]
-            ratios = {seed: normalised_revisit(part) for seed, part in kept.groupby("seed")}
+            ratios = {seed: normalised_revisit(frames_of_seed) for seed, frames_of_seed in kept.groupby("seed")}
             pairs = int(kept.groupby("seed")["self_revisit"].count().max()) if "self_revisit" in kept else 0
-            lives = [half_life(part) for _, part in own.groupby("seed")]
+            lives = [half_life(frames_of_seed) for _, frames_of_seed in own.groupby("seed")]
             horizon = int(own["frame"].max()) + 1
             rows.append(MemoryRow(block, task, pairs, len(ratios), by_seed(ratios), lives, horizon))
     return rows
@@ -63,18 +63,18 @@ def normalised_revisit(kept: pd.DataFrame) -> float:
 
 
 def half_life(own: pd.DataFrame) -> float:
-    """Generated frames, from the context's end, until revisits have lost half of what a swap takes from them at first.
+    """Return the number of generated frames after which the loss by a swap has fallen to half of its first value.
 
-    What a swap takes is PSNR over that with a swapped memory, the mean over the revisit frames of a few generated
-    frames, wherever these are `LEAST_FRAMES` or more; "at first" is the earliest such point, and points are joined by
-    lines. NaN without a swap, with fewer than two points, or where a swap takes next to nothing at first.
+    The loss is PSNR minus PSNR with a swapped memory, averaged over the revisit frames of `FRAMES_PER_POINT` generated
+    frames. Points with fewer than `LEAST_FRAMES` revisits are left out. Between points the loss is interpolated. inf if
+    it never falls to half. NaN without a swap, with fewer than two points, or if the first loss is below `LEAST_GAIN`.
     """
     revisits = own[own["kind"] == "revisit"]
     points = revisits.groupby(["intervention", revisits["frame"] // FRAMES_PER_POINT])
-    found = points.agg({"psnr": "mean", "frame": ["mean", "count"]})
-    if not {"keep", "swap"} <= set(found.index.get_level_values(0)):
+    means = points.agg({"psnr": "mean", "frame": ["mean", "count"]})
+    if not {"keep", "swap"} <= set(means.index.get_level_values(0)):
         return np.nan
-    keep, swap = found.loc["keep"], found.loc["swap"]
+    keep, swap = means.loc["keep"], means.loc["swap"]
     enough = keep["frame", "count"] >= LEAST_FRAMES
     gain = (keep["psnr", "mean"] - swap["psnr", "mean"])[enough].to_numpy()
     places = keep["frame", "mean"][enough].to_numpy()

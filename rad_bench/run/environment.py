@@ -1,4 +1,4 @@
-"""What a run executes on and with: packages, device and commit, recorded beside its results."""
+"""The environment of a run (packages, device, commit), stored beside its result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rad_bench.training.device import device_name
 
 
 def environment(device: torch.device, threads: int, processes: int) -> dict[str, Any]:
-    """Return what the run ran on and with."""
+    """Return the content of environment.json."""
     packages = ("torch", "numpy", "pandas", "scikit-image", "submitit", "lpips", "torchvision", "triton", "mamba-ssm")
     return {
         "rad_bench": __version__,
@@ -33,7 +33,7 @@ def environment(device: torch.device, threads: int, processes: int) -> dict[str,
 
 
 def version(package: str) -> str:
-    """Return which version of a package is installed."""
+    """Return the installed version of a package."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -41,7 +41,7 @@ def version(package: str) -> str:
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout that this package runs from, if it is one."""
+    """Return the commit of the checkout that this package is in; None without a checkout."""
     root = Path(__file__).resolve().parents[2]
     try:
         git = ["git", "-C", str(root)]

@@ -1,4 +1,4 @@
-"""One run from start to finish: data, model, training, evaluation, and `result.json` last of all."""
+"""One run from start to finish: data, model, training, evaluation, and at the end `result.json`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from rad_bench.model.experiment import Experiment, open_experiment
 from rad_bench.model.registry import block_files, block_identity, is_built_in
 from rad_bench.run.environment import commit, environment
 from rad_bench.run.identity import Machine, training_key
-from rad_bench.run.parity import badge
-from rad_bench.run.reuse import Training, take_up
+from rad_bench.run.parity import measure_parity
+from rad_bench.run.reuse import Training, reuse_training
 from rad_bench.run.watch import Watch
 from rad_bench.store.lease import Holder
 from rad_bench.store.result import (
@@ -44,20 +44,20 @@ from rad_bench.training.device import be_deterministic, check_gpus, choose_devic
 from rad_bench.training.distributed import Group
 from rad_bench.training.loop import saved_step, train
 
-TIMED_STEPS = 5  # steps at either end of a rollout whose median time is reported
+TIMED_STEPS = 5  # median time of so many steps is reported, at the start and at the end of a rollout
 
 
 def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> None:
-    """Bring a run to its end. Does nothing if it is done; resumes if it was begun.
+    """Finish a run. Does nothing if it is done; resumes if it was started.
 
-    All processes of the group train, unless a finished run beside this one has done so; then rank 0 goes on alone.
+    All processes of the group train, unless the weights of a finished run can be reused. Then rank 0 continues alone.
     """
     if group.broadcast("done", paths.is_done):
         return
     run = load_run(paths.path)
-    block = _checked_identity(run)
+    block = _check_identity(run)
     if group.rank == 0:
-        _check_further(paths, run, launch)
+        _check_progress(paths, run, launch)
     device = choose_device(launch.device, group)
     check_gpus(device, launch)
     be_deterministic(launch.threads, device)
@@ -65,11 +65,11 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
         _write_json(paths, "environment.json", environment(device, launch.threads, group.world))
     experiment = open_experiment(run.config, device)
     if group.rank == 0 and not is_built_in(run.config.memory):
-        for code in block_files(run.config.memory):  # kept beside what it gave
+        for code in block_files(run.config.memory):  # kept beside the result
             paths.replace(paths.path / "block" / code.name, lambda file, code=code: file.write(code.read_bytes()))  # type: ignore[misc]
     trunk = experiment.trunk
     trunk_hash = trunk.trunk_hash()
-    parity = badge(run.config.memory.name, trunk.memory_block(), trunk.scan.tokens_per_step, device)
+    parity = measure_parity(run.config.memory.name, trunk.memory_block(), trunk.scan.tokens_per_step, device)
     plan = experiment.plan
     key = training_key(run.config, experiment.dataset, plan.options, Machine(device, launch, group.world))
     trained = _train(run.name, key, experiment, paths, launch, group)
@@ -85,7 +85,7 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     began = time.perf_counter()
     finished = replace(experiment, trunk=average)
     evaluation = evaluate(finished, log)
-    read = probe(finished)
+    probe_scores = probe(finished)
     seconds = time.perf_counter() - began
     _write_frames(run, evaluation, paths)
     for name, frames in evaluation.strips.items():
@@ -121,22 +121,22 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
             task: Strips(episodes=episodes, frames=shown(evaluation.horizons[task]))
             for task, episodes in evaluation.shown.items()
         },
-        probe=read,
+        probe=probe_scores,
         parity=parity,
     )
     _write_json(paths, paths.result.name, result.model_dump())
     for path in (paths.checkpoint, paths.checkpoint_before, paths.start):
-        path.unlink(missing_ok=True)  # only now: a run that is killed goes on from them
+        path.unlink(missing_ok=True)  # not earlier: a killed run resumes from them
 
 
 def _train(
     name: str, key: str, experiment: Experiment, paths: RunFolder, launch: LaunchConfig, group: Group
 ) -> Training | None:
-    """Train together, or take up what another run has trained from the same key; return what came of it to rank 0."""
+    """Train with the group, or reuse the weights of a run with the same key. Only rank 0 gets the outcome."""
     seed, device = experiment.config.seed, experiment.device
-    standing = take_up(paths.path.parent, key, seed, experiment.trunk) if group.rank == 0 else None
-    if group.broadcast("trained before", standing is not None):
-        return standing
+    reused = reuse_training(paths.path.parent, key, seed, experiment.trunk) if group.rank == 0 else None
+    if group.broadcast("trained before", reused is not None):
+        return reused
     with group.connected(device):
         watch = Watch(experiment, paths, launch)
         average, progress = train(experiment, paths, launch, group, watch)
@@ -145,47 +145,48 @@ def _train(
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Return the most bytes that this process has held on its device; on the CPU, at all."""
+    """Return the peak memory of this process in bytes: of the GPU, or else of the process."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
 
 
-def _checked_identity(run: Run) -> str:
-    """Return the block's identity. Raises `UserError` if it is not the one that was planned, days ago it may be."""
-    now = block_identity(run.config.memory)
-    if run.block not in ("", now):
+def _check_identity(run: Run) -> str:
+    """Return the block's identity. Raises `UserError` if its code has changed since the run was planned."""
+    identity = block_identity(run.config.memory)
+    if run.block not in ("", identity):
         raise UserError(
-            f"memory: block '{run.config.memory.name}' has changed since this run was planned ({run.block}, now {now}),"
-            " and its result would stand under the old one's name. Start the sweep again: it plans a run of the new "
-            "one."
+            f"memory: block '{run.config.memory.name}' has changed since this run was planned ({run.block}, "
+            f"now {identity}), so its result would get the old block's name. Start the sweep again: it plans a run of "
+            "the new block."
         )
-    return now
+    return identity
 
 
-def _check_further(paths: RunFolder, run: Run, launch: LaunchConfig) -> None:
-    """Raise `UserError` if SLURM has started this job `launch.attempts` times already where it would start now.
+def _check_progress(paths: RunFolder, run: Run, launch: LaunchConfig) -> None:
+    """Raise `UserError` if SLURM has started this job `launch.attempts` times without progress.
 
-    A job that is preempted or reaches its time limit goes back into the queue by itself. Where it gets further each
-    time it may do so without end; else it would do so without end as well.
+    SLURM requeues a job that was preempted or reached its time limit. Without this check, a job that makes no progress
+    would be requeued forever.
     """
-    me = Holder.this()
-    if me.job is None:
+    holder = Holder.this()
+    if holder.job is None:
         return
     step = saved_step(paths)
     try:
         first = json.loads(paths.start.read_text())
-        begun = me.restarts - first["restarts"] if (first["job"], first["step"]) == (me.job, step) else 0
-    except (OSError, ValueError, KeyError, TypeError):  # the job's first start, or a kill's leavings
-        begun = 0
-    if begun < 1:
-        _write_json(paths, paths.start.name, {"job": me.job, "restarts": me.restarts, "step": step})
-    elif begun >= launch.attempts:
-        paths.start.unlink()  # whoever starts the job again means it to be tried again
+        same_place = (first["job"], first["step"]) == (holder.job, step)
+        starts = holder.restarts - first["restarts"] if same_place else 0
+    except (OSError, ValueError, KeyError, TypeError):  # the job's first start, or a partly written file
+        starts = 0
+    if starts < 1:
+        _write_json(paths, paths.start.name, {"job": holder.job, "restarts": holder.restarts, "step": step})
+    elif starts >= launch.attempts:
+        paths.start.unlink()  # a user who submits the job again gets new attempts
         trained = step >= run.config.training.steps
-        where = "in evaluation, which starts over," if trained else f"at step {step}"
-        rarer = "" if trained else ", or lower run.training.checkpoint_every"
+        where = "in evaluation, which cannot be resumed," if trained else f"at step {step}"
+        advice = "" if trained else ", or lower run.training.checkpoint_every"
         raise UserError(
-            f"begun {begun} times {where} without getting further; its time limit (launch.slurm.timeout: "
-            f"{launch.slurm.timeout}) may be too short, or it is preempted too often: raise it{rarer}."
+            f"started {starts} times {where} without progress; its time limit (launch.slurm.timeout: "
+            f"{launch.slurm.timeout}) may be too short, or it is preempted too often: raise the limit{advice}."
         )
 
 

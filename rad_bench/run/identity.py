@@ -1,4 +1,4 @@
-"""What decides a run's result, and what decides its weights alone: each a hash, equal where the other is to be."""
+"""Hashes that identify a run and its training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOT_SCIENCE = (
 
 
 def run_key(config: RunConfig, dataset: Dataset) -> str:
-    """Return the hash of everything that decides a run's result, and of nothing else."""
+    """Return the hash of everything that decides a run's result, and nothing else."""
     parts = _parts(config, dataset)
     parts["config"]["memory"]["options"] = (
         check_options(config.memory) if config.match.by == "none" else config.memory.options
@@ -39,10 +39,10 @@ def run_key(config: RunConfig, dataset: Dataset) -> str:
 
 
 def training_key(config: RunConfig, dataset: Dataset, options: dict[str, Any], machine: Machine) -> str:
-    """Return the hash of what decides the weights that a run ends with, to the last bit.
+    """Return the hash of everything that decides a run's trained weights to the last bit.
 
-    How they are evaluated is not among it, nor what led to the block's options. What they are made with is: who edits
-    a block, or trains on another number of threads, does not go on from weights of before.
+    It includes the code, the device, the number of threads and the block's final options, so a change to any of them
+    trains again. It does not include the evaluation, nor how the options were solved.
     """
     parts = _parts(config, dataset)
     parts["config"]["memory"]["options"] = options
@@ -55,22 +55,22 @@ def training_key(config: RunConfig, dataset: Dataset, options: dict[str, Any], m
 
 @dataclass(frozen=True)
 class Machine:
-    """What a training runs on, and how it is carried out there."""
+    """The device of a training, and how it is run there."""
 
     device: torch.device
     launch: LaunchConfig
     processes: int
 
     def record(self) -> dict[str, Any]:
-        """Return what of it decides the last bits of weights, and the times they took."""
-        how = self.launch.model_dump(include={"threads", "accumulate", "compile", "activation_checkpointing"})
+        """Return what decides the last bits of the weights, and the time of training."""
+        settings = self.launch.model_dump(include={"threads", "accumulate", "compile", "activation_checkpointing"})
         packages = {name: version(name) for name in ("torch", "triton", "mamba-ssm")}
-        return {"device": device_name(self.device), "processes": self.processes, **how, **packages}
+        return {"device": device_name(self.device), "processes": self.processes, **settings, **packages}
 
 
 @functools.cache
 def _sources() -> str:
-    """Return the hash of the code that training consists of."""
+    """Return the hash of the code that training uses."""
     package = Path(rad_bench.__file__).parent
     rooms = ("blocks", "data", "model", "training")
     files = [path for room in rooms for path in (package / room).resolve().rglob("*.py")]
@@ -78,7 +78,7 @@ def _sources() -> str:
 
 
 def decisive(config: RunConfig) -> dict[str, Any]:
-    """Return what of a config decides a result."""
+    """Return the part of a config that decides the result."""
     science = config.model_dump(mode="json")
     for section, leaf in NOT_SCIENCE:
         science[section].pop(leaf, None)

@@ -1,7 +1,7 @@
-"""The path that computes a block on some device, set against the loop over `step`, which is the reference.
+"""Parity: a block's fast path on a device must compute the same as the reference, the loop over `step`.
 
-Every run does so for its own block before it trains, and stores what it found: a fast path that computes something
-else would be compared as another memory. `rad-bench check` does so for all blocks, in bf16 too.
+Every run checks its own block before it trains, and stores the largest error. `rad-bench check` checks all blocks, also
+in bf16.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from rad_bench.store.result import Parity
 from rad_bench.training.device import be_deterministic, choose_device, device_name
 from rad_bench.training.distributed import Group
 
-PERTURBATION = 0.02  # of weights: what starts at zero would hide differences
-RUN_SHAPE = (2, 24, 8)  # of a run's check: sequences, tokens of each, the most tokens a frame
-CHECK_SHAPE, CHECK_DIM = (4, 72, 4), 128  # of `rad-bench check`, which crosses chunks of 64 tokens
-BF16_MARGIN, BF16_FLOOR = 3.0, 0.02  # bf16 may err that many times as much as the loop does in bf16, or that much
+PERTURBATION = 0.02  # noise added to weights; weights that start at zero would hide differences
+RUN_SHAPE = (2, 24, 8)  # in a run: sequences, tokens per sequence, most tokens per frame
+CHECK_SHAPE, CHECK_DIM = (4, 72, 4), 128  # in `rad-bench check`: 72 tokens exceed a chunk of 64
+BF16_MARGIN, BF16_FLOOR = 3.0, 0.02  # allowed error in bf16: so many times the error of the loop in bf16, at least this
 
 
 class ParityError(RuntimeError):
-    """A block's fast path does not compute what its steps do."""
+    """A block's fast path does not compute the same as its `step`."""
 
 
-def badge(name: str, block: MemoryBlock, tokens: int, device: torch.device) -> Parity:
-    """Return which path computes a block on a device, why that one, and its largest error against the reference.
+def measure_parity(name: str, block: MemoryBlock, tokens: int, device: torch.device) -> Parity:
+    """Return the path that computes a block on a device, why it was chosen, and its largest error to the reference.
 
-    In fp32, on a copy at the block's own width and options, with `tokens` tokens a frame or a few. Global generators
-    stay as they are. Raises `ParityError` if the error is beyond the contract's tolerance.
+    Computed in fp32, on a copy with the block's width and options, and at most `RUN_SHAPE[2]` of `tokens` tokens per
+    frame. Global generators do not change. Raises `ParityError` if the error exceeds the contract's tolerance.
     """
     path, limit = block.path(device, torch.float32), TOLERANCE[torch.float32]
     case = _case(block, RUN_SHAPE, min(tokens, RUN_SHAPE[2]), device)
-    apart = differences(_trace(case, type(block)), _trace(case, MemoryBlock))  # type: ignore[type-abstract]
-    worst = max(apart, key=lambda part: apart[part])
-    if apart[worst] > limit:
+    errors = differences(_trace(case, type(block)), _trace(case, MemoryBlock))  # type: ignore[type-abstract]
+    worst = max(errors, key=lambda quantity: errors[quantity])
+    if errors[worst] > limit:
         raise ParityError(
-            f"memory: on {device_name(device)}, block '{name}' computes by its fast path ({path.name}) something else "
-            f"than by a loop over its `step`: the {worst} differ by {apart[worst]:.2g} in fp32, where {limit:g} is the "
-            f"most. What it would score is another memory's, so it is not trained. `rad-bench check {name}` says more."
+            f"memory: on {device_name(device)}, the fast path ({path.name}) of block '{name}' does not compute the "
+            f"same as a loop over its `step`: the {worst} differ by {errors[worst]:.2g} in fp32, and {limit:g} is the "
+            f"most allowed. So the block is not trained. `rad-bench check {name}` shows more."
         )
-    return Parity(path=path.name, why=path.why, max_error=apart[worst], device=device_name(device))
+    return Parity(path=path.name, why=path.why, max_error=errors[worst], device=device_name(device))
 
 
 @dataclass(frozen=True)
 class Case:
-    """A block, and frames to try it on."""
+    """A block, and frames to compute."""
 
     layer: MemoryBlock
     clean: torch.Tensor
@@ -63,7 +63,7 @@ class Case:
 
 
 def _case(block: MemoryBlock, shape: tuple[int, int, int], tokens: int, device: torch.device) -> Case:
-    """Return a perturbed copy of a block in fp32 and frames of random tokens."""
+    """Return a perturbed copy of a block in fp32, and frames of random tokens."""
     sequences, length, _ = shape
     layer = copy.deepcopy(block).to(device, torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
@@ -78,83 +78,85 @@ def _trace(case: Case, form: type[MemoryBlock], bf16: bool = False) -> Trace:
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         torch.autocast(device.type, torch.bfloat16, enabled=bf16),
     ):
-        torch.manual_seed(0)  # for a block that draws: both forms draw the same
+        torch.manual_seed(0)  # both paths of a random block draw the same numbers
         return trace(case.layer, case.clean, case.noisy, form)
 
 
 @dataclass
-class Found:
-    """What `rad-bench check` found of a block at some number of tokens a frame."""
+class BlockCheck:
+    """What `rad-bench check` found about a block at one number of tokens per frame."""
 
     block: str
-    tokens: int  # a frame
+    tokens: int  # per frame
     path: str = ""
     why: str = ""
-    broken: list[str] = field(default_factory=list)  # checks of the contract, in fp32
+    broken: list[str] = field(default_factory=list)  # failed checks of the contract, in fp32
     fp32: dict[str, float] = field(default_factory=dict)  # errors of outputs, state, gradients, step
-    bf16: dict[str, float] = field(default_factory=dict)  # the same under autocast, still against the loop in fp32
-    loop_bf16: dict[str, float] = field(default_factory=dict)  # the loop's own under autocast: what bf16 costs
-    error: str = ""  # what it raised
+    bf16: dict[str, float] = field(default_factory=dict)  # of the path in bf16, against the loop in fp32
+    loop_bf16: dict[str, float] = field(default_factory=dict)  # of the loop in bf16, against the loop in fp32
+    error: str = ""  # exception that the block raised
 
     @property
     def passed(self) -> bool:
-        """Return whether the path may be used: it errs no more than the number format does."""
-        limits = {part: max(BF16_MARGIN * self.loop_bf16[part], BF16_FLOOR) for part in self.bf16}
+        """Return whether the path may be used: its errors are within the limits of each precision."""
+        limits = {quantity: max(BF16_MARGIN * self.loop_bf16[quantity], BF16_FLOOR) for quantity in self.bf16}
         return (
             not self.broken and not self.error
             and all(error <= TOLERANCE[torch.float32] for error in self.fp32.values())
-            and all(self.bf16[part] <= limit for part, limit in limits.items())
+            and all(self.bf16[quantity] <= limit for quantity, limit in limits.items())
         )  # fmt: skip
 
 
-def check_on_device(names: Sequence[str], device_name: str, out: Path, report: Callable[[str], None]) -> list[Found]:
-    """Check blocks on a device, at one and at several tokens a frame; never raises for a faulty block.
+def check_on_device(
+    names: Sequence[str], device_name: str, out: Path, report: Callable[[str], None]
+) -> list[BlockCheck]:
+    """Check blocks on a device, with one and with several tokens per frame. Never raises for a faulty block.
 
-    All that was found stands in `out`/check-<device>.json after each block, so that a killed command leaves something.
+    Writes `out`/check-<device>.json after each block, so a killed command keeps the blocks that it has checked.
     """
     device = choose_device(device_name, Group())
     be_deterministic(torch.get_num_threads(), device)
-    path, found = out / f"check-{device.type}.json", []
+    path, checks = out / f"check-{device.type}.json", []
     for name in names:
         block = find_block(name)
         for tokens in (1, CHECK_SHAPE[2]):
             report(f"{name}, {tokens} token{'s' if tokens > 1 else ''} a frame")
-            found.append(_check(name, block, tokens, device))
+            checks.append(_check(name, block, tokens, device))
         record = {
             "environment": environment(device, torch.get_num_threads(), 1),
-            "found": [{**asdict(each), "passed": each.passed} for each in found],
+            "found": [{**asdict(check), "passed": check.passed} for check in checks],
         }
         write_figures(path, record)
-    return found
+    return checks
 
 
-def _check(name: str, block: type[MemoryBlock], tokens: int, device: torch.device) -> Found:
-    found = Found(name, tokens)
+def _check(name: str, block: type[MemoryBlock], tokens: int, device: torch.device) -> BlockCheck:
+    check = BlockCheck(name, tokens)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             case = _case(block(CHECK_DIM), CHECK_SHAPE, tokens, device)
         path = case.layer.path(device, torch.float32)
-        found.path, found.why = path.name, path.why
-        if tokens == 1:  # the contract itself tries several
+        check.path, check.why = path.name, path.why
+        if tokens == 1:  # the contract tries several by itself
             outcomes = check_block(block, device=device, dtype=torch.float32)
-            found.broken = [f"{outcome.name}: {outcome.detail}" for outcome in outcomes if not outcome.passed]
+            check.broken = [f"{outcome.name}: {outcome.detail}" for outcome in outcomes if not outcome.passed]
         reference = _trace(case, MemoryBlock)  # type: ignore[type-abstract]
-        found.fp32 = differences(_trace(case, block), reference)
-        found.loop_bf16 = differences(_trace(case, MemoryBlock, bf16=True), reference)  # type: ignore[type-abstract]
-        found.bf16 = differences(_trace(case, block, bf16=True), reference)
+        check.fp32 = differences(_trace(case, block), reference)
+        check.loop_bf16 = differences(_trace(case, MemoryBlock, bf16=True), reference)  # type: ignore[type-abstract]
+        check.bf16 = differences(_trace(case, block, bf16=True), reference)
     except Exception as error:
-        found.error = one_line(f"{type(error).__name__}: {error}")
-    return found
+        check.error = one_line(f"{type(error).__name__}: {error}")
+    return check
 
 
-def check_table(found: Sequence[Found]) -> Table:
-    """Return what was found as a table, a row a block and number of tokens."""
+def check_table(checks: Sequence[BlockCheck]) -> Table:
+    """Return the checks as a table."""
     table = Table("block", "tokens", "path", "why", "error, fp32", "error, bf16 (loop's own)", "")
-    for each in found:
-        fp32, bf16, loop = (max(part.values(), default=float("nan")) for part in (each.fp32, each.bf16, each.loop_bf16))
-        verdict = "pass" if each.passed else "FAIL " + (each.error or "; ".join(each.broken))
+    for check in checks:
+        fp32, bf16, loop = (max(e.values(), default=float("nan")) for e in (check.fp32, check.bf16, check.loop_bf16))
+        verdict = "pass" if check.passed else "FAIL " + (check.error or "; ".join(check.broken))
         table.add_row(
-            each.block, str(each.tokens), each.path, each.why, f"{fp32:.1e}", f"{bf16:.1e} ({loop:.1e})", verdict
+            check.block, str(check.tokens), check.path, check.why, f"{fp32:.1e}", f"{bf16:.1e} ({loop:.1e})", verdict
         )
     return table

@@ -1,4 +1,4 @@
-"""Weights that stand already: a run that differs from a finished one in its evaluation alone trains nothing anew."""
+"""Reuse of weights: a run that differs from a finished run only in its evaluation does not train again."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from rad_bench.training.loop import Progress
 
 @dataclass(frozen=True)
 class Training:
-    """What came of a training."""
+    """The outcome of a training."""
 
     average: Trunk
     progress: Progress
     peak_memory: int  # bytes
-    by: str  # name of the run that did it
+    by: str  # name of the run that trained
 
 
 def find_trained(runs: Path, key: str, seed: int) -> Path | None:
-    """Return a finished run in the folder `runs` whose training has that key, if any has."""
+    """Return the folder of a finished run in `runs` whose training has this key; None if there is none."""
     for path in sorted(runs.glob(f"*-seed{seed}-*")):
         folder = RunFolder(path)
         try:
             same = read_result(folder.result).training.key == key
-        except UserError:  # not finished, or spoilt
+        except UserError:  # not finished, or unreadable
             continue
         if same and folder.weights.is_file():
             return path
     return None
 
 
-def take_up(runs: Path, key: str, seed: int, trunk: Trunk) -> Training | None:
-    """Return what such a run left, in a copy of `trunk`; None if there is none, or its files cannot be read."""
+def reuse_training(runs: Path, key: str, seed: int, trunk: Trunk) -> Training | None:
+    """Return the training of a finished run with this key, its weights in a copy of `trunk`; None if there is none."""
     path = find_trained(runs, key, seed)
     if path is None:
         return None
@@ -51,7 +51,7 @@ def take_up(runs: Path, key: str, seed: int, trunk: Trunk) -> Training | None:
         average.load_state_dict(load_file(folder.weights))
         result = read_result(folder.result)
     except (OSError, SafetensorError, RuntimeError, UserError) as error:
-        print(f"{path}: what it trained cannot be read, and is trained anew: {error}", file=sys.stderr)
+        print(f"{path}: its weights cannot be read, so this run trains again: {error}", file=sys.stderr)
         return None
     training = result.training
     progress = Progress(

@@ -1,4 +1,4 @@
-"""What a person sees of a training while it runs: strips now and then, and TensorBoard. Training is not changed."""
+"""Monitoring of a training while it runs: strips of generated frames, and TensorBoard. It does not change training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """Called after each step of training. Close it at the end."""
+    """Writes strips and curves. Call it after each training step, and close it at the end."""
 
     def __init__(self, experiment: Experiment, folder: RunFolder, launch: LaunchConfig) -> None:
         self.experiment, self.run, self.folder = experiment, experiment.config, folder
@@ -38,7 +38,7 @@ class Watch:
             check_tensorboard()
 
     def __call__(self, progress: Progress, average: Trunk) -> None:
-        """Write what is due: curves with every line of the log, a strip every `launch.strip_every` steps."""
+        """Write curves with every line of the log, and a strip every `launch.strip_every` steps."""
         step = progress.step
         if self.tensorboard and (step % LOG_EVERY == 0 or step == self.run.training.steps):
             writer = self._writer(step)
@@ -55,7 +55,7 @@ class Watch:
                 self._writer(step).add_image("truth above, generated below", np.asarray(image), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Write out what TensorBoard has not yet."""
+        """Flush TensorBoard's files."""
         if self.writer is not None:
             self.writer.close()
 
@@ -63,27 +63,27 @@ class Watch:
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # What an attempt that was lost wrote beyond its checkpoint, TensorBoard then forgets.
+            # TensorBoard discards what a lost attempt wrote after its last checkpoint.
             self.writer = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=step)
         return self.writer
 
     @functools.cached_property
     def _task(self) -> Task:
-        """The first task, on its one episode with most revisits: the choice knows the truth alone."""
+        """The first task, on its one episode with most revisits. The choice depends on the true frames only."""
         config = self.run.evaluation
         dataset = self.experiment.dataset
         task = make_task(config.tasks[0], held_out(self.run, dataset), config, self.run.trunk.frames_per_step)
         kinds, _ = classify_task(task, reach(self.run), dataset.has_poses, dataset.same_view)
-        chosen = int((kinds == "revisit").sum(1).argmax())
-        alone = {
-            part.name: getattr(task, part.name)[chosen : chosen + 1]
-            for part in dataclasses.fields(task)
-            if isinstance(getattr(task, part.name), Tensor)
+        episode = int((kinds == "revisit").sum(1).argmax())
+        tensors = {
+            field.name: getattr(task, field.name)[episode : episode + 1]
+            for field in dataclasses.fields(task)
+            if isinstance(getattr(task, field.name), Tensor)
         }
-        return dataclasses.replace(task, **alone)
+        return dataclasses.replace(task, **tensors)
 
     def _generated(self, average: Trunk) -> Tensor:
-        """Generate the frames, uint8 [H, 3, h, w]. Global generators, and the trunk's mode, stay as they are."""
+        """Generate the frames, uint8 [H, 3, h, w]. Global generators and the trunk's mode do not change."""
         was_training = average.training
         average.eval()
         model, device = dataclasses.replace(self.experiment, trunk=average), self.experiment.device
@@ -94,7 +94,7 @@ class Watch:
 
 
 def check_tensorboard() -> None:
-    """Raise `UserError` if TensorBoard's files cannot be written here."""
+    """Raise `UserError` if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter  # noqa: F401
     except ImportError as error:

@@ -143,9 +143,7 @@ def hold(folder: Path, seconds: float, wait: float = 0.0) -> Iterator[Lease]:
 
     def beat() -> None:
         while not stop.wait(seconds / BEATS):
-            with contextlib.suppress(
-                OSError
-            ):  # the file system may be unavailable for a while; `fence` finds a lost lease
+            with contextlib.suppress(OSError):  # file system unavailable; the fence finds a lost lease
                 os.utime(lease.path)
 
     heart = threading.Thread(target=beat, daemon=True, name="heartbeat")

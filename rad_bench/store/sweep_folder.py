@@ -33,9 +33,7 @@ def read_plan(sweep_folder: Path) -> dict[str, Any]:
 def check_name(name: Any, where: Path) -> None:
     """Raise `UserError` unless a name, read from the file `where`, is a valid name of a run or task and not a path."""
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise UserError(
-            f"{where}: '{name!s:.80}' is not a valid name of a run; allowed are letters, digits and . = _ -."
-        )
+        raise UserError(f"{where}: '{name!s:.80}' is not a valid name of a run: use letters, digits and . = _ -.")
 
 
 def check_links(folder: Path, sweep_folder: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_leader_is_set_against_as_many_parameters_without_memory(tmp_path):
 
 def test_controls_that_a_sweep_lacks_are_named_with_what_cannot_be_said(tmp_path):
     told = parts(write_sweep(tmp_path / "some", base={"none": 12.0, "lstm": 18.0}))["How sure?"]
-    assert "Controls that this sweep lacks: feedforward and attention." in told
+    assert "Controls missing in this sweep: feedforward and attention." in told
     assert "nor how far below full attention a memory stays." in told and "what memory gives over" not in told
     base = dict.fromkeys(("none / window=2", "feedforward / window=2", "attention / window=2"), 12.0)
     told = parts(write_sweep(tmp_path / "all", base=base, swap_loss=dict.fromkeys(base, 0.0)))["How sure?"]
@@ -119,7 +119,7 @@ def test_missing_runs_and_blocks_with_fewer_seeds_are_named_in_the_answer(tmp_pa
     frames[~frames["run"].isin(["lstm-seed1", "lstm-seed2"])].to_parquet(folder / "frames.parquet")
     told = parts(folder)["How sure?"]
     assert "3 of 10 planned runs are missing" in told
-    assert "Fewer seeds than the others have: lstm (1)" in told
+    assert "Fewer seeds than the other blocks: lstm (1)" in told
 
 
 @pytest.fixture
@@ -165,9 +165,9 @@ def test_models_of_other_frames_are_not_compared_and_it_is_said(tmp_path):
     frames.loc[(frames["block"] == "lstm") & (frames["task"] == "continuation"), "truth"] = 4
     frames[longer | ~shorter].to_parquet(folder / "frames.parquet")
     told = " ".join(parts(folder).values())
-    assert "On continuation not all models were asked for the same frames" in told
-    assert "On retrieval 23% of what was generated is left out" in told
-    assert "On continuation, mamba2 and lstm have no seed, or no frame, in common and are not compared." in told
+    assert "On continuation not all models generated the same frames" in told
+    assert "On retrieval 23% of the generated frames are left out" in told
+    assert "On continuation, mamba2 and lstm have no seed or no frame in common and are not compared." in told
 
 
 def test_revisits_of_few_episodes_are_named(tmp_path):
@@ -176,4 +176,7 @@ def test_revisits_of_few_episodes_are_named(tmp_path):
     frames = pd.read_parquet(folder / "frames.parquet")
     few = (frames["task"] == "retrieval") & (frames["kind"] == "revisit") & (frames["episode"] >= 4)
     frames.assign(kind=frames["kind"].mask(few, "recent")).to_parquet(folder / "frames.parquet")
-    assert "On retrieval revisits are 12 frames of 4 episodes, too few to rest much on." in parts(folder)["How sure?"]
+    assert (
+        "On retrieval there are only 12 revisit frames, of 4 episodes: too few for a firm answer."
+        in parts(folder)["How sure?"]
+    )

@@ -67,7 +67,9 @@ def test_half_a_file_is_refused(folder, name, share):
 def test_frames_of_another_shape_are_refused(folder, change):
     path = folder / "runs" / "lstm-seed1" / "frames.parquet"
     change(pd.read_parquet(path)).to_parquet(path)
-    with pytest.raises(UserError, match=r"lstm-seed1/frames\.parquet: (is no table of frames|holds frames of another)"):
+    with pytest.raises(
+        UserError, match=r"lstm-seed1/frames\.parquet: (is not a table of frames|holds frames of another)"
+    ):
         read_run(path.parent)
 
 
@@ -123,7 +125,7 @@ def test_a_run_that_took_weights_over_says_so_and_shows_the_loss_of_their_traini
     (folder / "runs" / "lstm-before").mkdir()
     (folder / "runs" / "lstm-before" / "log.jsonl").write_text('{"phase": "training", "step": 7, "loss": 0.5}\n')
     sweep = read_sweep(folder)
-    assert dict(evidence(sweep))["weights taken over"] == "1 of 6 runs did not train: lstm-seed1 from lstm-before"
+    assert dict(evidence(sweep))["reused weights"] == "1 of 6 runs did not train: lstm-seed1 from lstm-before"
     assert [curve.x for curve in loss_curves(sweep) if curve.label == "lstm"].count([7]) == 1
     (folder / "runs" / "lstm-before" / "log.jsonl").unlink()
     assert len(loss_curves(read_sweep(folder))) == 5  # and no line of its own, where that log is gone
@@ -132,7 +134,7 @@ def test_a_run_that_took_weights_over_says_so_and_shows_the_loss_of_their_traini
 def test_a_folder_of_frames_names_what_is_missing(folder):
     frames = pd.read_parquet(folder / "frames.parquet").drop(columns=["mse", "gap"])
     frames.to_parquet(folder / "frames.parquet")
-    with pytest.raises(UserError, match=r"frames\.parquet: is no table of frames: it has no gap, mse"):
+    with pytest.raises(UserError, match=r"frames\.parquet: is not a table of frames: it has no gap, mse"):
         read_frames(folder / "frames.parquet")
 
 

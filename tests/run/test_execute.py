@@ -127,7 +127,7 @@ def test_a_job_that_slurm_starts_without_end_fails_unless_it_gets_further(tmp_pa
         monkeypatch.setattr(Trainer, "step", dying_at(at))
         assert started_by_slurm(folder, "7", restarts) is None
     told = started_by_slurm(folder, "7", 8)
-    assert told.startswith("begun 2 times at step 21 without getting further; its time limit (launch.slurm.timeout:")
+    assert told.startswith("started 2 times at step 21 without progress; its time limit (launch.slurm.timeout:")
     assert "training.checkpoint_every" in told and len(told) < 200
     monkeypatch.setattr(Trainer, "step", dying_at(None))
     monkeypatch.setattr("rad_bench.run.execute.evaluate", lambda *_: dying_at(0)(None, None, 0))
@@ -135,7 +135,7 @@ def test_a_job_that_slurm_starts_without_end_fails_unless_it_gets_further(tmp_pa
     for job in ("9", "10"):  # the same command again submits another job, which has tries of its own
         assert [started_by_slurm(folder, job, restarts) for restarts in (0, 1)] == [None, None]
         told = started_by_slurm(folder, job, 2)
-        assert told.startswith("begun 2 times in evaluation, which starts over, without") and len(told) < 200
+        assert told.startswith("started 2 times in evaluation, which cannot be resumed, without") and len(told) < 200
     monkeypatch.undo()
     RunJob()(folder, LaunchConfig())
     pd.testing.assert_frame_equal(

@@ -10,7 +10,7 @@ from rad_bench.blocks.lstm import LSTM
 from rad_bench.cli.main import cli
 from rad_bench.model import registry
 from rad_bench.model.registry import block_names, find_block
-from rad_bench.run.parity import Found, badge, check_on_device
+from rad_bench.run.parity import BlockCheck, check_on_device, measure_parity
 from tests.blocks.test_contract import WrongDecay
 
 CPU = torch.device("cpu")
@@ -20,18 +20,18 @@ WRONG = "tests.blocks.test_contract:WrongDecay"
 @pytest.mark.parametrize("tokens", [1, 3, 64])
 @pytest.mark.parametrize("name", block_names())
 def test_every_block_computes_what_its_steps_do(name, tokens):
-    found = badge(name, find_block(name)(24), tokens, CPU)
+    found = measure_parity(name, find_block(name)(24), tokens, CPU)
     assert found.max_error <= 2e-5
 
 
 def test_the_comparison_disturbs_neither_generators_nor_weights():
     block = LSTM(8)
     before, weights = torch.get_rng_state(), {name: w.clone() for name, w in block.state_dict().items()}
-    first = badge("lstm", block, 2, CPU)
+    first = measure_parity("lstm", block, 2, CPU)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(weights[name], weight) for name, weight in block.state_dict().items())
     torch.rand(3)
-    assert badge("lstm", block, 2, CPU) == first  # and is not disturbed by them
+    assert measure_parity("lstm", block, 2, CPU) == first  # and is not disturbed by them
 
 
 class Drops(LSTM):
@@ -43,7 +43,7 @@ class Drops(LSTM):
 
 
 def test_a_block_with_dropout_has_parity():
-    assert badge("drops", Drops(8), 2, CPU).max_error <= 2e-5
+    assert measure_parity("drops", Drops(8), 2, CPU).max_error <= 2e-5
 
 
 def test_blocks_are_checked_in_both_precisions_and_figures_are_stored(tmp_path):
@@ -64,7 +64,7 @@ def test_blocks_are_checked_in_both_precisions_and_figures_are_stored(tmp_path):
     [(0.01, 0.0, True), (0.1, 0.05, True), (0.1, 0.03, False), (float("nan"), 0.05, False)],
 )
 def test_bf16_may_err_about_as_much_as_the_loop_does_in_bf16(bf16, loop, passed):
-    found = Found("lstm", 1, fp32={"outputs": 0.0}, bf16={"outputs": bf16}, loop_bf16={"outputs": loop})
+    found = BlockCheck("lstm", 1, fp32={"outputs": 0.0}, bf16={"outputs": bf16}, loop_bf16={"outputs": loop})
     assert found.passed is passed
 
 
