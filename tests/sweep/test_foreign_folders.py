@@ -66,7 +66,7 @@ def test_no_verb_on_a_results_folder_imports_a_block(folder, tmp_path, monkeypat
 def test_planned_names_lead_nowhere_else(folder, tmp_path, name):
     plan_of(folder, planned=["none-seed0", name])
     for read in (planned_runs, read_sweep, lambda _: merge(tmp_path / "m", [folder])):
-        with pytest.raises(UserError, match=r"sweep\.yaml.* no name of a run"):
+        with pytest.raises(UserError, match=r"sweep\.yaml.* not a valid name of a run"):
             read(folder)
     assert not (tmp_path / "m").exists()
 
@@ -76,7 +76,7 @@ def test_planned_names_lead_nowhere_else(folder, tmp_path, name):
 def test_names_in_a_table_of_frames_lead_nowhere_else(folder, column, name):
     frames = pd.read_parquet(folder / "frames.parquet")
     frames.assign(**{column: name}).to_parquet(folder / "frames.parquet")
-    with pytest.raises(UserError, match="no name of a run"):
+    with pytest.raises(UserError, match="not a valid name of a run"):
         read_sweep(folder)
 
 

@@ -283,7 +283,7 @@ def planned(tmp_path, text, *overrides):
         ("run.data.x.y=" + 100 * "[" + 100 * "]", "nested"),
         ("run" + 100 * ".x" + "=1", "no path of 101 parts"),
         ("run=!!python/object/apply:os.system [echo]", "python/object"),
-        ("run=!!int many", "no int"),
+        ("run=!!int many", "not a valid int"),
         ("run=&a [*a]", "aliases"),
     ],
 )
