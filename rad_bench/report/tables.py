@@ -37,7 +37,7 @@ def headline(rows: list[Row]) -> Table:
         bold |= {(number, 5 + place) for place, metric in enumerate(metrics) if row.best.get(metric)}
         if row.best["psnr"]:
             bold |= {(number, 0), (number, 3)}
-    caption = f"PSNR by frame class; {BOLD if bold else NO_BOLD}; over none: difference to none, without correction"
+    caption = f"PSNR by frame class; {BOLD if bold else NO_BOLD}; over none: difference to none, not corrected"
     return Table("headline", caption, header, cells, bold).without_empty_columns()
 
 
@@ -91,7 +91,7 @@ def interventions(rows: list[Row]) -> Table:
         "Revisit PSNR lost with another episode's memory (swap) and with an empty memory (reset: training may never "
         "have seen this). A swapped memory is wrong: its loss shows that memory is used, and may be more than memory "
         f"gains over none. Verdict: used, if the swap loses at least {LEAST_LOSS} dB and the 95 % interval is above "
-        "zero; for each block and task, without correction"
+        "zero; each block and task alone, not corrected"
     )
     return Table("interventions", caption, header, cells).without_empty_columns()
 

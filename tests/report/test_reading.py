@@ -68,7 +68,7 @@ def test_frames_of_another_shape_are_refused(folder, change):
     path = folder / "runs" / "lstm-seed1" / "frames.parquet"
     change(pd.read_parquet(path)).to_parquet(path)
     with pytest.raises(
-        UserError, match=r"lstm-seed1/frames\.parquet: (is not a table of frames|holds frames of another)"
+        UserError, match=r"lstm-seed1/frames\.parquet: (is not a table of frames|contains frames of another)"
     ):
         read_run(path.parent)
 
