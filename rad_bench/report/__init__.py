@@ -10,7 +10,7 @@ def write_report(sweep_folder: Path) -> Path:
     from rad_bench.report import tables
     from rad_bench.report.ablation import ablation_rows
     from rad_bench.report.answer import answer
-    from rad_bench.report.evidence import budgets, gaps, parity
+    from rad_bench.report.evidence import budgets, gaps, need, parity
     from rad_bench.report.page import write_page
     from rad_bench.report.plots import draw_plots
     from rad_bench.report.reading import read_sweep
@@ -30,7 +30,7 @@ def write_report(sweep_folder: Path) -> Path:
     probe_scores = {block: probes(sweep.results_of(block)) for block in sweep.blocks}
     written = [tables.headline(rows), tables.paper(rows), tables.interventions(rows), tables.memory(memory)]
     written += [tables.probe(probe_scores), tables.cost(rows), tables.ablations(axes), tables.matrix(pairs)]
-    written += [tables.pairs_table(pairs), gaps(sweep), budgets(sweep), parity(sweep)]
+    written += [tables.pairs_table(pairs), need(sweep), gaps(sweep), budgets(sweep), parity(sweep)]
     (report / "tables").mkdir(parents=True, exist_ok=True)
     for table in written:
         (report / "tables" / f"{table.name}.md").write_text(table.markdown(), encoding="utf-8")

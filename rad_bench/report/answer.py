@@ -36,7 +36,8 @@ def answer(
         leaders.append(ranked[0].block)
         constant = [row for row in ranked if row.carries_state and not row.state_grows]
         if len(constant) > 1 and ranked[0].state_grows:
-            sentences.append(_leader(sweep, "Of the memories of constant size", constant, pairs[task]))
+            sentences += [_leader(sweep, "Of the memories of constant size", constant, pairs[task])]
+            sentences += _gap_closed(constant[0])
             leaders.append(constant[0].block)
         which += [" ".join(sentences), *_by_axis(task, axes)]
         sure.append(" ".join([_lead(task, ranked, pairs[task]), *_usage(ranked)]))
@@ -65,6 +66,13 @@ def _leader(sweep: Sweep, where: str, ranked: list[Row], pairs: list[Pair]) -> s
     if others and (first.verdict == "carries none" or "none" in map(base_name, equal)):
         text += " So no memory is shown to do better than none."
     return text
+
+
+def _gap_closed(row: Row) -> list[str]:
+    """Say which share of the gap from none to full attention a block closes: what compares between papers."""
+    if row.gap_closed is None or not np.isfinite(row.gap_closed.mean):
+        return []
+    return [f"It closes {show(row.gap_closed)} of the gap from none to full attention."]
 
 
 def _above_controls(ranked: list[Row], own: list[Row], pairs: list[Pair]) -> list[str]:

@@ -19,7 +19,8 @@ CONTROL_BLOCKS = {  # block -> what only a comparison with it shows
 def caveats(sweep: Sweep, rows: list[Row]) -> list[str]:
     """Return what limits every answer, as sentences."""
     note = seeds_note(max((row.seeds for row in rows), default=0), _episodes(sweep))
-    return [note, *_missing_runs(sweep, rows), *_few_revisits(sweep), *_missing_controls(sweep)]
+    missing = [*_missing_runs(sweep, rows), *_nothing_to_learn(sweep), *_few_revisits(sweep)]
+    return [note, *missing, *_missing_controls(sweep)]
 
 
 def _missing_runs(sweep: Sweep, rows: list[Row]) -> list[str]:
@@ -36,6 +37,12 @@ def _missing_runs(sweep: Sweep, rows: list[Row]) -> list[str]:
             "only."
         )
     return sentences
+
+
+def _nothing_to_learn(sweep: Sweep) -> list[str]:
+    """Say which blocks were trained on clips that need no memory."""
+    blocks = dict.fromkeys(r.block for r in sweep.results if r.need and not r.need["training"].share)
+    return [f"No trained frame needs a memory ({listing(list(blocks))}): nothing taught one."] if blocks else []
 
 
 def _few_revisits(sweep: Sweep) -> list[str]:

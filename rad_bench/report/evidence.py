@@ -12,7 +12,7 @@ from rad_bench.errors import one_line
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.report.curves import GAP_EDGES, LEAST_EPISODES, gap_bins
 from rad_bench.report.reading import Sweep, read_losses, training_log
-from rad_bench.report.table import Table
+from rad_bench.report.table import Table, listing
 from rad_bench.store import strict_yaml
 
 NOT_IN_A_SWEEP_FILE = ("planned", "merged")  # keys that a results folder adds to sweep.yaml
@@ -118,6 +118,25 @@ def gaps(sweep: Sweep) -> Table:
         "in the mean over revisits"
     )
     return Table("gaps", caption, ["task", "frames out of sight (gap)", "revisit frames", "episodes"], cells)
+
+
+def need(sweep: Sweep) -> Table:
+    """Return which share of the trained and of the scored frames needs a memory."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for result in sweep.results:
+        for name, frames in result.need.items():
+            gaps = " ".join(f"{gap:.0f}" for gap in frames.gaps or ())
+            cells = (name, f"{100 * frames.share:.1f} %", gaps, f"{frames.episodes} of {frames.of}")
+            blocks = rows.setdefault(cells, [])
+            if result.block not in blocks:
+                blocks.append(result.block)
+    everyone = len({result.block for result in sweep.results})
+    lines = [["all" if len(blocks) == everyone else listing(blocks), *cells] for cells, blocks in rows.items()]
+    caption = (
+        "Frames that need a memory. Trained: a tenth of what they show was seen before, and last seen longer ago than "
+        "attention reaches. Scored: revisits. Gaps: quartiles of the frames that it was out of sight"
+    )
+    return Table("need", caption, ["block", "frames", "share", "gaps", "clips with such frames"], lines)
 
 
 def _range(counts: pd.Series) -> str:

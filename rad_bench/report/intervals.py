@@ -18,6 +18,7 @@ from scipy import stats
 
 LEVEL = 0.95
 LEAST_LOSS = 0.1  # dB; a smaller loss is too small to matter, even if it is significant
+LEAST_GAP = 1.0  # dB between none and attention; the share of a smaller gap is noise
 RESAMPLES = 2000  # of the bootstrap over episodes, used with a single seed
 SEEDS_FOR_PERMUTATION = (
     6  # fewest seeds n for which a paired sign-flip test can reach p < 0.05; its smallest p is 2 / 2^n
@@ -71,6 +72,18 @@ def by_seed(values: Mapping[Any, float]) -> Estimate:
 def difference(a: pd.Series, b: pd.Series) -> Estimate:
     """Estimate a - b, paired by seed and episode, over equal sets of frames."""
     return estimate((a - b).dropna())
+
+
+def share_closed(block: pd.Series, none: pd.Series, attention: pd.Series) -> Estimate:
+    """Estimate (block - none) / (attention - none), a ratio of means for each seed; NaN if the two do not differ.
+
+    Unlike decibels, this share can be compared between worlds and papers.
+    """
+    means = pd.concat([block, none, attention], axis=1, join="inner").dropna().groupby("seed").mean().to_numpy()
+    if not len(means) or (means[:, 2] - means[:, 1]).min() < LEAST_GAP:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    shares = (means[:, 0] - means[:, 1]) / (means[:, 2] - means[:, 1])
+    return by_seed(dict(enumerate(shares)))
 
 
 def _bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:

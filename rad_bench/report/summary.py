@@ -20,6 +20,7 @@ from rad_bench.report.intervals import (
     episode_means,
     estimate,
     memory_verdict,
+    share_closed,
 )
 from rad_bench.report.reading import Sweep, base_name
 from rad_bench.store.result import Result
@@ -37,6 +38,7 @@ class Row:
     pooled_psnr: float  # 10 log10(1 / mean MSE) over revisit frames
     drops: dict[str, Estimate]  # swap, reset -> loss of revisit PSNR, dB
     over_none: Estimate | None
+    gap_closed: Estimate | None  # share of the gap from none to attention
     verdict: str
     best: dict[str, bool | None]  # metric -> not distinguishable from the best; None: unknown, on a single seed
     cost: dict[str, float]  # empty for controls
@@ -79,11 +81,11 @@ def reported_metrics(sweep: Sweep) -> dict[str, Metric]:
     return {name: m for name, m in score_columns().items() if m.reported and name in sweep.frames}
 
 
-def matching_none(block: str, blocks: Iterable[str]) -> str | None:
-    """Return the `none` that a block is compared with: the one with the same other axes, or the only one."""
+def matching(control: str, block: str, blocks: Iterable[str]) -> str | None:
+    """Return the control (`none`, say) of a block: the one with the same other axes, or the only one."""
     _, slash, others = block.partition(" / ")
-    candidates = [name for name in blocks if base_name(name) == "none"]
-    same = f"none{slash}{others}"
+    candidates = [name for name in blocks if base_name(name) == control]
+    same = f"{control}{slash}{others}"
     return same if same in candidates else candidates[0] if len(candidates) == 1 else None
 
 
@@ -97,7 +99,12 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
             drops[intervention] = difference(kept[block], other)
     results = sweep.results_of(block)
     memoryless = not results or all(not any(r.state_bytes.values()) for r in results)
-    none = matching_none(block, kept)
+    none, ceiling = matching("none", block, kept), matching("attention", block, kept)
+    over_none = gap_closed = None
+    if none and base_name(block) != "none":
+        over_none = difference(kept[block], kept[none])
+        if ceiling and block not in (ceiling, *CONTROLS):
+            gap_closed = share_closed(kept[block], kept[none], kept[ceiling])
     swap = drops.get("swap", Estimate(np.nan, np.nan, np.nan, 0))
     revisits = own[own["kind"] == "revisit"]
     return Row(
@@ -108,7 +115,8 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
         kinds={k: _mean(own[own["kind"] == k]) for k in ("recent", "partial", "novel")} | {"all": _mean(own)},
         pooled_psnr=float(-10 * np.log10(revisits["mse"].mean())) if len(revisits) else np.nan,
         drops=drops,
-        over_none=difference(kept[block], kept[none]) if none and base_name(block) != "none" else None,
+        over_none=over_none,
+        gap_closed=gap_closed,
         verdict=memory_verdict(swap, memoryless),
         best=best,
         cost=_cost(results),
@@ -155,6 +163,8 @@ def summary_table(rows: list[Row]) -> pd.DataFrame:
             line |= _columns(f"{intervention}_drop", value)
         if row.over_none is not None and not control:
             line |= _columns("over_none", row.over_none)
+        if row.gap_closed is not None:
+            line |= _columns("gap_closed", row.gap_closed)
         flat.append(line | {"verdict": row.verdict, "not_distinguishable_from_best": row.best["psnr"]} | row.cost)
     return pd.DataFrame(flat).astype({"seeds": "Int64"})
 

@@ -22,7 +22,7 @@ def headline(rows: list[Row]) -> Table:
     """Quality on revisit frames, one row per block and task: every measured metric, and PSNR of the other classes."""
     columns = {column for row in rows for column in row.revisit}
     metrics = {name: metric for name, metric in score_columns().items() if name in columns and name != "psnr"}
-    header = ["block", "task", "seeds", "revisit PSNR, dB", "over none, dB"]
+    header = ["block", "task", "seeds", "revisit PSNR, dB", "over none, dB", "share of the gap"]
     header += [f"revisit {metric.title}" for metric in metrics.values()]
     header += ["pooled PSNR", "recent", "partial", "novel", "all"]
     cells, bold = [], set()
@@ -30,14 +30,15 @@ def headline(rows: list[Row]) -> Table:
         # A control is not trained: its seeds are copies, so an interval over them has no meaning.
         control = row.block in CONTROLS
         line = [row.block, row.task, "" if control else str(row.seeds), _shown(row, "psnr", 2)]
-        line.append("" if control else show(row.over_none, signed=True))
+        line += ["" if control else show(row.over_none, signed=True), show(row.gap_closed)]
         line += [_shown(row, name, metric.digits) for name, metric in metrics.items()]
         line += [number_text(row.pooled_psnr), *(number_text(value) for value in row.kinds.values())]
         cells.append(line)
-        bold |= {(number, 5 + place) for place, metric in enumerate(metrics) if row.best.get(metric)}
+        bold |= {(number, 6 + place) for place, metric in enumerate(metrics) if row.best.get(metric)}
         if row.best["psnr"]:
             bold |= {(number, 0), (number, 3)}
-    caption = f"PSNR by frame class; {BOLD if bold else NO_BOLD}; over none: difference to none, not corrected"
+    caption = f"PSNR by frame class; {BOLD if bold else NO_BOLD}; over none: difference to none, not corrected; "
+    caption += "share of the gap: (block - none) / (attention - none) in revisit PSNR"
     return Table("headline", caption, header, cells, bold).without_empty_columns()
 
 

@@ -17,6 +17,7 @@ from rad_bench.errors import UserError
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.evaluation.evaluate import Evaluation, evaluate, reach
 from rad_bench.evaluation.metrics import metric_card
+from rad_bench.evaluation.need import needs_of
 from rad_bench.evaluation.probe import probe
 from rad_bench.evaluation.strips import shown, strip
 from rad_bench.model.experiment import Experiment, open_experiment
@@ -123,6 +124,7 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
         },
         probe=probe_scores,
         parity=parity,
+        need=needs_of(config, experiment.dataset),
     )
     _write_json(paths, paths.result.name, result.model_dump())
     for path in (paths.checkpoint, paths.checkpoint_before, paths.start):

@@ -12,6 +12,7 @@ from rad_bench.report.intervals import (
     holm,
     memory_verdict,
     seeds_note,
+    share_closed,
     smallest_shown,
 )
 
@@ -139,3 +140,13 @@ def test_all_pairs_together_are_wrong_no_more_often_than_one_in_twenty():
         blocks = {name: pd.Series(rng.normal(0, 1, 20), index) for name in "abcde"}
         wrong.append(min(pair.p_holm for pair in compare_pairs(blocks)) < 0.05)
     assert np.mean(wrong) <= 0.06
+
+
+def test_the_share_of_a_gap_is_a_ratio_of_means_for_each_seed():
+    """Seed 0: 2 of 8 dB; seed 1: 6 of 8 dB, whatever single episodes do."""
+    index = pd.MultiIndex.from_product([[0, 1], [0, 1], [0]], names=["seed", "episode", "scored"])
+    none, ceiling = pd.Series([10.0, 12, 10, 12], index), pd.Series([18.0, 20, 18, 20], index)
+    share = share_closed(pd.Series([12.0, 14, 15, 19], index), none, ceiling)
+    assert share.mean == pytest.approx(0.5) and share.low < 0.25 < 0.75 < share.high
+    assert share_closed(none, none, ceiling).mean == 0 and share_closed(ceiling, none, ceiling).mean == 1
+    assert np.isnan(share_closed(none, none, none + 0.5).mean)
