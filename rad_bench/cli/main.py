@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -38,6 +39,8 @@ for verb in VERBS:
 
 def main() -> None:
     """Run the command line. A user error prints one paragraph, without a traceback, and exits with status 2."""
+    # A shell starts what it runs in the background with this signal ignored, and `cancel` sends it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         cli(standalone_mode=False)
     except UserError as error:

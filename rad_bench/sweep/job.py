@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import sys
 import traceback
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class RunJob(submitit.helpers.Checkpointable):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the launcher's shell may have it ignored
     said = RunJob()(Path(sys.argv[1]), LaunchConfig.model_validate_json(sys.argv[2]))
     print(said)
     sys.exit(said not in ("done", SUPERSEDED))

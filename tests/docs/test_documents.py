@@ -127,9 +127,10 @@ def desk(once, tmp_path):
     return shutil.copytree(once("documents", fill), tmp_path / "desk")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "document",
-    [pytest.param(name, marks=[] if name == "README.md" else [pytest.mark.slow]) for name in DOCUMENTS if to_run(name)],
+    [name for name in DOCUMENTS if to_run(name)],
 )
 def test_every_command_of_a_document_runs(document, desk, request):
     for line in to_run(document):

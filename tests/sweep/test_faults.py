@@ -14,6 +14,8 @@ from tests.sweep import faults
 from tests.sweep import slurm as slurm_cluster
 from tests.sweep.tiny import GRU, ON_SLURM, command, rad_bench, wait_for
 
+pytestmark = pytest.mark.slow  # a real SLURM takes seconds to act
+
 LONGER = ON_SLURM.replace("steps: 30", "steps: 400").replace("checkpoint_every: 5", "checkpoint_every: 20")
 # SLURM takes seconds to act, and on an idle machine a run must not have ended by then.
 LONG_ENOUGH = LONGER.replace("steps: 400", "steps: 2000")

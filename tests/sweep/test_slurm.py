@@ -10,6 +10,8 @@ import pytest
 from tests.sweep import faults
 from tests.sweep.tiny import ON_SLURM, command, rad_bench, wait_for
 
+pytestmark = pytest.mark.slow  # a real SLURM takes seconds to act
+
 
 def test_slurm_gives_the_frames_that_this_machine_gives(tmp_path, slurm):
     (tmp_path / "tiny.yaml").write_text(ON_SLURM)
