@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def _print_models(runs: list[Any], sweep: Any, folder: Path) -> list[Any]:
     click.echo(disk_line(models, sweep.launch.parallel, folder))
     print_table(need_table(models), 120)
     for warning in need_warnings(models):
-        click.echo(f"note: {warning}")
+        click.echo(textwrap.fill(f"note: {warning}", 120))
     return models
 
 

@@ -114,6 +114,7 @@ def test_a_process_counts_with_the_cpu_time_that_it_took():
     assert race._seconds(lambda: startup._python("-c", burn), CPU) >= 0.3
 
 
+@pytest.mark.slow
 def test_a_run_is_timed_to_its_first_step_and_one_that_takes_none_says_why(monkeypatch):
     (loss,) = startup._first_step(CPU)
     (first,) = step_speed.stepping(startup.MEMORY, CPU)()

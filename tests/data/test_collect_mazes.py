@@ -34,6 +34,7 @@ def _osmesa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
 
 
+@pytest.mark.slow
 @needs_maze
 def test_the_fast_maze_is_the_stock_maze_to_the_last_bit() -> None:
     """An agent that walks to balls, so that touches, rewards and changes of target are among what is compared."""

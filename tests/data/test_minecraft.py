@@ -195,4 +195,4 @@ def test_data_without_poses_are_trained_and_reported_without_a_word_on_memory(tm
     aggregate(folder, {run.name: read_frames(folder / "runs" / run.name / "frames.parquet")})
     page = write_report(folder).read_text()
     assert set(pd.read_parquet(folder / "frames.parquet")["kind"]) == {"unknown"}
-    assert "no generated frame is known to be a revisit: nothing can be said about memory" in page
+    assert "no generated frame is known to be a revisit, so nothing can be said about memory" in page

@@ -16,7 +16,7 @@ from tests.browser import CHROMIUM, Browser, Page, chromium
 from tests.runs import finished
 from tests.sweep.tiny import command
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 READY = "document.body.dataset.state === 'ready' && shownUpTo === frames.length"
 
 

@@ -1,6 +1,7 @@
 """Curves rest on enough episodes, on the frames they are named after, and show every control."""
 
 import pandas as pd
+import pytest
 
 from rad_bench.report import write_report
 from rad_bench.report.curves import LEAST_EPISODES, gap_curves, horizon_curves
@@ -34,6 +35,7 @@ def test_frames_and_episodes_of_each_bin_are_told(tmp_path):
     assert gaps(sweep).cells[0][2:] == ["5 to 8", "5 to 8"]
 
 
+@pytest.mark.slow
 def test_the_horizon_s_curve_is_of_revisits_and_the_one_of_all_frames_says_so(tmp_path):
     folder = write_sweep(tmp_path)
     frames = pd.read_parquet(folder / "frames.parquet")
@@ -48,6 +50,7 @@ def test_the_horizon_s_curve_is_of_revisits_and_the_one_of_all_frames_says_so(tm
     assert f"fewer than {LEAST_EPISODES} episodes" in plots["gap-retrieval"].caption
 
 
+@pytest.mark.slow
 def test_controls_are_drawn_in_every_panel_and_as_a_line_over_the_cost(tmp_path):
     forms = {"none": 12.0, "lstm(size=1)": 15.0, "lstm(size=2)": 16.0}
     folder = write_sweep(tmp_path, base={**forms, "copy-last": 11.0}, swap_loss=dict.fromkeys(forms, 3.0))

@@ -105,6 +105,7 @@ def simulated(rng, seeds, effect, episodes=8):
     return pd.Series((blocks[0] + effect).ravel(), index), pd.Series(blocks[1].ravel(), index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 8])
 def test_intervals_of_paired_differences_cover_as_often_as_they_say(seeds):
     rng, trials, effect = np.random.default_rng(seeds), 3000, 1.3
@@ -124,6 +125,7 @@ def test_pooling_episodes_over_seeds_would_not_cover():
     assert np.mean(covered) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 6])
 def test_a_memory_whose_readout_is_ignored_is_said_to_be_used_at_the_stated_rate(seeds):
     """A swap that changes nothing but noise: one-sided, the verdict may be wrong once in forty."""
@@ -133,6 +135,7 @@ def test_a_memory_whose_readout_is_ignored_is_said_to_be_used_at_the_stated_rate
     assert 0.015 <= wrong <= 0.035
 
 
+@pytest.mark.slow
 def test_all_pairs_together_are_wrong_no_more_often_than_one_in_twenty():
     rng, wrong = np.random.default_rng(0), []
     for _ in range(300):

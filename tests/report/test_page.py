@@ -10,7 +10,7 @@ from rad_bench.report import write_report
 from tests.browser import CHROMIUM, chromium
 from tests.report.synthetic import write_sweep
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 SHOWN = {"continuation": {"episodes": [0, 1], "frames": [0, 4, 8]}}
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]  # of the three frames of every strip
 

@@ -72,6 +72,7 @@ def test_what_is_missing_is_named_with_its_reason_and_cannot_inject(sweep):
     assert "<b>no such luck" not in page
 
 
+@pytest.mark.slow
 def test_names_from_configs_are_escaped_everywhere(tmp_path):
     evil = "lstm(note=<script>alert(1)</script>&_%)"
     folder = write_sweep(tmp_path, base={"none": 12.0, evil: 18.0}, swap_loss={"none": 0.0, evil: 6.0})
@@ -94,6 +95,7 @@ def test_the_page_needs_nothing_from_outside(sweep):
     assert "@import" not in page_of(sweep)
 
 
+@pytest.mark.slow
 def test_the_same_folder_gives_the_same_report_to_the_byte(sweep):
     def hashes():
         files = sorted(path for path in (sweep / "report").rglob("*") if path.is_file())
@@ -104,6 +106,7 @@ def test_the_same_folder_gives_the_same_report_to_the_byte(sweep):
     assert hashes() == before
 
 
+@pytest.mark.slow
 def test_one_seed_is_called_evaluation_noise(tmp_path):
     folder = write_sweep(tmp_path, seeds=(0,))
     write_report(folder)
@@ -111,6 +114,7 @@ def test_one_seed_is_called_evaluation_noise(tmp_path):
     assert "one seed" in (folder / "report" / "tables" / "pairs.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_single_block_without_interventions_is_still_reported(tmp_path):
     folder = write_sweep(tmp_path, base={"lstm": 18.0}, swap_loss=SWAP_LOSS)
     frames = pd.read_parquet(folder / "frames.parquet")
@@ -119,6 +123,7 @@ def test_a_single_block_without_interventions_is_still_reported(tmp_path):
     assert "not measured" in (folder / "report" / "tables" / "interventions.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_over_two_axes_is_read_one_axis_at_a_time(tmp_path):
     base = {"lstm / short": 15.0, "lstm / long": 18.0, "mamba2 / short": 20.0, "mamba2 / long": 20.0}
     folder = write_sweep(tmp_path, base=base, swap_loss=dict.fromkeys(base, 5.0))
@@ -153,6 +158,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 def test_no_label_is_read_as_markup_mathematics_or_a_formula(tmp_path):
     import csv
     import xml.etree.ElementTree as ElementTree

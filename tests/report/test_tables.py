@@ -75,6 +75,7 @@ def test_controls_have_none_in_the_summary_either(tmp_path):
         assert pd.isna(control[column]) and not pd.isna(trained[column]), column
 
 
+@pytest.mark.slow
 def test_quality_against_decoded_truth_is_told_where_there_is_an_autoencoder(sweep, tmp_path):
     assert not [name for name in headline(summarise(sweep)[0]).header if "decoded" in name]
     folder = write_sweep(tmp_path)
@@ -89,6 +90,7 @@ def test_quality_against_decoded_truth_is_told_where_there_is_an_autoencoder(swe
     np.testing.assert_allclose(summary["revisit_psnr_decoded"], summary["revisit_psnr"] + 2)
 
 
+@pytest.mark.slow
 def test_the_window_of_attention_stands_beside_the_state_where_it_is_known(sweep, tmp_path):
     assert "window, bytes per video" not in cost(summarise(sweep)[0]).header
     folder = write_sweep(tmp_path)

@@ -168,9 +168,9 @@ def test_a_model_that_fails_says_so_in_its_row(tmp_path, monkeypatch):
 
 def test_what_is_too_large_for_a_cpu_is_timed_in_part(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "LARGEST_CPU", 0.0)
+    sweep, models = planned(tmp_path)
     drawn, real = [], Rooms.training_batch
     monkeypatch.setattr(Rooms, "training_batch", lambda *given: drawn.append(given[3]) or real(*given))
-    sweep, models = planned(tmp_path)
     cost = plan.estimate_costs(models[:1], sweep.launch, tmp_path)[0]
     assert set(drawn) == {1}  # clips of a step, of two
     assert cost.source == "timed in part"

@@ -49,6 +49,7 @@ def plan_of(folder, **changes):
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
 
 
+@pytest.mark.slow
 def test_no_verb_on_a_results_folder_imports_a_block(folder, tmp_path, monkeypatch, capsys):
     for verb in (
         ["status", folder],
@@ -85,14 +86,14 @@ def test_a_result_cannot_name_files_elsewhere(folder):
     result = json.loads(path.read_text())
     frames = pd.read_parquet(folder / "frames.parquet")
     path.write_text(json.dumps({**result, "run": "../../../etc"}))
-    assert {result["run"] for result in read_sweep(folder).results} == {p.name for p in (folder / "runs").iterdir()}
+    assert {result.run for result in read_sweep(folder).results} == {p.name for p in (folder / "runs").iterdir()}
     strips = {"../../../../x": {"episodes": [0], "frames": [0]}, "{what.__class__}": {"episodes": ["0"], "frames": [0]}}
     for task, shown in strips.items():
         path.write_text(json.dumps({**result, "strips": {task: shown}}))
-        with pytest.raises(UserError, match="no name"):
+        with pytest.raises(UserError, match="is not a valid name"):
             read_sweep(folder)
         (unread,) = finish(folder, planned_runs(folder)).unfinished
-        assert unread.name == "lstm-seed0" and "no name" in unread.detail
+        assert unread.name == "lstm-seed0" and "is not a valid name" in unread.detail
         frames.to_parquet(folder / "frames.parquet")
 
 
@@ -184,6 +185,7 @@ def test_nothing_that_is_read_can_hold_code():
     assert {"torch.load", "np.load", "yaml.load"} <= {called for _, called, _, _ in calls}
 
 
+@pytest.mark.slow
 def test_giants_are_refused_before_they_are_given_memory(tmp_path):
     """In a process of four gigabytes, so that a test which fails does not take the machine along."""
     sweep = yaml.safe_load(TINY)

@@ -14,6 +14,8 @@ from rad_bench.sweep.merge import compare, merge
 from tests.report.synthetic import write_sweep
 from tests.sweep.tiny import TINY, rad_bench
 
+pytestmark = pytest.mark.slow  # sweeps that run in parts and whole
+
 
 @pytest.fixture(scope="module")
 def halves(once, tmp_path_factory):

@@ -93,6 +93,7 @@ def test_a_mistake_is_named_and_nothing_is_launched(tmp_path, monkeypatch, capsy
     assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
 
 
+@pytest.mark.slow
 def test_mistakes_on_the_command_line_are_named(tmp_path):
     good = tmp_path / "good.yaml"
     good.write_text(GOOD)

@@ -120,6 +120,7 @@ def kill_everything(launcher, runs):
     launcher.wait()
 
 
+@pytest.mark.slow
 def test_three_kills_and_the_same_command_give_the_frames_of_an_undisturbed_sweep(tmp_path, undisturbed):
     (tmp_path / "tiny.yaml").write_text(TINY)
     argv, environment = command("sweep", "tiny.yaml", "--only", "seed=0")
@@ -148,6 +149,7 @@ def test_three_kills_and_the_same_command_give_the_frames_of_an_undisturbed_swee
     pd.testing.assert_frame_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_strangers_block_in_one_file_is_checked_and_swept(tmp_path):
     (tmp_path / "my_block.py").write_text(GRU)
     (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", "my_block.py:GRU"))
@@ -159,6 +161,7 @@ def test_a_strangers_block_in_one_file_is_checked_and_swept(tmp_path):
     assert "GRU" in set(pd.read_parquet(tmp_path / "results" / "tiny" / "frames.parquet")["block"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["local", "debug"])
 def test_a_failing_run_leaves_the_others_alone_and_is_named(tmp_path, cluster):
     (tmp_path / "my_block.py").write_text(GRU)

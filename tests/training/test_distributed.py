@@ -150,6 +150,7 @@ def test_micro_batches_add_up_to_the_batch_in_one_process_and_in_two(tmp_path, l
     assert_same_training(tmp_path / "two", whole)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_both_resume_to_the_same_bits(tmp_path, undisturbed):
     folder = tmp_path / "run"
     assert two(train_together, folder, config(), break_it=dies) == [1, KILLED]
@@ -178,6 +179,7 @@ def test_a_second_job_finds_the_run_done_and_no_process_of_it_waits(tmp_path):
     assert not (folder / "log.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_run_on_two_processes_of_this_machine_ends_with_a_result(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     shortly = ("--set", "run.evaluation.probe=0", "--set", "run.evaluation.tasks=[continuation]")

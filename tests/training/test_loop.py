@@ -85,6 +85,7 @@ def trained(folder, launch, **training):
     return progress.loss_last, torch.cat([p.flatten() for p in average.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPU")
 def test_compiled_layers_train_the_same_and_their_checkpoints_have_the_same_names(tmp_path):
     torch._dynamo.utils.counters.clear()
