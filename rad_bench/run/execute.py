@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 import time
 from dataclasses import replace
 from typing import Any
@@ -12,40 +10,25 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from rad_bench.config import SCIENCE_VERSION, LaunchConfig, RunConfig
+from rad_bench.config import LaunchConfig, MemoryConfig
 from rad_bench.errors import UserError
 from rad_bench.evaluation.controls import CONTROLS
-from rad_bench.evaluation.evaluate import Evaluation, evaluate, reach
-from rad_bench.evaluation.metrics import metric_card
-from rad_bench.evaluation.need import needs_of
+from rad_bench.evaluation.evaluate import Evaluation, evaluate
 from rad_bench.evaluation.probe import probe
-from rad_bench.evaluation.strips import shown, strip
+from rad_bench.evaluation.strips import strip
 from rad_bench.model.experiment import Experiment, open_experiment
 from rad_bench.model.registry import block_files, block_identity, is_built_in
-from rad_bench.run.environment import commit, environment
+from rad_bench.run.environment import environment
 from rad_bench.run.identity import Machine, training_key
 from rad_bench.run.parity import measure_parity
+from rad_bench.run.record import Evaluated, Start, make_result
 from rad_bench.run.reuse import Training, reuse_training
 from rad_bench.run.watch import Watch
 from rad_bench.store.lease import Holder
-from rad_bench.store.result import (
-    Counts,
-    Data,
-    EvaluationTime,
-    Match,
-    Memory,
-    MetricCard,
-    Result,
-    RolloutTimes,
-    Strips,
-    TrainingRecord,
-)
 from rad_bench.store.run_folder import Run, RunFolder, load_run
-from rad_bench.training.device import be_deterministic, check_gpus, choose_device, device_name, resident_peak
+from rad_bench.training.device import be_deterministic, check_gpus, choose_device, resident_peak
 from rad_bench.training.distributed import Group
 from rad_bench.training.loop import saved_step, train
-
-TIMED_STEPS = 5  # median time of so many steps is reported, at the start and at the end of a rollout
 
 
 def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> None:
@@ -55,6 +38,23 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     """
     if group.broadcast("done", paths.is_done):
         return
+    start = _start(paths, launch, group)
+    trained = _train(start, paths, group)
+    if trained is None:
+        return
+    weights = save({name: p.contiguous() for name, p in trained.average.state_dict().items()})
+    paths.replace(paths.weights, lambda file: file.write(weights))
+    evaluated = _evaluate(replace(start.experiment, trunk=trained.average), paths)
+    _write_frames(start.run, evaluated.evaluation, paths)
+    _write_strips(evaluated.evaluation, paths)
+    peak_memory = max(_peak_memory(start.experiment.device), trained.peak_memory)
+    _write_json(paths, paths.result.name, make_result(start, trained, evaluated, peak_memory).model_dump())
+    for path in (paths.checkpoint, paths.checkpoint_before, paths.start):
+        path.unlink(missing_ok=True)  # not earlier: a killed run resumes from them
+
+
+def _start(paths: RunFolder, launch: LaunchConfig, group: Group) -> Start:
+    """Check that the run can start, open its experiment, and keep the environment and a user's block in its folder."""
     run = load_run(paths.path)
     block = _check_identity(run)
     if group.rank == 0:
@@ -65,85 +65,36 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     if group.rank == 0:
         _write_json(paths, "environment.json", environment(device, launch.threads, group.world))
     experiment = open_experiment(run.config, device)
-    if group.rank == 0 and not is_built_in(run.config.memory):
-        for code in block_files(run.config.memory):  # kept beside the result
-            paths.replace(paths.path / "block" / code.name, lambda file, code=code: file.write(code.read_bytes()))  # type: ignore[misc]
-    trunk = experiment.trunk
+    if group.rank == 0:
+        _keep_block(run.config.memory, paths)
+    trunk, options = experiment.trunk, experiment.plan.options
     trunk_hash = trunk.trunk_hash()
     parity = measure_parity(run.config.memory.name, trunk.memory_block(), trunk.scan.tokens_per_step, device)
-    plan = experiment.plan
-    key = training_key(run.config, experiment.dataset, plan.options, Machine(device, launch, group.world))
-    trained = _train(run.name, key, experiment, paths, launch, group)
-    if trained is None:
-        return
-    average = trained.average
-    weights = save({name: p.contiguous() for name, p in average.state_dict().items()})
-    paths.replace(paths.weights, lambda file: file.write(weights))
+    key = training_key(run.config, experiment.dataset, options, Machine(device, launch, group.world))
+    return Start(run, launch, group.world, experiment, block, key, trunk_hash, parity)
 
+
+def _train(start: Start, paths: RunFolder, group: Group) -> Training | None:
+    """Train with the group, or reuse the weights of a run with the same key. Only rank 0 gets the outcome."""
+    experiment, name = start.experiment, start.run.name
+    seed, device = experiment.config.seed, experiment.device
+    reused = reuse_training(paths.path.parent, start.key, seed, experiment.trunk) if group.rank == 0 else None
+    if group.broadcast("trained before", reused is not None):
+        return reused
+    with group.connected(device):
+        watch = Watch(experiment, paths, start.launch)
+        average, progress = train(experiment, paths, start.launch, group, watch)
+        watch.close()
+    return Training(average, progress, _peak_memory(device), name) if group.rank == 0 else None
+
+
+def _evaluate(experiment: Experiment, paths: RunFolder) -> Evaluated:
     def log(done: int, of: int) -> None:
         paths.append(paths.log, json.dumps({"phase": "evaluation", "done": done, "of": of}))
 
     began = time.perf_counter()
-    finished = replace(experiment, trunk=average)
-    evaluation = evaluate(finished, log)
-    probe_scores = probe(finished)
-    seconds = time.perf_counter() - began
-    _write_frames(run, evaluation, paths)
-    for name, frames in evaluation.strips.items():
-        image = strip(frames)
-        paths.replace(paths.strips / f"{name}.png", lambda file, image=image: image.save(file, "PNG"))  # type: ignore[misc]
-    config = run.config
-    result = Result(
-        run=run.name,
-        block=run.label,
-        seed=config.seed,
-        axes=run.axes,
-        memory=Memory(name=config.memory.name, options=plan.options, identity=block),
-        parameters=Counts(memory=plan.memory_parameters, trunk=plan.trunk_parameters),
-        match=Match(by=config.match.by, budget=plan.budget, residual=plan.residual),
-        flops_per_frame=Counts(memory=plan.memory_flops, trunk=plan.trunk_flops),
-        state_bytes=plan.state_bytes,
-        window_bytes=plan.window_bytes,
-        reach=reach(config),
-        training=_training_record(trained, key),
-        rollout=_rollout_times(config, evaluation),
-        evaluation=EvaluationTime(seconds=seconds),
-        peak_memory_bytes=max(_peak_memory(device), trained.peak_memory),
-        device=device_name(device),
-        threads=launch.threads,
-        processes=group.world,
-        trunk_hash=trunk_hash,
-        metrics=MetricCard(**metric_card()),
-        science_version=SCIENCE_VERSION,
-        commit=commit(),
-        episodes=config.evaluation.episodes,
-        data=Data(identity=experiment.dataset.identity, name=config.data.name, codec=experiment.codec.identity),
-        strips={
-            task: Strips(episodes=episodes, frames=shown(evaluation.horizons[task]))
-            for task, episodes in evaluation.shown.items()
-        },
-        probe=probe_scores,
-        parity=parity,
-        need=needs_of(config, experiment.dataset),
-    )
-    _write_json(paths, paths.result.name, result.model_dump())
-    for path in (paths.checkpoint, paths.checkpoint_before, paths.start):
-        path.unlink(missing_ok=True)  # not earlier: a killed run resumes from them
-
-
-def _train(
-    name: str, key: str, experiment: Experiment, paths: RunFolder, launch: LaunchConfig, group: Group
-) -> Training | None:
-    """Train with the group, or reuse the weights of a run with the same key. Only rank 0 gets the outcome."""
-    seed, device = experiment.config.seed, experiment.device
-    reused = reuse_training(paths.path.parent, key, seed, experiment.trunk) if group.rank == 0 else None
-    if group.broadcast("trained before", reused is not None):
-        return reused
-    with group.connected(device):
-        watch = Watch(experiment, paths, launch)
-        average, progress = train(experiment, paths, launch, group, watch)
-        watch.close()
-    return Training(average, progress, _peak_memory(device), name) if group.rank == 0 else None
+    evaluation = evaluate(experiment, log)
+    return Evaluated(evaluation, probe(experiment), time.perf_counter() - began)
 
 
 def _peak_memory(device: torch.device) -> int:
@@ -205,25 +156,15 @@ def _write_frames(run: Run, evaluation: Evaluation, paths: RunFolder) -> None:
     paths.replace(paths.frames, lambda file: frames.to_parquet(file, index=False))
 
 
-def _training_record(trained: Training, key: str) -> TrainingRecord:
-    progress = trained.progress
-    return TrainingRecord(
-        steps=progress.step,
-        seconds=progress.seconds,
-        seconds_per_step=progress.seconds / progress.step,
-        share_waiting_for_data=progress.seconds_waiting / max(progress.seconds, 1e-9),
-        loss_first=None if math.isnan(progress.loss_first) else progress.loss_first,
-        loss_last=progress.loss_last,
-        peak_memory_bytes=trained.peak_memory,
-        by=trained.by,
-        key=key,
-    )
+def _write_strips(evaluation: Evaluation, paths: RunFolder) -> None:
+    for name, frames in evaluation.strips.items():
+        image = strip(frames)
+        paths.replace(paths.strips / f"{name}.png", lambda file, image=image: image.save(file, "PNG"))  # type: ignore[misc]
 
 
-def _rollout_times(config: RunConfig, evaluation: Evaluation) -> RolloutTimes:
-    per_frame = [seconds / config.trunk.frames_per_step / evaluation.videos for seconds in evaluation.seconds]
-    return RolloutTimes(
-        seconds_per_frame_start=statistics.median(per_frame[:TIMED_STEPS]),
-        seconds_per_frame_end=statistics.median(per_frame[-TIMED_STEPS:]),
-        videos=evaluation.videos,
-    )
+def _keep_block(memory: MemoryConfig, paths: RunFolder) -> None:
+    """Copy the files of a user's own block into the run's folder."""
+    if is_built_in(memory):
+        return
+    for code in block_files(memory):
+        paths.replace(paths.path / "block" / code.name, lambda file, code=code: file.write(code.read_bytes()))  # type: ignore[misc]
