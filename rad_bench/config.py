@@ -165,6 +165,9 @@ class EvaluationConfig(Config):
     """What is rolled out and scored. The main result is the first task's revisit PSNR under `keep`."""
 
     tasks: tuple[Literal["retrieval", "continuation"], ...] = Field(("continuation", "retrieval"), min_length=1)
+    at: tuple[Annotated[int, Field(ge=1, le=MOST_STEPS)], ...] = Field(
+        (), description="training steps whose averaged weights are evaluated too, under `keep`: a learning curve"
+    )
     interventions: tuple[Literal["keep", "reset", "swap"], ...] = ("keep", "reset", "swap")
     episodes: int = Field(32, ge=2, le=MOST_EPISODES, description="held-out episodes")
     context: int = Field(20, ge=2, le=MOST_FRAMES, description="true frames before the first generated one")
@@ -197,6 +200,8 @@ class EvaluationConfig(Config):
         for key in ("tasks", "interventions"):
             if len(set(getattr(self, key))) != len(getattr(self, key)):
                 raise ValueError(f"{key} lists an entry twice")
+        if list(self.at) != sorted(set(self.at)):
+            raise ValueError(f"at {list(self.at)} must list different steps, in ascending order")
         return self
 
 
@@ -281,6 +286,11 @@ class RunConfig(Config):
             raise ValueError(
                 f"evaluation.reach {self.evaluation.reach} is less than attention reaches, {self.trunk.reach} frames: "
                 "depth x (window + frames_per_step - 1)"
+            )
+        if self.evaluation.at and self.evaluation.at[-1] >= self.training.steps:
+            raise ValueError(
+                f"evaluation.at {self.evaluation.at[-1]} must be less than training.steps {self.training.steps}; the "
+                "end of training is always evaluated"
             )
         if self.trunk.motion == "action" and self.training.return_share:
             raise ValueError(

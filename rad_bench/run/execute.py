@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from rad_bench.config import LaunchConfig, MemoryConfig
 from rad_bench.errors import UserError
@@ -18,6 +17,7 @@ from rad_bench.evaluation.probe import probe
 from rad_bench.evaluation.strips import strip
 from rad_bench.model.experiment import Experiment, open_experiment
 from rad_bench.model.registry import block_files, block_identity, is_built_in
+from rad_bench.run.curve import evaluate_snapshots, write_curve
 from rad_bench.run.environment import environment
 from rad_bench.run.identity import Machine, training_key
 from rad_bench.run.parity import measure_parity
@@ -28,7 +28,7 @@ from rad_bench.store.lease import Holder
 from rad_bench.store.run_folder import Run, RunFolder, load_run
 from rad_bench.training.device import be_deterministic, check_gpus, choose_device, resident_peak
 from rad_bench.training.distributed import Group
-from rad_bench.training.loop import saved_step, train
+from rad_bench.training.loop import save_weights, saved_step, train
 
 
 def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> None:
@@ -42,9 +42,8 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     trained = _train(start, paths, group)
     if trained is None:
         return
-    weights = save({name: p.contiguous() for name, p in trained.average.state_dict().items()})
-    paths.replace(paths.weights, lambda file: file.write(weights))
-    evaluated = _evaluate(replace(start.experiment, trunk=trained.average), paths)
+    save_weights(paths, paths.weights, trained.average)
+    evaluated = _evaluate(start.run, replace(start.experiment, trunk=trained.average), paths)
     _write_frames(start.run, evaluated.evaluation, paths)
     _write_strips(evaluated.evaluation, paths)
     peak_memory = max(_peak_memory(start.experiment.device), trained.peak_memory)
@@ -77,8 +76,8 @@ def _start(paths: RunFolder, launch: LaunchConfig, group: Group) -> Start:
 def _train(start: Start, paths: RunFolder, group: Group) -> Training | None:
     """Train with the group, or reuse the weights of a run with the same key. Only rank 0 gets the outcome."""
     experiment, name = start.experiment, start.run.name
-    seed, device = experiment.config.seed, experiment.device
-    reused = reuse_training(paths.path.parent, start.key, seed, experiment.trunk) if group.rank == 0 else None
+    config, device = experiment.config, experiment.device
+    reused = reuse_training(paths, start.key, config, experiment.trunk) if group.rank == 0 else None
     if group.broadcast("trained before", reused is not None):
         return reused
     with group.connected(device):
@@ -88,13 +87,21 @@ def _train(start: Start, paths: RunFolder, group: Group) -> Training | None:
     return Training(average, progress, _peak_memory(device), name) if group.rank == 0 else None
 
 
-def _evaluate(experiment: Experiment, paths: RunFolder) -> Evaluated:
+def _evaluate(run: Run, experiment: Experiment, paths: RunFolder) -> Evaluated:
+    """Evaluate the final weights and the snapshots; write the learning curve, if there are snapshots."""
+
     def log(done: int, of: int) -> None:
         paths.append(paths.log, json.dumps({"phase": "evaluation", "done": done, "of": of}))
 
     began = time.perf_counter()
-    evaluation = evaluate(experiment, log)
-    return Evaluated(evaluation, probe(experiment), time.perf_counter() - began)
+    config = run.config.evaluation
+    first, others = len(config.tasks) * len(config.interventions), len(config.tasks) * len(config.at)
+    evaluation = evaluate(experiment, lambda done, of: log(done, of + others))
+    probe_scores = probe(experiment)
+    snapshots = evaluate_snapshots(experiment, paths, lambda done: log(first + done, first + others))
+    if snapshots:
+        write_curve(run, {**snapshots, run.config.training.steps: evaluation.frames}, paths)
+    return Evaluated(evaluation, probe_scores, time.perf_counter() - began)
 
 
 def _peak_memory(device: torch.device) -> int:

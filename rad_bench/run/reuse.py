@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
 from rad_bench.model.trunk import Trunk
 from rad_bench.store.result import read_result
@@ -28,31 +30,42 @@ class Training:
     by: str  # name of the run that trained
 
 
-def find_trained(runs: Path, key: str, seed: int) -> Path | None:
-    """Return the folder of a finished run in `runs` whose training has this key; None if there is none."""
+def find_trained(runs: Path, key: str, seed: int, at: Sequence[int] = ()) -> Path | None:
+    """Return the folder of a finished run in `runs` whose training has this key; None if there is none.
+
+    It has the final weights, and snapshots of the training steps `at`.
+    """
     for path in sorted(runs.glob(f"*-seed{seed}-*")):
         folder = RunFolder(path)
         try:
             same = read_result(folder.result).training.key == key
         except UserError:  # not finished, or unreadable
             continue
-        if same and folder.weights.is_file():
+        if same and all(weights.is_file() for weights in (folder.weights, *map(folder.snapshot, at))):
             return path
     return None
 
 
-def reuse_training(runs: Path, key: str, seed: int, trunk: Trunk) -> Training | None:
-    """Return the training of a finished run with this key, its weights in a copy of `trunk`; None if there is none."""
-    path = find_trained(runs, key, seed)
+def reuse_training(paths: RunFolder, key: str, config: RunConfig, trunk: Trunk) -> Training | None:
+    """Return the training of a finished run with this key, its weights in a copy of `trunk`; None if there is none.
+
+    The snapshots that the config asks for are copied to the folder `paths`, beside which the finished run lies.
+    """
+    at = config.evaluation.at
+    path = find_trained(paths.path.parent, key, config.seed, at)
     if path is None:
         return None
     folder, average = RunFolder(path), copy.deepcopy(trunk).requires_grad_(False)
     try:
-        average.load_state_dict(load_file(folder.weights))
+        for weights in (*map(folder.snapshot, at), folder.weights):  # the last ones stay; the others are checked
+            average.load_state_dict(load_file(weights))
         result = read_result(folder.result)
     except (OSError, SafetensorError, RuntimeError, UserError) as error:
         print(f"{path}: its weights cannot be read, so this run trains again: {error}", file=sys.stderr)
         return None
+    for step in at:
+        snapshot = folder.snapshot(step).read_bytes()
+        paths.replace(paths.snapshot(step), lambda file, snapshot=snapshot: file.write(snapshot))  # type: ignore[misc]
     training = result.training
     progress = Progress(
         step=training.steps,

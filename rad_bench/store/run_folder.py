@@ -56,9 +56,18 @@ class RunFolder:
         """The weights of the averaged trunk."""
         return self.path / "model.safetensors"
 
+    def snapshot(self, step: int) -> Path:
+        """The weights of the averaged trunk after a step of training, one of `evaluation.at`."""
+        return self.path / "snapshots" / f"{step}.safetensors"
+
     @property
     def frames(self) -> Path:
         return self.path / "frames.parquet"
+
+    @property
+    def curve(self) -> Path:
+        """The learning curve: the frames of the snapshots and of the final weights; only with `evaluation.at`."""
+        return self.path / "curve.parquet"
 
     @property
     def strips(self) -> Path:

@@ -20,6 +20,7 @@ from rad_bench.training.loop import LOG_EVERY
 
 STORED = 270  # bytes that a checkpoint's archive adds to a tensor: headers, names, alignment
 NAMED = 85  # bytes of a tensor's entry in a safetensors header
+POINT = 8  # bytes of a row of a learning curve
 TABLE, ROW = 10_000, 32  # bytes of an empty parquet file, and of a row: four numbers do not compress, the rest does
 PNG = 0.4  # of the raw bytes of a strip: what generated frames of 32 x 32 pixels came to
 LINE, TEXT = 100, 4_000  # bytes of a line of the log; of config, environment and result
@@ -58,11 +59,12 @@ class Disk:
     frames: int
     strips: int
     texts: int
+    curve: int  # snapshots, and the table of their frames
 
     @property
     def total(self) -> int:
         """All that is left, which no checkpoint is."""
-        return self.weights + self.frames + self.strips + self.texts
+        return self.weights + self.frames + self.strips + self.texts + self.curve
 
 
 def measured(folders: Iterable[Path], steps: int, device: str, threads: int) -> Cost | None:
@@ -109,10 +111,12 @@ def disk(experiment: Experiment) -> Disk:
     controls = 1 + (run.autoencoder.name != "none")
     strip = channels * height * (width + 1) * PNG
     frames = sum(len(shown(horizon)) for horizon in horizons)
+    snapshot, rows = weights + len(state) * NAMED, sum(horizons) * config.episodes
     return Disk(
         checkpoint=2 * weights + moments + stored * STORED,
-        weights=weights + len(state) * NAMED,
-        frames=TABLE + ROW * sum(horizons) * config.episodes * (len(config.interventions) + controls),
+        weights=snapshot,
+        frames=TABLE + ROW * rows * (len(config.interventions) + controls),
         strips=int(strip * frames * config.strips * (len(config.interventions) + 1)),
         texts=TEXT + LINE * run.training.steps // LOG_EVERY,
+        curve=len(config.at) * snapshot + TABLE + POINT * rows * (len(config.at) + 1) if config.at else 0,
     )

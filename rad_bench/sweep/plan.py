@@ -217,7 +217,10 @@ def _trained(model: PlannedModel, folders: Sequence[Path], device: torch.device,
     machine = Machine(device, launch, launch.processes)
     missing = [(run, folder) for run, folder, done in zip(model.runs, folders, model.done, strict=True) if not done]
     keys = [training_key(run.config, dataset, model.plan.options, machine) for run, _ in missing]
-    found = [find_trained(at.parent, key, run.config.seed) for (run, at), key in zip(missing, keys, strict=True)]
+    found = [
+        find_trained(folder.parent, key, run.config.seed, run.config.evaluation.at)
+        for (run, folder), key in zip(missing, keys, strict=True)
+    ]
     return len(found) - found.count(None)
 
 

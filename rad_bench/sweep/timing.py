@@ -85,7 +85,8 @@ def probe_cost(experiment: Experiment, launch: LaunchConfig) -> Cost:
     a_frame = max(last - first, 0.0) / (long - short) if long > short else last / long
     reading = max(first - short * a_frame, 0.0) * C / (C + (H - long) // 2)
     horizons = [H if name == "continuation" else (C - 1) // F * F for name in run.evaluation.tasks]
-    seconds = sum(reading + horizon * a_frame for horizon in horizons)
+    at, interventions = len(run.evaluation.at), len(run.evaluation.interventions)  # snapshots: under `keep` alone
+    seconds = sum(reading * (1 + at) + horizon * a_frame * (1 + at / interventions) for horizon in horizons)
     began, probed = time.perf_counter(), min(run.evaluation.probe, PROBED)
     probe(_with(experiment, "evaluation", probe=probed))
     seconds += (time.perf_counter() - began) * run.evaluation.probe / max(probed, 1)
@@ -97,6 +98,7 @@ def _step(experiment: Experiment, clips: int, launch: LaunchConfig) -> float:
     """Return the seconds of a training step on so many clips, by one process and without compilation."""
     steps, device = max(experiment.config.training.steps, MOST_STEPS + 1), experiment.device
     few = _with(experiment, "training", batch=clips, steps=steps, checkpoint_every=1 << 30)
+    few = _with(few, "evaluation", at=())
     if isinstance(few.dataset, Encoded):
         few = replace(few, dataset=_WithLatents(few.dataset.data, few.codec))
     alone = launch.model_copy(update={"compile": False, "accumulate": 1})

@@ -18,10 +18,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -62,8 +64,9 @@ def train(
     """Train the experiment's trunk in place, together with the (connected) group, and return its averaged (EMA) copy.
 
     Resumes from the folder's checkpoint. All randomness of step s is a function of (seed, s), so a checkpoint holds
-    only weights, averages, optimiser state and progress. Rank 0 writes checkpoints and log, and calls `watch` with the
-    averaged copy after each step. Raises `DivergedError`, on every rank, if the loss is not finite.
+    only weights, averages, optimiser state and progress. Rank 0 writes checkpoints, log and snapshots (the averaged
+    copy after the steps of `evaluation.at`), and calls `watch` with the averaged copy after each step. Raises
+    `DivergedError`, on every rank, if the loss is not finite.
     """
     config, leads = experiment.config.training, group.rank == 0
     check_shares(experiment.config, group.world, launch.accumulate)
@@ -100,6 +103,10 @@ def train(
                 }
                 if leads:
                     folder.append(folder.log, json.dumps({**line, "seconds": round(progress.seconds, 3)}))
+            if (
+                leads and progress.step in experiment.config.evaluation.at
+            ):  # first: no checkpoint is ahead of a snapshot
+                save_weights(folder, folder.snapshot(progress.step), trainer.average)
             if leads and (progress.step % config.checkpoint_every == 0 or progress.step == config.steps):
                 progress.pending = [float(loss) for loss in losses]
                 _save(folder, trainer, progress)
@@ -245,6 +252,12 @@ def training_batches(experiment: Experiment, first: int, rows: slice, loaders: i
         finally:
             for future in ahead:
                 future.cancel()
+
+
+def save_weights(folder: RunFolder, target: Path, trunk: Trunk) -> None:
+    """Write a trunk's weights to a file of the run's folder."""
+    weights = save({name: tensor.contiguous() for name, tensor in trunk.state_dict().items()})
+    folder.replace(target, lambda file: file.write(weights))
 
 
 def _save(folder: RunFolder, trainer: Trainer, progress: Progress) -> None:

@@ -64,6 +64,31 @@ def test_a_run_leaves_on_disk_what_was_estimated(half_done):
         assert model.disk.weights == pytest.approx((folder / "model.safetensors").stat().st_size, rel=0.1)
 
 
+def test_a_learning_curve_leaves_on_disk_and_costs_what_was_estimated(tmp_path, monkeypatch):
+    sweep, models = planned(tmp_path, "run.evaluation.at=[5, 20]", "run.evaluation.episodes=12")
+    model = models[1]
+    folder = tmp_path / "results" / "tiny" / "runs" / model.runs[0].name
+    save_run(model.runs[0], folder)
+    execute.execute(RunFolder(folder), sweep.launch)
+    curve = [folder / "curve.parquet", *(folder / "snapshots").iterdir()]
+    assert len(curve) == 3
+    assert model.disk.curve == pytest.approx(sum(path.stat().st_size for path in curve), rel=0.1)
+    assert planned(tmp_path)[1][1].disk.curve == 0
+    monkeypatch.setattr(timing, "evaluate", lambda *_: None)
+    monkeypatch.setattr(timing, "probe", lambda _: {})
+    monkeypatch.setattr(timing, "_step", lambda *_: 0.1)
+    costs = {}
+    for at in ("[]", "[5, 20]"):
+        _, models = planned(tmp_path, f"run.evaluation.at={at}", "run.evaluation.tasks=[continuation]")
+        with pytest.MonkeyPatch.context() as patch:
+            ticks = iter([0.0, 9.0, 0.0, 2.0, 0.0, 5.0, 0.0, 0.0])  # warm-up; 1 frame; 4 frames; probe
+            patch.setattr(timing.time, "perf_counter", ticks.__next__)
+            costs[at] = plan._probed(models[1], torch.device("cpu"), sweep.launch).evaluation
+    reading = 9 / (9 + (8 - 4) // 2)  # of 9 frames of context; timed with 11
+    assert costs["[]"] == pytest.approx(reading + 8)
+    assert costs["[5, 20]"] == pytest.approx(3 * reading + 8 * (1 + 2 / 3))  # keep is one of three interventions
+
+
 def test_one_row_a_model_says_which_seeds_are_done(half_done):
     _, models = planned(half_done)
     assert [(model.label, model.done) for model in models] == [
