@@ -11,6 +11,7 @@ def write_report(sweep_folder: Path) -> Path:
     from rad_bench.report.ablation import ablation_rows
     from rad_bench.report.answer import answer
     from rad_bench.report.evidence import budgets, gaps, need, parity
+    from rad_bench.report.learning import learning_curves, learning_table, order_sentences
     from rad_bench.report.page import write_page
     from rad_bench.report.plots import draw_plots
     from rad_bench.report.reading import read_sweep
@@ -26,16 +27,24 @@ def write_report(sweep_folder: Path) -> Path:
     )
     report = sweep_folder / "report"
     axes = ablation_rows(sweep)
+    curves = learning_curves(sweep)
     memory = memory_rows(sweep.frames, sweep.blocks, sweep.tasks)
     probe_scores = {block: probes(sweep.results_of(block)) for block in sweep.blocks}
     written = [tables.headline(rows), tables.paper(rows), tables.interventions(rows), tables.memory(memory)]
     written += [tables.probe(probe_scores), tables.cost(rows), tables.ablations(axes), tables.matrix(pairs)]
-    written += [tables.pairs_table(pairs), need(sweep), gaps(sweep), budgets(sweep), parity(sweep)]
+    written += [
+        tables.pairs_table(pairs),
+        need(sweep),
+        gaps(sweep),
+        budgets(sweep),
+        parity(sweep),
+        learning_table(curves),
+    ]
     (report / "tables").mkdir(parents=True, exist_ok=True)
     for table in written:
         (report / "tables" / f"{table.name}.md").write_text(table.markdown(), encoding="utf-8")
         (report / "tables" / f"{table.name}.tex").write_text(table.latex(), encoding="utf-8")
-    plots = draw_plots(sweep, rows, report / "plots")
+    plots = draw_plots(sweep, rows, report / "plots", curves)
     page = report / "index.html"
-    write_page(page, sweep, answer(sweep, rows, pairs, axes), written, plots)
+    write_page(page, sweep, answer(sweep, rows, pairs, axes), written, plots, order_sentences(curves))
     return page

@@ -19,9 +19,10 @@ from rad_bench.report.table import Table
 
 
 def write_page(
-    path: Path, sweep: Sweep, answer: list[tuple[str, list[str]]], tables: list[Table], plots: list[Plot]
-) -> None:
-    """Write the report's page."""
+    path: Path, sweep: Sweep, answer: list[tuple[str, list[str]]], tables: list[Table], plots: list[Plot],
+    learning: list[str],
+) -> None:  # fmt: skip
+    """Write the report's page; `learning` says whether the order of blocks still changes, if it is known."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rad_bench.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -33,6 +34,7 @@ def write_page(
         answer=answer,
         tables={table.name: table for table in tables},
         plots=[(plot, Markup(inline(plot.svg))) for plot in plots],
+        learning=learning,
         groups=groups,
         strips_left=left,
         evidence=evidence.evidence(sweep),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.evaluation.metrics import METRICS
 from rad_bench.report.curves import LEAST_EPISODES, Curve, gap_curves, horizon_curves, loss_curves
+from rad_bench.report.learning import LearningCurve, learning_lines
 from rad_bench.report.reading import Sweep, base_name, form_name
 from rad_bench.report.style import Style, block_styles
 from rad_bench.report.summary import Row
@@ -53,13 +54,13 @@ class Plot:
     """A plot as SVG, with its file stem and its texts."""
 
     name: str
-    part: str  # section of the page: curves, interventions, cost, training
+    part: str  # section of the page: curves, interventions, cost, learning, training
     caption: str
     text: str  # description for readers who cannot see the plot
     svg: str
 
 
-def draw_plots(sweep: Sweep, rows: list[Row], folder: Path) -> list[Plot]:
+def draw_plots(sweep: Sweep, rows: list[Row], folder: Path, learning: Sequence[LearningCurve] = ()) -> list[Plot]:
     """Draw all plots into `folder` as SVG and PDF."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("*.svg"), *folder.glob("*.pdf")):
@@ -93,6 +94,10 @@ def draw_plots(sweep: Sweep, rows: list[Row], folder: Path) -> list[Plot]:
         for task in with_revisits:
             caption = f"{task}: revisit PSNR against {label}; dashed: Pareto front of the means"
             add("cost", f"{name}-{task}", caption, _draw_cost, own[task], key)
+    for task in dict.fromkeys(curve.task for curve in learning):
+        lines = learning_lines([curve for curve in learning if curve.task == task])
+        caption = f"{task}: revisit PSNR of the averaged weights against training steps; bands are 95 % intervals"
+        add("learning", f"learning-{task}", caption, _draw_curves, lines, "training step", "revisit PSNR, dB", "linear")
     caption = "training loss, one line per run (running mean of five records)"
     add("training", "loss", caption, _draw_curves, loss_curves(sweep), "training step", "loss", "log")
     return plots

@@ -22,6 +22,8 @@ from rad_bench.store.sweep_folder import check_links, check_name, read_plan
 ORDER = ("none", "feedforward", "lstm", "mamba2", "ttt", "attention")
 TEXTS = ("run", "block", "task", "intervention", "kind", "card")
 NUMBERS = ("seed", "episode", "frame", "gap", "psnr", "mse", "truth")
+CURVE_TEXTS, CURVE_NUMBERS = ("run", "block", "task", "kind"), ("seed", "step", "episode", "frame", "psnr", "truth")
+FRAME = ["task", "episode", "frame", "kind", "truth"]  # what frames of two models have in common if they are compared
 SELF_SIMILARITY = ("self_revisit", "self_other", "self_neighbour")  # present only if measured, as are further scores
 
 
@@ -36,6 +38,7 @@ class Sweep:
     results: list[Result]  # of the runs in `frames`, in planned order
     plan: dict[str, Any]  # sweep.yaml
     failures: dict[str, str]  # planned run without frames -> reason
+    curves: pd.DataFrame  # frames of weights on the way of training, by `step`; empty without `evaluation.at`
 
     @property
     def tasks(self) -> list[str]:
@@ -100,7 +103,18 @@ def read_sweep(folder: Path) -> Sweep:
     for result in results:
         check_links(folder / "runs" / result.trained_by, folder)
     failures = {name: _why_missing(folder / "runs" / name) for name in planned if name not in runs}
-    return Sweep(folder, *shared_frames(frames), results, plan, failures)
+    shared, unshared = shared_frames(frames)
+    return Sweep(folder, shared, unshared, results, plan, failures, _read_curves(folder, shared))
+
+
+def _read_curves(folder: Path, frames: pd.DataFrame) -> pd.DataFrame:
+    """Return the sweep's learning curves over the frames that the report uses, so that they end at its headline."""
+    path = folder / "curves.parquet"
+    if not path.exists():
+        return pd.DataFrame(columns=[*CURVE_TEXTS, *CURVE_NUMBERS])
+    curves = read_curve(path)
+    used = pd.MultiIndex.from_frame(frames[FRAME].drop_duplicates())
+    return curves[curves["run"].isin(frames["run"]) & pd.MultiIndex.from_frame(curves[FRAME]).isin(used)]
 
 
 def shared_frames(frames: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
@@ -109,39 +123,49 @@ def shared_frames(frames: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]
     If one model generates 16 frames and another 19, they are compared over 16. If the models have no frame in common,
     for instance with different episodes, all frames are kept.
     """
-    key = ["task", "episode", "frame", "kind", "truth"]
-    models = frames[~frames["block"].isin(CONTROLS)].drop_duplicates(["block", *key])
-    counts = models.groupby(key)["block"].nunique()
+    models = frames[~frames["block"].isin(CONTROLS)].drop_duplicates(["block", *FRAME])
+    counts = models.groupby(FRAME)["block"].nunique()
     needed = models.groupby("task")["block"].nunique().reindex(counts.index.get_level_values("task"))
     common = counts.index[counts.to_numpy() == needed.to_numpy()]
     sharing = common.get_level_values("task").unique()
-    kept = pd.MultiIndex.from_frame(frames[key]).isin(common) | ~frames["task"].isin(sharing)
+    kept = pd.MultiIndex.from_frame(frames[FRAME]).isin(common) | ~frames["task"].isin(sharing)
     sizes = frames.groupby("task", sort=False).size()
     left = 1 - frames[kept].groupby("task").size() / sizes
     return frames[kept], {task: float(left[task]) if task in sharing else 1.0 for task in sizes.index}
 
 
 def read_run(folder: Path) -> pd.DataFrame:
-    """Return the frames of a finished run. Raises `UserError` if its frames or result cannot be read."""
+    """Return the frames of a finished run. Raises `UserError` if its frames, curve or result cannot be read."""
     paths = RunFolder(folder)
     read_result(paths.result)
     frames = read_frames(paths.frames)
-    if set(frames["run"]) != {folder.name}:
-        raise UserError(f"{paths.frames}: contains frames of another run, '{frames['run'].iloc[0]:.80}'.")
+    tables = {paths.frames: frames} | ({paths.curve: read_curve(paths.curve)} if paths.curve.exists() else {})
+    for path, table in tables.items():
+        if set(table["run"]) != {folder.name}:
+            raise UserError(f"{path}: contains frames of another run, '{table['run'].iloc[0]:.80}'.")
     return frames
 
 
 def read_frames(path: Path) -> pd.DataFrame:
     """Read a table of frames. Raises `UserError` if the file is not one."""
+    return _read_table(path, TEXTS, NUMBERS)
+
+
+def read_curve(path: Path) -> pd.DataFrame:
+    """Read the learning curves of a run or a sweep. Raises `UserError` if the file does not hold any."""
+    return _read_table(path, CURVE_TEXTS, CURVE_NUMBERS)
+
+
+def _read_table(path: Path, texts: tuple[str, ...], numbers: tuple[str, ...]) -> pd.DataFrame:
     try:
         frames = pd.read_parquet(path)
     except Exception as error:  # a damaged file makes pyarrow and pandas raise many types
         raise UserError(f"{path}: cannot be read: {error}.") from None
     frames = frames if "truth" in frames else frames.assign(truth=0)  # older tables lack the column
-    missing = {*TEXTS, *NUMBERS} - {*frames}
+    missing = {*texts, *numbers} - {*frames}
     if missing or not len(frames):
         raise UserError(f"{path}: is not a table of frames: it has no {', '.join(sorted(missing)) or 'rows'}.")
-    for column in (*TEXTS, *NUMBERS, *score_columns(), *SELF_SIMILARITY):
+    for column in (*texts, *numbers, *score_columns(), *SELF_SIMILARITY):
         if column in frames and not _fits(frames[column], column):
             raise UserError(
                 f"{path}: is not a table of frames: column '{column}' is {frames[column].dtype}, or has missing values."
@@ -152,7 +176,7 @@ def read_frames(path: Path) -> pd.DataFrame:
 def _fits(values: pd.Series, column: str) -> bool:
     if column in TEXTS:
         return pd.api.types.infer_dtype(values, skipna=False) == "string"
-    if column in ("seed", "episode", "frame", "truth"):
+    if column in ("seed", "step", "episode", "frame", "truth"):
         return types.is_integer_dtype(values) and not values.isna().any()
     return types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
 

@@ -10,7 +10,7 @@ import pandas as pd
 from rad_bench.errors import UserError, unwritten
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.store.atomic import write_atomically
-from rad_bench.store.run_folder import Run
+from rad_bench.store.run_folder import Run, RunFolder
 from rad_bench.sweep.job import Notes
 from rad_bench.sweep.status import RunStatus, read_runs
 
@@ -36,6 +36,7 @@ def finish(sweep_folder: Path, runs: list[Run], notes: Notes | None = None) -> O
         return Outcome(0, unfinished, None)
     try:
         aggregate(sweep_folder, tables)
+        _aggregate_curves(sweep_folder, list(tables))
         return Outcome(len(tables), unfinished, write_report(sweep_folder))
     except OSError as error:
         return Outcome(len(tables), unfinished, None, unwritten(error, sweep_folder))
@@ -58,3 +59,17 @@ def aggregate(sweep_folder: Path, tables: dict[str, pd.DataFrame]) -> None:
     key = ["block", "seed", "task", "intervention", "episode", "frame"]
     frames = pd.concat([frames[~copies], frames[copies].drop_duplicates(key)], ignore_index=True)
     write_atomically(sweep_folder / "frames.parquet", lambda file: frames.to_parquet(file, index=False))
+
+
+def _aggregate_curves(sweep_folder: Path, runs: list[str]) -> None:
+    """Write the sweep's curves.parquet from its runs'; no such file remains if none of them has a learning curve."""
+    from rad_bench.report.reading import read_curve
+
+    paths = [RunFolder(sweep_folder / "runs" / run).curve for run in runs]
+    tables = [read_curve(path) for path in paths if path.exists()]
+    target = sweep_folder / "curves.parquet"
+    if tables:
+        curves = pd.concat(tables, ignore_index=True)
+        write_atomically(target, lambda file: curves.to_parquet(file, index=False))
+    else:
+        target.unlink(missing_ok=True)

@@ -74,3 +74,19 @@ def _result(run, block, seed):
         "data": {"name": "rooms", "identity": "d"}, "device": "cpu", "threads": 1, "commit": "abcdef0",
         "science_version": 1, "strips": {},
     }  # fmt: skip
+
+
+def write_curves(folder, shifts):
+    """Write curves.parquet: `shifts` maps a step to the dB by which a block is above its headline there, 0 if absent.
+
+    The last step is the end of training. Blocks that no step names have no curve.
+    """
+    frames = pd.read_parquet(folder / "frames.parquet").assign(truth=0)
+    blocks = {block for own in shifts.values() for block in own}
+    kept = frames[(frames["intervention"] == "keep") & frames["block"].isin(blocks)]
+    tables = [
+        kept.assign(step=step, psnr=kept["psnr"] + kept["block"].map(own).fillna(0.0)) for step, own in shifts.items()
+    ]
+    curves = pd.concat(tables, ignore_index=True)
+    columns = ["run", "block", "seed", "step", "task", "episode", "frame", "kind", "truth", "psnr"]
+    curves[columns].to_parquet(folder / "curves.parquet")
