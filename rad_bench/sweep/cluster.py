@@ -1,6 +1,7 @@
-"""Bring runs to their end on SLURM: journal, submit, watch, and submit again what was lost.
+"""Execute runs on SLURM: write the journal, submit, wait, and submit lost jobs again.
 
-Result files say what is done, the journal says what was submitted, one squeue call a while says what still runs.
+Result files say which runs are done, the journal says which were submitted, and squeue, called at intervals, says which
+still run.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from rad_bench.sweep.job import Missing, Notes, RunJob
 from rad_bench.sweep.journal import Submission, new_submission, read_submissions
 from rad_bench.sweep.squeue import SilentError, Task
 
-CONFIRM_SECONDS = 3.0  # before a job that has ended without a result is believed to have none
-REFUSED_SECONDS = 60.0  # before sbatch is asked again
+CONFIRM_SECONDS = 3.0  # until SLURM is asked again about a job that seems to have ended without a result
+REFUSED_SECONDS = 60.0  # until sbatch is called again
 NOT_RETRIED = {
     "CANCELLED": "its job was cancelled",
     "OUT_OF_MEMORY": "its job ran out of memory; give it more by launch.slurm.memory_gb or launch.where",
@@ -32,43 +33,43 @@ NOT_RETRIED = {
 
 @dataclass
 class Waiting:
-    """Where one run stands in this launch."""
+    """The state of one run in this launch."""
 
     run: Missing
     attempts: int = 0  # submissions by this command
-    absences: int = 0  # times in a row that SLURM had no live job for it
+    absences: int = 0  # consecutive answers of SLURM without a live job for it
 
 
 @dataclass
 class ClusterLaunch:
-    """One command's work on SLURM."""
+    """The launch of runs on SLURM by one command."""
 
     sweep_folder: Path
     runs: dict[str, Waiting]  # those without a result, by name
     watch: Callable[[], None]
-    pause: float = 10.0  # seconds between questions to SLURM
+    pause: float = 10.0  # seconds between calls of squeue
     notes: Notes = field(default_factory=dict)
     submissions: list[Submission] = field(default_factory=list)
     to_submit: list[str] = field(default_factory=list)
-    refused: str = ""  # what sbatch last said, if it took nothing
+    refused: str = ""  # the last error of sbatch, if it refused jobs
 
     def start(self) -> None:
-        """Take over what earlier commands left in the queue, and submit the rest. Raises `UserError`."""
+        """Keep the jobs of earlier commands that are in the queue, and submit the other runs. Raises `UserError`."""
         if "%" in str(self.sweep_folder.absolute()):
-            raise UserError(f"{self.sweep_folder}: SLURM replaces % and a letter in paths; take a folder without %.")
+            raise UserError(f"{self.sweep_folder}: SLURM replaces % and a letter in paths; use a folder without %.")
         self.submissions = read_submissions(self.sweep_folder)
         try:
-            tasks = squeue.ask(self.submissions)
+            tasks = squeue.query(self.submissions)
             squeue.cancel(self._orphans(tasks))
         except SilentError as error:
             raise UserError(f"SLURM does not answer, and jobs of this sweep may be in its queue: {error}.") from None
         self.to_submit = [name for name in self.runs if not (name in tasks and tasks[name].is_live)]
         self._submit()
         if self.refused and len(self.to_submit) == len(self.runs):
-            raise UserError(f"sbatch took nothing: {self.refused}")
+            raise UserError(f"sbatch accepted no job: {self.refused}")
 
     def follow(self) -> None:
-        """Return when no run is open: each has a result, has failed, or is given up with a note."""
+        """Wait until each run has a result, has failed, or is given up with a note."""
         asked, pause = time.monotonic(), self.pause
         while True:
             self.watch()
@@ -79,15 +80,15 @@ class ClusterLaunch:
             if time.monotonic() - asked > pause:
                 pause = self._poll()
                 asked = time.monotonic()
-            # Many folders are looked at less often: a shared file system has other users.
+            # With many folders, look less often: a shared file system has other users.
             time.sleep(max(0.5, len(self.runs) / 200))
 
     def _poll(self) -> float:
-        """Ask SLURM for all runs; return in how many seconds to ask again."""
+        """Ask SLURM about all runs. Return the seconds until the next call."""
         try:
-            tasks = squeue.ask(self.submissions)
+            tasks = squeue.query(self.submissions)
         except SilentError:
-            return self.pause  # a controller may be away for hours, while its jobs run on
+            return self.pause  # the controller may be down for hours while jobs keep running
         gone = []
         for name, waiting in self.runs.items():
             if name in self.to_submit:
@@ -96,53 +97,53 @@ class ClusterLaunch:
             waiting.absences = 0 if task is not None and task.is_live else waiting.absences + 1
             if waiting.absences >= 2:  # the queue lags, and so may a shared file system
                 gone.append(name)
-        told = squeue.forgotten(self.submissions) if any(name not in tasks for name in gone) else {}
+        ended = squeue.query_accounting(self.submissions) if any(name not in tasks for name in gone) else {}
         for name in gone:
-            self._ended(name, tasks.get(name) or told.get(name))
+            self._handle_ended(name, tasks.get(name) or ended.get(name))
         self._submit()
         if self.refused and not any(task.is_live for task in tasks.values()):
-            raise UserError(f"sbatch takes no more jobs, and none of this sweep is left: {self.refused}")
+            raise UserError(f"sbatch accepts no jobs, and this sweep has none in the queue: {self.refused}")
         if self.refused:
             return REFUSED_SECONDS
-        unsure = any(waiting.absences for waiting in self.runs.values())
-        return min(CONFIRM_SECONDS, self.pause) if unsure else self.pause
+        unconfirmed = any(waiting.absences for waiting in self.runs.values())
+        return min(CONFIRM_SECONDS, self.pause) if unconfirmed else self.pause
 
-    def _ended(self, name: str, task: Task | None) -> None:
-        """Decide on a run whose job has left the queue."""
+    def _handle_ended(self, name: str, task: Task | None) -> None:
+        """Give up a run whose job has ended, or list it to be submitted again."""
         waiting = self.runs[name]
         state = task.state if task else ""
         if waiting.run.paths.is_done:
             return
-        if waiting.run.paths.failure.exists():  # removed when it was submitted, so it is new
+        if waiting.run.paths.failure.exists():  # deleted at submission, so this failure is new
             del self.runs[name]
         elif state in NOT_RETRIED:
             self.notes[name] = NOT_RETRIED[state]
             del self.runs[name]
         elif task and state == "FAILED" and not _has_begun(waiting.run, task):
-            # No lost node but a command that is not there, or a module: it would be missing the next time too.
-            self.notes[name] = f"its job failed before the run began{self._last_words(name, task)}"
+            # Not a lost node, but a missing command or module: it would be missing the next time too.
+            self.notes[name] = f"its job failed before the run began{self._last_error(name, task)}"
             del self.runs[name]
         elif waiting.attempts >= waiting.run.launch.attempts:
             ended = state.lower().replace("_", " ") or "gone from the queue"
-            words = self._last_words(name, task)
-            self.notes[name] = f"its job was lost {waiting.attempts} times; the last is {ended}{words}"
+            error = self._last_error(name, task)
+            self.notes[name] = f"its job was lost {waiting.attempts} times; the last one: {ended}{error}"
             del self.runs[name]
         else:
             self.to_submit.append(name)
 
-    def _last_words(self, name: str, task: Task | None) -> str:
-        """Return what a run's job wrote last to its errors, and where; empty if that is nothing."""
+    def _last_error(self, name: str, task: Task | None) -> str:
+        """Return the last line of a job's error log and the log's path; empty if there is none."""
         folder = next(entry.folder for entry in reversed(self.submissions) if name in entry.runs)
         for log in sorted(folder.glob(f"{task.id}_*_log.err")) if task else ():
             with contextlib.suppress(OSError):
                 lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-                # srun adds that a task has exited, which is known.
-                if told := [line for line in lines if not line.startswith("srun: error")] or lines:
-                    return f": {told[-1]} ({log})"
+                # srun's own lines only say that a task has exited.
+                if errors := [line for line in lines if not line.startswith("srun: error")] or lines:
+                    return f": {errors[-1]} ({log})"
         return ""
 
     def _submit(self) -> None:
-        """Submit what is due: an array for each set of resources, in chunks that SLURM accepts."""
+        """Submit the listed runs: an array for each set of resources, in chunks that SLURM accepts."""
         groups: dict[str, list[Missing]] = {}
         self.to_submit = [name for name in self.to_submit if name in self.runs]  # one may have ended meanwhile
         for name in self.to_submit:
@@ -184,22 +185,22 @@ class ClusterLaunch:
             self.to_submit.remove(name)
 
     def _orphans(self, tasks: dict[str, Task]) -> list[Task]:
-        """Return live tasks that will never run: their launcher died before it gave them their work.
+        """Remove from `tasks`, and return, the live tasks that cannot run, because their launcher died too early.
 
-        They are taken out of `tasks`. submitit hands a task its work in a file named after the job's id, once it knows
-        that; without the file the task waits a minute and fails.
+        submitit writes what a task executes to a file named after the job's id, once it knows the id. Without that file
+        the task waits a minute and fails.
         """
-        found = []
+        orphans = []
         for submission in self.submissions:
             for run in submission.runs if not submission.submitted else ():
                 task = tasks.get(run)
                 if task and task.is_live and not (submission.folder / f"{task.id}_submitted.pkl").exists():
-                    found.append(tasks.pop(run))
-        return found
+                    orphans.append(tasks.pop(run))
+        return orphans
 
 
 def make_executor(logs: Path, launch: LaunchConfig, name: str) -> submitit.AutoExecutor:
-    """Return submitit's executor for jobs called `name`, which leave their files in `logs`."""
+    """Return submitit's executor for jobs called `name`, whose files go to `logs`."""
     slurm = launch.slurm
     python = {"slurm_python": slurm.python} if slurm.python else {}
     executor = submitit.AutoExecutor(folder=logs, cluster="slurm", slurm_max_num_timeout=1000, **python)
@@ -208,7 +209,7 @@ def make_executor(logs: Path, launch: LaunchConfig, name: str) -> submitit.AutoE
     if slurm.gpus:
         options["slurm_gpus_per_node"] = slurm.gpus
     nodes, tasks = launch.tasks("slurm")
-    if nodes * tasks > 1:  # end all with one that fails, and none because another has left after training
+    if nodes * tasks > 1:  # one that fails ends the others; one that finishes after training does not
         options["slurm_srun_args"] = ["--kill-on-bad-exit=1", "--wait=0"]
     executor.update_parameters(
         name=name,
@@ -225,7 +226,7 @@ def make_executor(logs: Path, launch: LaunchConfig, name: str) -> submitit.AutoE
             *slurm.setup,
             "set +e",
         ],
-        # A node that fails gives its jobs back to the queue, whatever the cluster's default.
+        # Jobs of a failed node are queued again, whatever the cluster's default.
         slurm_additional_parameters={"requeue": True, **slurm.extra},
         **options,
     )
@@ -233,12 +234,12 @@ def make_executor(logs: Path, launch: LaunchConfig, name: str) -> submitit.AutoE
 
 
 def _reason(error: Exception) -> str:
-    """Return what sbatch said last for itself; what follows that is advice, such as to try --help."""
+    """Return the last error of sbatch. The lines after it are advice, such as to try --help."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return next((line for line in reversed(lines) if line.startswith("sbatch: ")), lines[-1])
 
 
 def _has_begun(run: Missing, task: Task) -> bool:
-    """Return whether a job came as far as to claim its run."""
+    """Return whether a job has claimed its run."""
     claim = ruling_claim(run.paths.attempts)
     return claim is not None and claim.holder is not None and claim.holder.job == task.id

@@ -1,4 +1,4 @@
-"""What a run will cost, before it runs: seconds, from finished runs or a probe (`timing`), and bytes, from sizes."""
+"""The estimated cost of a run: seconds, from finished runs or a probe (`timing`), and bytes, from tensor sizes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ LINE, TEXT = 100, 4_000  # bytes of a line of the log; of config, environment an
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that a run spends, and how they are known."""
+    """The estimated seconds of a run, and their source."""
 
     step: float  # a step of training
     steps: int
     evaluation: float
     source: str
-    trained: int = 0  # runs whose weights stand already: they only evaluate
+    trained: int = 0  # runs that reuse weights and only evaluate
 
     @property
     def training(self) -> float:
@@ -42,17 +42,17 @@ class Cost:
 
     @property
     def run(self) -> float:
-        """All of a run that trains, but for the start of its process."""
+        """Training and evaluation, without the start of the process."""
         return self.training + self.evaluation
 
     def runs(self, count: int, start: float) -> list[float]:
-        """Return what each of `count` runs takes, those that train first; `start` is for the start of its process."""
+        """Return the seconds of each of `count` runs, those that train first; `start` is the start of a process."""
         return [self.run + start] * (count - self.trained) + [self.evaluation + start] * self.trained
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes that a run leaves, and those of a checkpoint, of which there are two while it runs."""
+    """Bytes of a finished run, and of a checkpoint. A run in progress has two checkpoints."""
 
     checkpoint: int
     weights: int
@@ -63,17 +63,17 @@ class Disk:
 
     @property
     def total(self) -> int:
-        """All that is left, which no checkpoint is."""
+        """All files of a finished run, which has no checkpoint."""
         return self.weights + self.frames + self.strips + self.texts + self.curve
 
 
 def measured(folders: Iterable[Path], steps: int, device: str, threads: int) -> Cost | None:
-    """Return the mean cost of the finished runs among `folders` that ran on such a device, if there are any."""
+    """Return the mean cost of the finished runs in `folders` on this device and number of threads, if there are any."""
     step, evaluation = [], []
     for folder in folders:
         try:
             result = read_result(RunFolder(folder).result)
-        except UserError:  # not finished, or spoilt
+        except UserError:  # not finished, or damaged
             continue
         if (result.device, result.threads) == (device, threads) and result.evaluation is not None:
             step.append(result.training.seconds_per_step)
@@ -84,7 +84,7 @@ def measured(folders: Iterable[Path], steps: int, device: str, threads: int) -> 
 
 
 def start_seconds() -> float:
-    """Return how long a process takes until a run could begin."""
+    """Return how many seconds a run's process takes to start."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import rad_bench.run.execute"], check=True, capture_output=True)
     return time.perf_counter() - began
@@ -99,7 +99,7 @@ def wall_seconds(runs: Sequence[float], parallel: int) -> float:
 
 
 def disk(experiment: Experiment) -> Disk:
-    """Return what a run leaves on disk."""
+    """Return the bytes that a run needs on disk."""
     run, trunk = experiment.config, experiment.trunk
     state, parameters = trunk.state_dict().values(), list(trunk.parameters())
     weights = sum(tensor.numel() * tensor.element_size() for tensor in state)

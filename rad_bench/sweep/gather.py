@@ -1,4 +1,4 @@
-"""Gather the runs of a sweep that are done: one table of frames, and the report from it."""
+"""Gather the finished runs of a sweep: one table of frames, and the report."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from rad_bench.sweep.status import RunStatus, read_runs
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a sweep stands after a command."""
+    """The state of a sweep after a command."""
 
     done: int
     unfinished: list[RunStatus]
     report: Path | None
-    unwritten: UserError | None = None  # why there is no report of what is done
-    detached: bool = False  # jobs were submitted and go on by themselves
+    unwritten: UserError | None = None  # why the report could not be written
+    detached: bool = False  # jobs were submitted, and the command did not wait for them
 
 
 def finish(sweep_folder: Path, runs: list[Run], notes: Notes | None = None) -> Outcome:
-    """Aggregate the runs that are done and write the report from them. `notes` say what is known of the others."""
+    """Aggregate the finished runs and write the report. `notes` say why other runs have no result."""
     from rad_bench.report import write_report
 
     statuses, tables = read_runs(sweep_folder, runs)
@@ -49,15 +49,15 @@ def _noted(status: RunStatus, notes: Notes) -> RunStatus:
 
 
 def aggregate(sweep_folder: Path, tables: dict[str, pd.DataFrame]) -> None:
-    """Write the sweep's frames.parquet from its runs'. Refuses runs whose metrics are defined differently."""
+    """Write the sweep's frames.parquet from its runs'. Raises `UserError` if their metric definitions differ."""
     cards = {name: table["card"].iloc[0] for name, table in tables.items()}
     if len(set(cards.values())) > 1:
         listing = "; ".join(f"{name}: {card}" for name, card in cards.items())
         raise UserError(f"{sweep_folder}: runs were scored with different metric definitions ({listing}).")
     frames = pd.concat(tables.values(), ignore_index=True)
-    copies = frames["block"].isin(CONTROLS)  # every run holds the controls; once a seed is enough
+    controls = frames["block"].isin(CONTROLS)  # every run has them; one copy for each seed is kept
     key = ["block", "seed", "task", "intervention", "episode", "frame"]
-    frames = pd.concat([frames[~copies], frames[copies].drop_duplicates(key)], ignore_index=True)
+    frames = pd.concat([frames[~controls], frames[controls].drop_duplicates(key)], ignore_index=True)
     write_atomically(sweep_folder / "frames.parquet", lambda file: frames.to_parquet(file, index=False))
 
 

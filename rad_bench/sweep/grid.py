@@ -25,7 +25,7 @@ LONGEST_LABEL = 300  # characters
 def plan_runs(sweep: SweepConfig, only: Iterable[str] = (), where: str = "sweep") -> list[Run]:
     """Return the runs of a sweep in the grid's order, the last axis fastest. Raises `UserError`.
 
-    `only` keeps the points whose axis has the given value (`memory=lstm`); several for one axis add up.
+    `only` keeps the points whose axis has the given value (`memory=lstm`), or one of several values.
     """
     _check_axes(sweep, where)
     axes = list(sweep.grid)
@@ -41,7 +41,7 @@ def plan_runs(sweep: SweepConfig, only: Iterable[str] = (), where: str = "sweep"
             continue
         run = _make_run(sweep, dict(zip(axes, point, strict=True)), datasets, where)
         if run.key in runs:
-            raise UserError(f"{where}: the grid holds '{run.label}' with seed {run.config.seed} twice: the same run.")
+            raise UserError(f"{where}: the grid has '{run.label}' with seed {run.config.seed} twice.")
         if (run.label, run.config.seed) in names:
             raise UserError(
                 f"{where}: two different points of the grid would both be called '{run.label}', seed "
@@ -50,27 +50,27 @@ def plan_runs(sweep: SweepConfig, only: Iterable[str] = (), where: str = "sweep"
         names.add((run.label, run.config.seed))
         runs[run.key] = run
     for run in runs.values():
-        launch_of(sweep, run, where)  # what it says wrongly is better known before anything is launched
+        launch_of(sweep, run, where)  # raises for a mistake in launch.where before anything is launched
     return list(runs.values())
 
 
 def cut_to(sweep: SweepConfig, runs: Sequence[Run]) -> SweepConfig:
-    """Return the sweep of these runs alone, which is what `--only` leaves of it."""
+    """Return the sweep restricted to these runs, which `--only` selected."""
     grid: dict[str, Any] = {}
     for axis, values in sweep.grid.items():
         used = [run.axes[axis] for run in runs]
         kept = [value for value in values if value in used]
         grid[axis] = {name: values[name] for name in kept} if isinstance(values, dict) else kept
-    fits = {
+    matching = {
         text: changes
         for text, changes in sweep.launch.where.items()
         if all(value in grid[axis] for axis, values in _parse_only(sweep, [text]).items() for value in values)
     }
-    return sweep.model_copy(update={"grid": grid, "launch": sweep.launch.model_copy(update={"where": fits})})
+    return sweep.model_copy(update={"grid": grid, "launch": sweep.launch.model_copy(update={"where": matching})})
 
 
 def launch_of(sweep: SweepConfig, run: Run, where: str = "sweep") -> LaunchConfig:
-    """Return how a run is to be launched: the sweep's `launch`, changed by entries of `launch.where` that fit it."""
+    """Return how a run is launched: the sweep's `launch`, changed by the entries of `launch.where` that match it."""
     if not sweep.launch.where:
         return sweep.launch
     tree = sweep.launch.model_dump(mode="json", exclude={"where"})
@@ -118,7 +118,7 @@ def _check_poses(config: RunConfig, dataset: Dataset, where: str) -> None:
 
 
 def _label(sweep: SweepConfig, config: RunConfig, axes: dict[str, Any], where: str) -> str:
-    """Name a run by its block, the options given for it, and the grid's other axes; a named point by its name."""
+    """Return a run's label: its block with the given options, and the values of the other axes or names of points."""
     label = config.memory.name.rpartition(":")[2]
     if config.memory.options:
         label += "(" + ", ".join(f"{k}={v}" for k, v in config.memory.options.items()) + ")"
@@ -130,7 +130,7 @@ def _label(sweep: SweepConfig, config: RunConfig, axes: dict[str, Any], where: s
     label = one_line(" / ".join([label, *others]), longest=10 * LONGEST_LABEL)
     if len(label) > LONGEST_LABEL:
         raise UserError(
-            f"{where}: grid: a point's name has {len(label)} characters, and {LONGEST_LABEL} are the most: "
+            f"{where}: grid: a point's name has {len(label)} characters, more than {LONGEST_LABEL}: "
             f"'{label:.80}...'. Named points, `regime: {{short: {{...}}, ...}}`, keep names short."
         )
     return label
@@ -160,7 +160,7 @@ def _short(value: Any) -> str:
 
 
 def _parse_only(sweep: SweepConfig, only: Iterable[str], option: str = "--only") -> dict[str, list[Any]]:
-    """Return the kept values of each restricted axis; a block with options also goes by its name alone."""
+    """Return the kept values of each restricted axis. A block with options also matches by its name."""
     keep: dict[str, list[Any]] = {}
     for text in only:
         axis, value = split_assignment(text, option)

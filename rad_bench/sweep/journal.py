@@ -1,7 +1,7 @@
-"""What was handed to SLURM: written down before sbatch is called, so that no job is ever unknown.
+"""The journal of submissions to SLURM. It is written before sbatch is called, so that no job is unknown.
 
-One folder a submission, `<sweep>/submitit/<token>/`. Its jobs bear the token in their name, and are looked for by name:
-ids come again after a cluster is rebuilt, and a launcher may die before it learns them.
+Each submission has a folder, `<sweep>/submitit/<token>/`. The names of its jobs contain the token. Jobs are found by
+name, because a rebuilt cluster uses ids again, and a launcher may die before it gets them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Submission:
     folder: Path
     name: str  # of its jobs
     runs: tuple[str, ...]  # by array index
-    submitted: bool  # False: sbatch was not yet known to have returned
+    submitted: bool  # False until sbatch has returned
 
     def write(self) -> None:
         record = {"name": self.name, "runs": self.runs, "submitted": self.submitted}
@@ -31,7 +31,7 @@ class Submission:
 
 
 def new_submission(sweep_folder: Path, runs: list[str]) -> Submission:
-    """Open the journal of a submission that is about to be made."""
+    """Write the journal of a submission before it is made."""
     token = uuid.uuid4().hex[:8]
     folder = sweep_folder / "submitit" / token
     folder.mkdir(parents=True)
@@ -42,13 +42,13 @@ def new_submission(sweep_folder: Path, runs: list[str]) -> Submission:
 
 def read_submissions(sweep_folder: Path) -> list[Submission]:
     """Return all submissions of a sweep, the oldest first."""
-    found = []
+    submissions = []
     for path in (sweep_folder / "submitit").glob(f"*/{FILE}"):
         try:
             record = json.loads(path.read_text())
             submission = Submission(path.parent, str(record["name"]), tuple(record["runs"]), bool(record["submitted"]))
-            if submission.name.startswith(PREFIX):  # a folder from elsewhere must not name other jobs of ours
-                found.append((path.stat().st_mtime, submission))
+            if submission.name.startswith(PREFIX):  # a copied folder must not name a user's other jobs
+                submissions.append((path.stat().st_mtime, submission))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not a journal of ours
-    return [submission for _, submission in sorted(found, key=lambda pair: (pair[0], pair[1].name))]
+    return [submission for _, submission in sorted(submissions, key=lambda pair: (pair[0], pair[1].name))]

@@ -1,4 +1,4 @@
-"""Run a sweep: launch what is missing, here or on a cluster, then gather what is done."""
+"""Run a sweep: launch the missing runs, here or on a cluster, then gather the finished ones."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def choose_cluster(cluster: str, launch: LaunchConfig) -> str:
 def run_sweep(
     sweep: SweepConfig, runs: list[Run], sweep_folder: Path, cluster: str, detach: bool, console: Console
 ) -> Outcome:
-    """Execute what is missing, then aggregate and report. What is done is never touched."""
+    """Execute the missing runs, then aggregate and report. Finished runs are not changed."""
     cluster = choose_cluster(cluster, sweep.launch)
     if detach and cluster != "slurm":
-        raise UserError(f"--detach: needs a cluster that goes on by itself, and --cluster is {cluster}.")
+        raise UserError(f"--detach: needs --cluster slurm, and --cluster is {cluster}.")
     for run in runs:
         launch = launch_of(sweep, run)
         check_shares(run.config, math.prod(launch.tasks(cluster)), launch.accumulate)
@@ -71,25 +71,25 @@ def run_sweep(
 def _launch(
     sweep: SweepConfig, runs: list[Run], sweep_folder: Path, cluster: str, detach: bool, console: Console
 ) -> tuple[Notes, bool]:
-    """Execute what is missing. Return what is to be said of runs that ended without a result; whether jobs go on."""
+    """Execute the missing runs. Return why runs have no result, and whether jobs keep running."""
     missing: list[Missing] = []
     for run, folder in zip(runs, run_folders(sweep_folder, runs), strict=True):
         if not RunFolder(folder).is_done:
-            save_run(run, folder)  # also over what is there: a folder from elsewhere must not choose what code is run
+            save_run(run, folder)  # overwrites: a copied folder must not choose what code is run
             missing.append(Missing(folder, launch_of(sweep, run)))
-    # Seed by seed: what stands after a part of the time is every model with fewer seeds, not a few models with all.
+    # Seed by seed: a sweep that is stopped early has all models with fewer seeds, not a few models with all seeds.
     seeds = {folder: run.config.seed for run, folder in zip(runs, run_folders(sweep_folder, runs), strict=True)}
     missing.sort(key=lambda run: seeds[run.folder])
     tree = {**cut_to(sweep, runs).model_dump(mode="json"), "planned": [run.name for run in runs]}
     write_atomically(sweep_folder / "sweep.yaml", strict_yaml.dump(tree).encode())
     console.print(
-        f"{len(runs) - len(missing)} of {len(runs)} runs are done, {len(missing)} to go on {cluster}", highlight=False
+        f"{len(runs) - len(missing)} of {len(runs)} runs are done, {len(missing)} left ({cluster})", highlight=False
     )
-    strangers = {path.parent.name for path in sweep_folder.glob("runs/*/result.json")} - {run.name for run in runs}
-    if strangers:
+    others = {path.parent.name for path in sweep_folder.glob("runs/*/result.json")} - {run.name for run in runs}
+    if others:
         console.print(
-            f"{sweep_folder} also holds {len(strangers)} finished runs of other settings: they stay, and are not "
-            "reported here. `--set name=...` gives a sweep a folder of its own.", highlight=False, soft_wrap=True,
+            f"{sweep_folder} also has {len(others)} finished runs with other settings. They are kept, but are not in "
+            "this report. `--set name=...` gives a sweep a folder of its own.", highlight=False, soft_wrap=True,
         )  # fmt: skip
     if not missing:
         return {}, False
@@ -100,8 +100,8 @@ def _launch(
             on_slurm.start()
             if detach and on_slurm.refused:
                 raise UserError(
-                    f"sbatch took {len(missing) - len(on_slurm.to_submit)} of {len(missing)} runs, which go on, and no "
-                    f"more: {on_slurm.refused}. The same command submits the others once there is room."
+                    f"sbatch accepted {len(missing) - len(on_slurm.to_submit)} of {len(missing)} runs, which continue. "
+                    f"It refused the others: {on_slurm.refused}. Run the same command later to submit them."
                 )
             if detach:
                 return {}, True

@@ -24,7 +24,7 @@ PROBLEMS_NAMED = 3  # of a config; the others are counted
 def load_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
     """Read a sweep file, apply `PATH=VALUE` overrides, and check it. Raises `UserError`."""
     tree = {**_read(path, (), {})}
-    if isinstance(tree.get("grid"), dict):  # `memory: null` takes an axis away that `extends` brought
+    if isinstance(tree.get("grid"), dict):  # `memory: null` removes an axis of an extended file
         tree["grid"] = {axis: values for axis, values in tree["grid"].items() if values is not None}
     for override in overrides:
         _override(tree, override)
@@ -32,13 +32,13 @@ def load_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
 
 
 def validate(model: type[Any], tree: Any, where: str, prefix: str = "") -> Any:
-    """Validate against a pydantic model; its complaints become one `UserError`."""
+    """Validate against a pydantic model. Its errors become one `UserError`."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        problems = [_explain(model, problem, prefix) for problem in found[:PROBLEMS_NAMED]]
-        more = f" ({len(found) - PROBLEMS_NAMED} more problems follow.)" if len(found) > PROBLEMS_NAMED else ""
+        errors = error.errors(include_url=False)
+        problems = [_explain(model, problem, prefix) for problem in errors[:PROBLEMS_NAMED]]
+        more = f" ({len(errors) - PROBLEMS_NAMED} more problems follow.)" if len(errors) > PROBLEMS_NAMED else ""
         raise UserError(f"{where}: " + " ".join(problems) + more) from None
 
 
@@ -59,11 +59,11 @@ def split_assignment(text: str, option: str) -> tuple[str, Any]:
 
 
 def _read(path: Path, chain: tuple[Path, ...], known: dict[Path, dict[str, Any]]) -> dict[str, Any]:
-    """Return a sweep file with what it extends. `known` holds the files read already: each is read once."""
-    real = Path(os.path.realpath(path))  # which, unlike Path.resolve, bears circles of links
+    """Return a sweep file merged with the files it extends. `known` caches files, so each is read once."""
+    real = Path(os.path.realpath(path))  # unlike Path.resolve, it accepts links that form a circle
     if real in chain or len(chain) >= LONGEST_CHAIN:
         names = " -> ".join(p.name for p in (*chain, path))
-        raise UserError(f"{path}: 'extends' leads in a circle or too far: {names}.")
+        raise UserError(f"{path}: 'extends' forms a circle, or a chain longer than {LONGEST_CHAIN}: {names}.")
     if real not in known:
         known[real] = _extended(path, _parse(path), (*chain, real), known)
     return known[real]
@@ -74,7 +74,7 @@ def _parse(path: Path) -> dict[str, Any]:
         if path.exists() and not path.is_file():  # a folder, or a device or pipe that never ends
             raise UserError(f"{path}: is not a file.")
         if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"{path}: is larger than {LARGEST_FILE >> 20} MiB, which no sweep file is.")
+            raise UserError(f"{path}: is larger than {LARGEST_FILE >> 20} MiB, the limit for a sweep file.")
         tree: Any = strict_yaml.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
@@ -96,7 +96,7 @@ def _extended(
     parents = [extends] if isinstance(extends, str) else extends
     if not (isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)):
         raise UserError(
-            f"{path}: extends is {extends!r:.80}, and must be the path of another sweep file, or a list of them."
+            f"{path}: extends is {extends!r:.80}; it must be the path of another sweep file, or a list of paths."
         )
     merged: dict[str, Any] = {}
     for parent in parents:
@@ -105,7 +105,7 @@ def _extended(
 
 
 def merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Lay `own` over `base`, mapping by mapping; a mapping of another `name` (a different kind of data) replaces."""
+    """Merge `own` into `base`, key by key. A mapping with another `name` (another kind of data) replaces the old."""
     merged = dict(base)
     for key, value in own.items():
         old = merged.get(key)
@@ -123,7 +123,7 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
         hint = did_you_mean(parts[0], SweepConfig.model_fields)
         if parts[0] in RunConfig.model_fields:
             hint = f"; did you mean 'run.{path}'?"
-        raise UserError(f"--set {assignment:.200}: '{parts[0]}' is no part of a sweep{hint}")
+        raise UserError(f"--set {assignment:.200}: '{parts[0]}' is not a key of a sweep{hint}")
     if len(parts) > strict_yaml.DEEPEST:
         raise UserError(f"--set {assignment:.200}: there is no path of {len(parts)} parts in a sweep.")
     if parts[0] == "grid":  # an axis is itself a dotted path
@@ -132,12 +132,12 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
     if parts[0] == "run":
         grid = tree.get("grid")
         if isinstance(grid, dict):
-            grid.pop(".".join(parts[1:]), None)  # a fixed value takes the place of an axis
+            grid.pop(".".join(parts[1:]), None)  # a fixed value replaces an axis
     set_at(tree, parts, value, f"--set {assignment:.200}")
 
 
 def set_at(tree: dict[str, Any], path: list[str], value: Any, where: str) -> None:
-    """Set the value at a path of a tree, whose mappings are made where they are missing. Raises `UserError`."""
+    """Set the value at a path of a tree; missing mappings are added. Raises `UserError`."""
     *above, last = path
     for part in above:
         inner = tree.get(part)
@@ -152,7 +152,7 @@ def set_at(tree: dict[str, Any], path: list[str], value: Any, where: str) -> Non
 
 
 def _explain(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) -> str:
-    """Say in a sentence what pydantic found."""
+    """Return a pydantic error as a sentence."""
     location = [str(part) for at, part in enumerate(problem["loc"]) if not _is_tag(at, problem["loc"], model)]
     key = ".".join([prefix, *location] if prefix else location) or "the file"
     kind, reason = problem["type"], problem["msg"].removeprefix("Value error, ")
@@ -171,12 +171,12 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
-        return [found for part in typing.get_args(annotation) for found in _models_in(part)]
+        return [model for part in typing.get_args(annotation) for model in _models_in(part)]
     return []
 
 
 def _is_tag(index: int, location: tuple[Any, ...], model: type[BaseModel]) -> bool:
-    """Pydantic puts a union's tag or type into the path (`data.rooms.size`, `list[any]`); a YAML has no such level."""
+    """Return whether a part of a location is a union's tag or type (`data.rooms.size`), which no YAML has."""
     part = location[index]
     if index == 0:
         return False
@@ -194,11 +194,11 @@ def _is_tag(index: int, location: tuple[Any, ...], model: type[BaseModel]) -> bo
 
 
 def _accepted(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Return the keys accepted at a place."""
+    """Return the keys that are accepted at a location."""
     models: list[type[BaseModel]] = [model]
     for part in location:
         inner = [
-            found for m in models if part in m.model_fields for found in _models_in(m.model_fields[part].annotation)
+            model for m in models if part in m.model_fields for model in _models_in(m.model_fields[part].annotation)
         ]
         tagged = [
             m for m in models if "name" in m.model_fields and part in typing.get_args(m.model_fields["name"].annotation)

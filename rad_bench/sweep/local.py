@@ -1,4 +1,4 @@
-"""Run what is missing on this machine: processes side by side, each on its own GPUs where there are enough."""
+"""Execute runs on this machine: several processes at a time, each on its own GPUs if there are enough."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from rad_bench.store.atomic import write_atomically
 from rad_bench.sweep.job import Missing, Notes, RunJob
 
 POLL_SECONDS = 0.5
-LAST_WORDS = 1 << 14  # bytes at the end of what a run printed, where its error is looked for
-FAREWELL_SECONDS = 10.0  # that interrupted processes have to let go of their runs
+TAIL_BYTES = 1 << 14  # at the end of a run's output, searched for its error
+INTERRUPT_SECONDS = 10.0  # for interrupted processes to release their runs; then they are killed
 
 Process = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """The processes that are at a run."""
+    """The processes that execute a run."""
 
     run: Missing
     number: int
     processes: list[Process]
 
     def ended(self) -> int | None:
-        """Return the run's exit status, a signal as a negative number, or None while it goes on.
+        """Return the run's exit status, a signal as a negative number, or None while it runs.
 
         If one process fails, the others are ended: they would wait for it.
         """
@@ -44,7 +44,7 @@ class Attempt:
         if not broken:
             return None if None in codes else 0
         end(self.processes)
-        return min(broken)  # one that was killed is the reason of others that then failed
+        return min(broken)  # a signal first: a killed process makes the others fail
 
 
 def launch_here(missing: list[Missing], parallel: int, watch: Callable[[], None]) -> Notes:
@@ -82,15 +82,15 @@ def launch_here(missing: list[Missing], parallel: int, watch: Callable[[], None]
 def start(attempt: Attempt, gpus: tuple[str, ...]) -> None:
     """Start the processes of a run; what they print is added to its `output.txt`."""
     run, count = attempt.run, attempt.run.launch.processes
-    run.paths.failure.unlink(missing_ok=True)  # it tells of an earlier attempt
-    # -P: a user's module in the working directory must not take the place of one of Python's or ours.
+    run.paths.failure.unlink(missing_ok=True)  # it is from an earlier attempt
+    # -P: a user's module in the working directory must not shadow one of Python's or ours.
     command = [sys.executable, "-P", "-u", "-m", "rad_bench.sweep.job", str(run.folder), run.launch.model_dump_json()]
     threads = str(run.launch.threads)
     environment = os.environ | {
         "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(_free_port()),
     }  # fmt: skip
-    environment.pop("SUBMITIT_EXECUTOR", None)  # the launcher may be somebody's job; its runs are not
+    environment.pop("SUBMITIT_EXECUTOR", None)  # the launcher may be a SLURM job; its runs are not
     with run.paths.output.open("ab") as output:
         for rank in map(str, range(count)):
             attempt.processes.append(
@@ -102,12 +102,12 @@ def start(attempt: Attempt, gpus: tuple[str, ...]) -> None:
 
 
 def end(processes: Iterable[Process]) -> None:
-    """Interrupt processes, so that they let go of their runs, and kill those that do not listen."""
+    """Interrupt processes, so that they release their runs, and kill those that do not exit in time."""
     alive = [process for process in processes if process.poll() is None]
     try:
         for process in alive:
             process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + FAREWELL_SECONDS
+        deadline = time.monotonic() + INTERRUPT_SECONDS
         for process in alive:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(deadline - time.monotonic(), 0))
@@ -118,12 +118,12 @@ def end(processes: Iterable[Process]) -> None:
 
 
 def _reason(attempt: Attempt, status: int) -> str:
-    """Say why a run has no result, and leave that in its failure.txt, unless it said so there itself."""
+    """Return why a run has no result, and write it to failure.txt, unless the run did that itself."""
     paths = attempt.run.paths
     reason = f"{_last_line(attempt)} ({paths.output})"
     if status < 0:
-        memory = "; was there too little memory?" if -status == signal.SIGKILL else f": {reason}"
-        reason = f"its process was ended {attempt.number} times by {signal.Signals(-status).name}{memory}"
+        memory = "; perhaps there was too little memory" if -status == signal.SIGKILL else f": {reason}"
+        reason = f"its process was killed {attempt.number} times by {signal.Signals(-status).name}{memory}"
     if status < 0 or (status > 0 and not paths.failure.exists()):
         with contextlib.suppress(OSError):
             write_atomically(paths.failure, reason.encode())
@@ -132,18 +132,18 @@ def _reason(attempt: Attempt, status: int) -> str:
 
 def _last_line(attempt: Attempt) -> str:
     with attempt.run.paths.output.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS))
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
         lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "ended without a word"
+    return lines[-1] if lines else "it ended without output"
 
 
 def launch_in_process(missing: list[Missing], watch: Callable[[], None]) -> Notes:
-    """Execute runs one after the other in this very process, for a debugger."""
+    """Execute runs one after the other in this process, for a debugger."""
     notes = {}
     for run in missing:
-        said = RunJob()(run.folder, run.launch)
-        if said != "done":
-            notes[run.folder.name] = said
+        outcome = RunJob()(run.folder, run.launch)
+        if outcome != "done":
+            notes[run.folder.name] = outcome
         watch()
     return notes
 

@@ -1,4 +1,4 @@
-"""Joining sweeps that ran in several places, and comparing two of them. Different metric definitions never mix."""
+"""Merge sweeps that ran in several places, and compare two sweeps. Metric definitions must be the same."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def merge(out: Path, folders: list[Path]) -> Outcome:
 
 
 def compare(first: Path, second: Path) -> list[tuple[str, str, Estimate]]:
-    """Return (task, block, revisit PSNR of the first sweep less the second's), paired by seed and episode.
+    """Return (task, block, revisit PSNR of the first sweep minus the second's), paired by seed and episode.
 
     Raises `UserError` if the two were scored differently, on different data, or have no block in common.
     """
@@ -65,20 +65,20 @@ def compare(first: Path, second: Path) -> list[tuple[str, str, Estimate]]:
     _same_cards(sweeps)
     data = [{result.data.identity for result in sweep.results} for sweep in sweeps]
     if data[0] != data[1]:
-        raise UserError(f"{first} and {second}: ran on different data ({data[0]} and {data[1]}); nothing is paired.")
+        raise UserError(f"{first} and {second}: ran on different data ({data[0]} and {data[1]}) and cannot be paired.")
     common = [block for block in sweeps[0].blocks if block in sweeps[1].blocks and block not in CONTROLS]
     if not common:
         names = " and ".join(", ".join(sweep.blocks) for sweep in sweeps)
         raise UserError(f"{first} and {second}: have no block in common ({names}).")
     sweeps = _over_the_same_frames(sweeps, common)
-    found = []
+    rows = []
     for task in sweeps[0].tasks:
         for block in common:
             if task in sweeps[1].tasks:
-                found.append((task, block, difference(*(sweep.revisits(task, block) for sweep in sweeps))))
-    if not any(value.seeds for *_, value in found):
-        raise UserError(f"{first} and {second}: have no seed, or no revisit of the same truth, in common.")
-    return found
+                rows.append((task, block, difference(*(sweep.revisits(task, block) for sweep in sweeps))))
+    if not any(value.seeds for *_, value in rows):
+        raise UserError(f"{first} and {second}: have no seed, or no revisit of the same true frames, in common.")
+    return rows
 
 
 def _over_the_same_frames(sweeps: list[Sweep], blocks: list[str]) -> list[Sweep]:
@@ -92,7 +92,7 @@ def _over_the_same_frames(sweeps: list[Sweep], blocks: list[str]) -> list[Sweep]
 
 
 def _same_models(folders: list[Path]) -> None:
-    """Raise `UserError` if runs that go by one name, but for their seed, are of different models, data or tasks."""
+    """Raise `UserError` if runs with one label differ in their model, data or tasks."""
     known: dict[tuple[str, int], tuple[Path, str]] = {}
     models: dict[str, tuple[Path, dict[str, Any]]] = {}
     for folder in folders:
@@ -121,4 +121,4 @@ def _same_cards(sweeps: list[Sweep]) -> None:
     cards = {str(sweep.folder): ", ".join(sorted(set(sweep.frames["card"]))) for sweep in sweeps}
     if len(set(cards.values())) > 1:
         listing = "; ".join(f"{folder}: {card}" for folder, card in cards.items())
-        raise UserError(f"these sweeps were scored by different metric definitions and do not mix ({listing}).")
+        raise UserError(f"these sweeps were scored by different metric definitions and cannot be combined ({listing}).")

@@ -1,4 +1,4 @@
-"""What a sweep holds and will cost, as tables: one row a model, whatever the number of its seeds."""
+"""The models of a sweep and their estimated cost, as tables. A model has one row for all its seeds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from rad_bench.training.distributed import Group
 from rad_bench.units import show_bytes, show_seconds, two_digits
 
 CHECKED_WIDTH = 64  # channels
-FEWEST_EPISODES = 8  # with revisits, that a task needs for its means to say something
+FEWEST_EPISODES = 8  # with revisits; means over fewer say little about a task
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PlannedModel:
     done: tuple[bool, ...]  # of each run
     plan: ModelPlan
     disk: Disk
-    need: dict[str, Need]  # of training, and of each task; empty where the data do not tell what was seen before
+    need: dict[str, Need]  # of training, and of each task; empty if the data have no poses
 
     @property
     def missing(self) -> int:
@@ -58,12 +58,12 @@ def plan_sweep(runs: Sequence[Run], sweep_folder: Path) -> list[PlannedModel]:
         key = run.label + run.config.model_copy(update={"seed": 0}).model_dump_json()
         groups.setdefault(key, []).append(run)
     models = []
-    needs: dict[str, dict[str, Need]] = {}  # one for all memories and seeds that share clips and tasks
+    needs: dict[str, dict[str, Need]] = {}  # shared by memories and seeds with the same clips and tasks
     for group in groups.values():
         config = group[0].config
         experiment = open_experiment(config, torch.device("cpu"))
         if not is_built_in(config.memory):
-            _hold_to_contract(config)
+            _check_contract(config)
         done = tuple(RunFolder(sweep_folder / "runs" / run.name).is_done for run in group)
         shared = config.model_dump_json(exclude={"memory", "match", "seed", "diffusion"})
         if shared not in needs:
@@ -74,24 +74,24 @@ def plan_sweep(runs: Sequence[Run], sweep_folder: Path) -> list[PlannedModel]:
     return models
 
 
-def _hold_to_contract(config: RunConfig) -> None:
-    """Raise `UserError` if a user's block breaks the contract: what it scored would not be a memory's doing.
+def _check_contract(config: RunConfig) -> None:
+    """Raise `UserError` if a user's block breaks the contract: its scores would not be due to a memory.
 
-    It is checked at a width and size of seconds, whatever the budget makes of it.
+    The check takes seconds, because it uses a small width and not the size that the budget gives the block.
     """
     name, width = config.memory.name, min(config.trunk.width, CHECKED_WIDTH)
     broken = [c for c in check_block(find_block(name), check_options(config.memory), dim=width) if not c.passed]
     if broken:
-        told = "; ".join(f"{check.name}: {check.detail}" for check in broken[:3])
+        details = "; ".join(f"{check.name}: {check.detail}" for check in broken[:3])
         more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
         raise UserError(
-            f"memory: block '{name}' breaks the contract of memory blocks and cannot be compared with others: {told}"
+            f"memory: block '{name}' breaks the contract of memory blocks and cannot be compared with others: {details}"
             f"{more}. `rad-bench check {name}` shows all checks."
         )
 
 
 def models_table(models: Sequence[PlannedModel]) -> Table:
-    """Return what each model is, and how many of its runs are done."""
+    """Return the sizes of each model, and how many of its runs are done."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold")
     for heading in (
@@ -117,15 +117,15 @@ def models_table(models: Sequence[PlannedModel]) -> Table:
 
 
 def _off_budget(model: PlannedModel) -> str:
-    """Say how far a model is from the budget; a block that names nothing to solve for keeps the size it has."""
+    """Return how far a model is from its budget. A block without a size to solve for keeps its size."""
     if model.plan.residual is not None:
         return f"{model.plan.residual:+.1%}"
-    asked = model.runs[0].config.match.budget is not None
-    return "not sized" if asked and model.plan.memory_parameters else ""
+    has_budget = model.runs[0].config.match.budget is not None
+    return "not sized" if has_budget and model.plan.memory_parameters else ""
 
 
 def need_table(models: Sequence[PlannedModel]) -> Table:
-    """Return which share of the trained and of the scored frames needs a memory."""
+    """Return the share of trained frames, and of scored frames, that need a memory."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("frames that need a memory", overflow="fold")
     for heading in ("share", "frames out of sight:\nquartiles", "clips with\nsuch frames"):
@@ -139,22 +139,22 @@ def need_table(models: Sequence[PlannedModel]) -> Table:
 
 
 def need_warnings(models: Sequence[PlannedModel]) -> list[str]:
-    """Say where too few frames need a memory for it to be learned or seen."""
+    """Return a warning for each place where too few frames need a memory to teach or to score one."""
     warnings = []
     for labels, need in _distinct_needs(models):
         if not need:
             warnings.append(
-                f"data without poses{labels}: no frame is known to be a revisit, so nothing will be said about memory, "
-                "only about all frames"
+                f"data without poses{labels}: no frame is known to be a revisit, so the report scores all frames "
+                "and cannot tell what a memory adds"
             )
         elif not need["training"].share:
             warnings.append(
-                f"no trained frame needs a memory{labels}: nothing teaches one. Longer clips (training.frames), clips "
-                "that come back (training.return_share), data.stride or a smaller trunk.window change that"
+                f"no trained frame needs a memory{labels}, so none is learned. Use longer clips (training.frames), "
+                "clips that come back (training.return_share), data.stride or a smaller trunk.window"
             )
         warnings += [
-            f"{task}{labels}: only {scored.episodes} of {scored.of} episodes have revisits, and {FEWEST_EPISODES} are "
-            "wanted; a longer context or horizon, or more episodes, give more"
+            f"{task}{labels}: only {scored.episodes} of {scored.of} episodes have revisits, fewer than "
+            f"{FEWEST_EPISODES}; use a longer context or horizon, or more episodes"
             for task, scored in need.items()
             if task != "training" and scored.episodes < FEWEST_EPISODES
         ]
@@ -162,7 +162,7 @@ def need_warnings(models: Sequence[PlannedModel]) -> list[str]:
 
 
 def _distinct_needs(models: Sequence[PlannedModel]) -> list[tuple[str, dict[str, Need]]]:
-    """Return the different needs of a sweep's models, with a note of whose each is, if there are several."""
+    """Return each different need with a note that names its models; the note is empty if all models share one."""
     groups: list[tuple[list[str], dict[str, Need]]] = []
     for model in models:
         labels = next((labels for labels, need in groups if need == model.need), None)
@@ -176,24 +176,24 @@ def _distinct_needs(models: Sequence[PlannedModel]) -> list[tuple[str, dict[str,
 
 
 def disk_line(models: Sequence[PlannedModel], parallel: int, sweep_folder: Path) -> str:
-    """Say what the missing runs will leave on disk, and what is free there."""
+    """Return a line on the disk space that the missing runs need, and on what is free."""
     missing = sum(model.missing for model in models)
     if not missing:
         return "all runs are done"
-    left = sum(model.missing * model.disk.total for model in models)
+    needed = sum(model.missing * model.disk.total for model in models)
     checkpoints = 2 * max(model.disk.checkpoint for model in models if model.missing) * min(parallel, missing)
-    there = next(path for path in (sweep_folder.absolute(), *sweep_folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    warning = "" if left + checkpoints < free else ": NOT ENOUGH"
+    existing = next(path for path in (sweep_folder.absolute(), *sweep_folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    warning = "" if needed + checkpoints < free else ": NOT ENOUGH"
     return (
-        f"disk, about: {show_bytes(left)} for the {_count(missing)}, and {show_bytes(checkpoints)} of checkpoints "
+        f"disk, about: {show_bytes(needed)} for the {_count(missing)}, and {show_bytes(checkpoints)} of checkpoints "
         "while they run;\n"
-        f"{show_bytes(free)} are free on that file system (a quota is not seen){warning}"
+        f"{show_bytes(free)} are free on that file system (quotas are not checked){warning}"
     )
 
 
 def estimate_costs(models: Sequence[PlannedModel], launch: LaunchConfig, sweep_folder: Path) -> list[Cost | Exception]:
-    """Return each model's cost on the device that `launch` names, measured or timed now, or why it cannot be known."""
+    """Return each model's cost on the device of `launch`, from finished runs or timed now, or the error that came."""
     device = choose_device(launch.device, Group())
     be_deterministic(launch.threads, device)
     costs: list[Cost | Exception] = []
@@ -204,7 +204,7 @@ def estimate_costs(models: Sequence[PlannedModel], launch: LaunchConfig, sweep_f
             costs.append(
                 replace(known or _probed(model, device, launch), trained=_trained(model, folders, device, launch))
             )
-        except Exception as error:  # the block's own code too: one model that fails does not hide the others
+        except Exception as error:  # also from a user's block; one model that fails must not hide the others
             costs.append(error)
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -212,16 +212,16 @@ def estimate_costs(models: Sequence[PlannedModel], launch: LaunchConfig, sweep_f
 
 
 def _trained(model: PlannedModel, folders: Sequence[Path], device: torch.device, launch: LaunchConfig) -> int:
-    """Return how many of the model's missing runs will find their weights trained, for another evaluation."""
+    """Return how many of the model's missing runs can reuse the weights of a finished run."""
     dataset = open_dataset(model.runs[0].config.data)
     machine = Machine(device, launch, launch.processes)
     missing = [(run, folder) for run, folder, done in zip(model.runs, folders, model.done, strict=True) if not done]
     keys = [training_key(run.config, dataset, model.plan.options, machine) for run, _ in missing]
-    found = [
+    reused = [
         find_trained(folder.parent, key, run.config.seed, run.config.evaluation.at)
         for (run, folder), key in zip(missing, keys, strict=True)
     ]
-    return len(found) - found.count(None)
+    return len(reused) - reused.count(None)
 
 
 def _probed(model: PlannedModel, device: torch.device, launch: LaunchConfig) -> Cost:
@@ -231,7 +231,7 @@ def _probed(model: PlannedModel, device: torch.device, launch: LaunchConfig) -> 
 
 
 def costs_table(models: Sequence[PlannedModel], costs: Sequence[Cost | Exception], start: float) -> Table:
-    """Return the estimated time of each model's runs; `start` is what the start of a process takes, seconds."""
+    """Return the estimated time of each model's runs; a process needs `start` seconds to start."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold")
     for heading in ("a training step", "training", "evaluation", "a run", "missing runs"):
@@ -253,7 +253,7 @@ def costs_table(models: Sequence[PlannedModel], costs: Sequence[Cost | Exception
 def time_lines(
     models: Sequence[PlannedModel], costs: Sequence[Cost | Exception], start: float, launch: LaunchConfig
 ) -> str:
-    """Say what the missing runs take together, and what was assumed."""
+    """Return the total time of the missing runs, and what the estimate assumes."""
     device = choose_device(launch.device, Group())
     seconds = [
         seconds
@@ -265,7 +265,7 @@ def time_lines(
     unit = "GPU-hours" if device.type == "cuda" else "machine-hours"
     without = f" (not counting {unknown} that fail)" if unknown else ""
     return (
-        f"an estimate, on {device_name(device)} with {launch.threads} thread{'s'[: launch.threads > 1]} a run, whose "
+        f"an estimate, on {device_name(device)} with {launch.threads} thread{'s'[: launch.threads > 1]} a run; its "
         f"process takes {show_seconds(start)} to start\n"
         f"time, about: {two_digits(sum(seconds) / 3600)} {unit} for the {_count(len(seconds))}{without}; "
         f"{show_seconds(wall_seconds(seconds, launch.parallel))} at {launch.parallel} at a time, if they do not slow "
@@ -276,24 +276,26 @@ def time_lines(
 def limit_line(
     models: Sequence[PlannedModel], costs: Sequence[Cost | Exception], start: float, sweep: SweepConfig
 ) -> str:
-    """Say how the times compare with the limits of SLURM jobs, if these are to be expected; else an empty text."""
+    """Return how the times compare with the time limits of SLURM jobs; an empty text if there is no SLURM."""
     partition = sweep.launch.slurm.partition
     if partition is None and not shutil.which("sbatch"):
         return ""
-    late, again = [], False
+    late, evaluation_too_long = [], False
     for model, cost in zip(models, costs, strict=True):
         slurm = min((launch_of(sweep, run).slurm for run in model.runs), key=lambda slurm: slurm.minutes)
         if isinstance(cost, Exception) or cost.run + start <= slurm.minutes * 60:
             continue
         late.append(f"{model.label} ({show_seconds(cost.run + start)} of {slurm.timeout})")
-        again |= cost.evaluation + start > slurm.minutes * 60
+        evaluation_too_long |= cost.evaluation + start > slurm.minutes * 60
     lines = []
     if late:
-        told = ", ".join(late[:3]) + (f" and {len(late) - 3} more" if len(late) > 3 else "")
-        then = "evaluation, which cannot go on in another job, must fit" if again else "runs go on in another job"
-        lines.append(f"longer than launch.slurm.timeout: {told}; {then}")
+        models_text = ", ".join(late[:3]) + (f" and {len(late) - 3} more" if len(late) > 3 else "")
+        then = "runs resume in another job"
+        if evaluation_too_long:
+            then = "an evaluation cannot be resumed in another job, so raise the limit"
+        lines.append(f"longer than launch.slurm.timeout: {models_text}; {then}")
     if partition is not None:
-        lines.append(f"times were taken on this machine, not on the nodes of partition {partition}")
+        lines.append(f"times were measured on this machine, not on the nodes of partition {partition}")
     return "\n".join(lines)
 
 
@@ -305,10 +307,10 @@ def _reason(error: Exception) -> str:
 
 
 def _busy() -> str:
-    """Say so if others use this machine: then the probe took longer than it would."""
+    """Return a note if this machine is busy, because the probe took longer then."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     return (
-        f"\nthis machine is busy (load {load:.1f} on {cores} cores): less where it is not" if load > 1.5 * cores else ""
+        f"\nthis machine is busy (load {load:.1f} on {cores} cores): less when it is idle" if load > 1.5 * cores else ""
     )
 
 
@@ -317,7 +319,7 @@ def _count(missing: int) -> str:
 
 
 def _seeds(seeds: list[int]) -> str:
-    """0-2 for 0, 1, 2; else all of them."""
+    """Return `0-2` for 0, 1, 2, and else a list of all seeds."""
     if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[0] + len(seeds))):
         return f"{seeds[0]}-{seeds[-1]}"
     return ", ".join(map(str, seeds))

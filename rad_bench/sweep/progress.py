@@ -1,4 +1,4 @@
-"""Show how far runs are while they are waited for."""
+"""Show the progress of runs while a command waits for them."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from rich.table import Column
 from rad_bench.sweep.status import RunStatus, run_status
 from rad_bench.units import show_seconds
 
-QUIET_SECONDS = 30.0  # between lines where there is no terminal
-NAMED = 3  # runs that such a line tells of, at most
+QUIET_SECONDS = 30.0  # between lines if there is no terminal
+NAMED = 3  # most runs that such a line names
 
 
 class ProgressView:
-    """Bars on a terminal, a line now and then elsewhere."""
+    """Progress bars on a terminal; elsewhere a line at intervals."""
 
     def __init__(self, folders: list[Path], console: Console) -> None:
         self.folders, self.console = folders, console
         self.bars: dict[Path, TaskID] = {}
         self.finished: set[Path] = set()
-        self.began: set[Path] = set()
         self.began_at = self.last_line = time.monotonic()
         self.share_at_start: float | None = None
-        # On a narrow terminal names and details give way, times do not.
-        name, told = (Column(ratio=ratio, no_wrap=True, overflow="ellipsis") for ratio in (2, 3))
+        # A narrow terminal cuts names and details, but not times.
+        name, details = (Column(ratio=ratio, no_wrap=True, overflow="ellipsis") for ratio in (2, 3))
         columns = (
             TextColumn("{task.description}", table_column=name),
             BarColumn(bar_width=12, table_column=Column(min_width=6)),
-            TextColumn("{task.fields[detail]}", table_column=told),
+            TextColumn("{task.fields[detail]}", table_column=details),
             TimeElapsedColumn(table_column=Column(min_width=7, no_wrap=True)),
             TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
         )
@@ -62,20 +61,19 @@ class ProgressView:
             self.console.print(self._line(share, running), highlight=False, soft_wrap=True)
 
     def _line(self, share: float, running: list[RunStatus]) -> str:
-        """Tell in one line, for a log file, how far all runs are and what some of them do."""
+        """Return a line for a log file: the progress of all runs, and details of some."""
         line = f"{time.strftime('%H:%M:%S')} {share / len(self.folders):.0%}, {len(self.finished)} of "
         line += f"{len(self.folders)} done, {len(running)} running"
-        won = share - (self.share_at_start or 0.0)
-        if won > 0:
-            left = (len(self.folders) - share) / won * (time.monotonic() - self.began_at)
+        gained = share - (self.share_at_start or 0.0)
+        if gained > 0:
+            left = (len(self.folders) - share) / gained * (time.monotonic() - self.began_at)
             line += f", about {show_seconds(left)} left"
-        told = [f"{status.name}: {status.detail}" for status in running[:NAMED]]
-        return "; ".join([line, *told]) + (f"; {len(running) - NAMED} more" if len(running) > NAMED else "")
+        details = [f"{status.name}: {status.detail}" for status in running[:NAMED]]
+        return "; ".join([line, *details]) + (f"; {len(running) - NAMED} more" if len(running) > NAMED else "")
 
     def _show(self, folder: Path, status: RunStatus) -> None:
         if status.state == "running" and folder not in self.bars:
             self.bars[folder] = self.progress.add_task(folder.name, total=1.0, detail="")
-            self.began.add(folder)
         if folder in self.bars and folder not in self.finished:
             self.progress.update(self.bars[folder], completed=status.share, detail=status.detail)
         if status.state == "done" and folder not in self.finished:

@@ -1,4 +1,4 @@
-"""What SLURM says of a sweep's jobs, asked for all of them at once."""
+"""The state of a sweep's jobs in SLURM, with one call for all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rad_bench.sweep.journal import Submission
 
-PATIENCE_SECONDS = 60  # with one SLURM command
+TIMEOUT_SECONDS = 60  # of one SLURM command
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
@@ -22,7 +22,7 @@ class SilentError(RuntimeError):
 
 @dataclass(frozen=True)
 class Task:
-    """One job, or one task of an array, as SLURM last saw it."""
+    """One job, or one task of an array, as SLURM reports it."""
 
     id: str
     state: str
@@ -30,20 +30,19 @@ class Task:
 
     @property
     def is_live(self) -> bool:
-        """Return whether SLURM still runs it, or means to."""
+        """Return whether it runs, or will run."""
         return self.state not in ENDED
 
     def __str__(self) -> str:
-        told = self.reason not in ("None", "") and self.state != "RUNNING"
-        return self.state.lower().replace("_", " ") + (f" ({self.reason})" if told else "")
+        has_reason = self.reason not in ("None", "") and self.state != "RUNNING"
+        return self.state.lower().replace("_", " ") + (f" ({self.reason})" if has_reason else "")
 
 
-def ask(submissions: Iterable[Submission]) -> dict[str, Task]:
-    """Return the task of each run that SLURM knows of: one squeue call. Raises `SilentError`.
+def query(submissions: Iterable[Submission]) -> dict[str, Task]:
+    """Return the task of each run that SLURM knows, by one call of squeue. Raises `SilentError`.
 
-    A run that was submitted more than once goes by its latest submission, so `submissions` come oldest first. Jobs stay
-    known for a while after their end (MinJobAge, five minutes on most clusters); older ones are asked of sacct, where
-    there is accounting.
+    `submissions` are sorted, the oldest first; a run's latest submission counts. SLURM knows a job for a while after it
+    has ended (MinJobAge, five minutes on most clusters); `query_accounting` finds older ones.
     """
     submissions = list(submissions)
     if not submissions:
@@ -65,8 +64,8 @@ def ask(submissions: Iterable[Submission]) -> dict[str, Task]:
     return tasks
 
 
-def forgotten(submissions: Iterable[Submission]) -> dict[str, Task]:
-    """Return the task of each run as accounting has it: one sacct call; empty where there is none."""
+def query_accounting(submissions: Iterable[Submission]) -> dict[str, Task]:
+    """Return the task of each run from SLURM's accounting, by one call of sacct; empty if there is none."""
     submissions = list(submissions)
     names = ",".join(submission.name for submission in submissions)
     command = ("sacct", "-n", "-P", "-X", "-S", "now-30days", f"--name={names}", "-o", "JobName,JobID,State")
@@ -80,18 +79,18 @@ def forgotten(submissions: Iterable[Submission]) -> dict[str, Task]:
         index = number.partition("_")[2]
         task = Task(number, state.split(" ")[0], "")  # "CANCELLED by 0"
         known[name, int(index) if index.isdigit() else 0] = task
-    found = {}
+    tasks = {}
     for submission in submissions:
         for place, run in enumerate(submission.runs):
             if (submission.name, place) in known:
-                found[run] = known[submission.name, place]
-    return found
+                tasks[run] = known[submission.name, place]
+    return tasks
 
 
 def cancel(tasks: Iterable[Task]) -> None:
     """Cancel jobs. Raises `SilentError`."""
     ids = [task.id for task in tasks]
-    for first in range(0, len(ids), 500):  # a command line has an end
+    for first in range(0, len(ids), 500):  # the length of a command line is limited
         _call("scancel", *ids[first : first + 500])
 
 
@@ -106,7 +105,7 @@ def largest_array() -> int:
 
 def _call(*command: str) -> list[str]:
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SilentError(f"{command[0]} did not answer: {error}") from None
     if answer.returncode:

@@ -1,4 +1,4 @@
-"""How the runs of a sweep stand, by their files and one question to SLURM; and how they are stopped."""
+"""The state of a sweep's runs, from their files and one call of squeue; and how to stop them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from rad_bench.store.sweep_folder import LAUNCHERS, run_folders
 from rad_bench.sweep import squeue
 from rad_bench.sweep.journal import read_submissions
 
-TAIL_BYTES = 4096  # of a log, which hold its last line
+TAIL_BYTES = 4096  # at the end of a log, with its last line
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Where one run stands."""
+    """The state of one run."""
 
     name: str
-    state: str  # done, failed, running, stopped (begun, but no process is at it), missing
+    state: str  # done, failed, running, stopped (started, but no process executes it), missing
     share: float  # of its steps and rollouts, 0..1
     detail: str
 
@@ -73,7 +73,7 @@ def _last_record(path: Path) -> dict | None:  # type: ignore[type-arg]
 
 
 def read_runs(sweep_folder: Path, runs: list[Run]) -> tuple[list[RunStatus], dict[str, pd.DataFrame]]:
-    """Return how every run stands by its files, and the frames of those that are done."""
+    """Return the state of every run from its files, and the frames of those that are done."""
     from rad_bench.report.reading import read_run
 
     statuses: list[RunStatus] = []
@@ -91,35 +91,35 @@ def read_runs(sweep_folder: Path, runs: list[Run]) -> tuple[list[RunStatus], dic
 
 
 def sweep_status(sweep_folder: Path, runs: list[Run]) -> tuple[list[RunStatus], str]:
-    """Return how every run stands, by its files and one question to SLURM; and what SLURM did not answer."""
+    """Return the state of every run from its files and one call of squeue, and SLURM's error, if it gave no answer."""
     statuses, _ = read_runs(sweep_folder, runs)
     submissions = read_submissions(sweep_folder)
     if not submissions or all(status.state == "done" for status in statuses):
         return statuses, ""
     try:
-        tasks = squeue.ask(submissions)
+        tasks = squeue.query(submissions)
     except squeue.SilentError as error:
         return statuses, str(error)
-    told = []
+    updated = []
     for status in statuses:
         task = tasks.get(status.name)
         if status.state in ("missing", "stopped") and task is not None:
             state = "queued" if task.is_live else status.state
             status = replace(status, state=state, detail=f"{status.detail}; job {task.id}: {task}".removeprefix("; "))
-        told.append(status)
-    return told, ""
+        updated.append(status)
+    return updated, ""
 
 
 def cancel_sweep(sweep_folder: Path) -> list[str]:
-    """Stop whatever is launching or running this sweep. Return what was done, a line each. Raises `UserError`."""
+    """Stop the launcher and the jobs of this sweep. Return what was done, a line each. Raises `UserError`."""
     done = []
     claim = ruling_claim(sweep_folder / LAUNCHERS)
     launcher = claim.holder if claim is not None and claim.is_alive() else None
     if launcher is not None and launcher.is_here:
-        os.kill(launcher.process, signal.SIGINT)  # it takes its processes with it
-        done.append(f"told {launcher} to stop")
+        os.kill(launcher.process, signal.SIGINT)  # it ends its processes
+        done.append(f"interrupted {launcher}")
     try:
-        tasks = [task for task in squeue.ask(read_submissions(sweep_folder)).values() if task.is_live]
+        tasks = [task for task in squeue.query(read_submissions(sweep_folder)).values() if task.is_live]
         squeue.cancel(tasks)
     except squeue.SilentError as error:
         raise UserError(f"{sweep_folder}: {error}; its jobs are not cancelled.") from None

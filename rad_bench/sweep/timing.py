@@ -1,8 +1,9 @@
-"""A short timed probe of what a run will take: its own training and evaluation, shortened, on the device of its runs.
+"""A short timed probe of a run's cost: its own training and evaluation, shortened, on the device of its runs.
 
-The evaluation is timed over two short horizons from the middle of the whole one, where a memory that grows has its mean
-size: what a frame adds is their difference, the rest is the context's. On a CPU large models are timed on fewer clips
-and episodes, and in proportion. Not seen: checkpoints, and how much runs beside each other slow each other down.
+The evaluation is timed over two short horizons in the middle of the whole one, where a growing memory has its mean
+size. Their difference gives the time of a generated frame, the rest is the time of the context. On a CPU, large models
+are timed on fewer clips and episodes, and the times are scaled up. The probe includes no checkpoints, and does not know
+how much parallel runs slow each other down.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from rad_bench.sweep.estimate import Cost
 from rad_bench.training.distributed import Group
 from rad_bench.training.loop import train
 
-ENOUGH, MOST_STEPS = 1.0, 10  # seconds, and steps, of training that are timed after the first
-LONG = 4  # steps of the longer horizon; the shorter has one
+ENOUGH, MOST_STEPS = 1.0, 10  # timing of steps ends after so many seconds, or steps
+LONG = 4  # rollout steps of the longer horizon; the shorter has one
 PROBED = 16  # clips of the linear probe, at most
-LARGEST_CPU = 2e11  # FLOPs of a training step, or of an evaluation, that a CPU is asked for
+LARGEST_CPU = 2e11  # FLOPs of a training step, or of an evaluation, that is timed on a CPU
 
 
 class _EnoughError(Exception):
-    """The steps that were to be timed are taken."""
+    """Enough steps have been timed."""
 
 
 class _WithLatents:
-    """A data set whose training clips have empty latents: the first run writes real ones to disk."""
+    """A data set whose training clips have zeros as latents: the first run writes the real ones to disk."""
 
     def __init__(self, data: Recordings, codec: Codec) -> None:
         self.data, self.codec = data, codec
@@ -56,37 +57,37 @@ class _WithLatents:
 
 
 def probe_cost(experiment: Experiment, launch: LaunchConfig) -> Cost:
-    """Time a few steps of training and a short evaluation, and return what a whole run comes to.
+    """Time a few steps of training and a short evaluation, and return the estimated cost of a whole run.
 
-    The experiment's trunk is trained. Raises what the run would raise, such as `torch.OutOfMemoryError`.
+    It trains the experiment's trunk. Raises what the run would raise, such as `torch.OutOfMemoryError`.
     """
     run, plan = experiment.config, experiment.plan
     F, C, H = run.trunk.frames_per_step, run.evaluation.context, run.evaluation.horizon
     short, long = F, min(LONG * F, H)
     generated = len(run.evaluation.interventions) * (run.diffusion.sampler_steps + 1) * long
-    frames = (3 * run.training.frames, C + H // 2 + generated)  # that a clip, and an episode, take through the trunk
+    frames = (3 * run.training.frames, C + H // 2 + generated)  # that the trunk computes: of a clip, of an episode
     flops = [count * (plan.memory_flops + plan.trunk_flops) for count in frames]
     clips, episodes = run.training.batch, run.evaluation.episodes
     if experiment.device.type == "cpu":
         clips = min(clips, 1 + int(LARGEST_CPU / flops[0]))
-        episodes = min(episodes, 2 + int(LARGEST_CPU / flops[1]))  # two can swap memories
+        episodes = min(episodes, 2 + int(LARGEST_CPU / flops[1]))  # swapping memories needs two
 
-    step = _step(experiment, clips, launch) * run.training.batch / clips
+    step = _step_seconds(experiment, clips, launch) * run.training.batch / clips
 
-    def evaluated(horizon: int) -> float:
+    def evaluation_seconds(horizon: int) -> float:
         changes = {"tasks": ["continuation"], "episodes": episodes, "context": C + (H - long) // 2 // F * F}
         shortened = _with(experiment, "evaluation", **changes, horizon=horizon)
         began = time.perf_counter()
         evaluate(shortened, lambda done, of: None)
         return (time.perf_counter() - began) * run.evaluation.episodes / episodes
 
-    evaluated(short)  # warms up
-    first, last = evaluated(short), evaluated(long)
-    a_frame = max(last - first, 0.0) / (long - short) if long > short else last / long
-    reading = max(first - short * a_frame, 0.0) * C / (C + (H - long) // 2)
+    evaluation_seconds(short)  # warms up
+    at_short, at_long = evaluation_seconds(short), evaluation_seconds(long)
+    a_frame = max(at_long - at_short, 0.0) / (long - short) if long > short else at_long / long
+    context_seconds = max(at_short - short * a_frame, 0.0) * C / (C + (H - long) // 2)
     horizons = [H if name == "continuation" else (C - 1) // F * F for name in run.evaluation.tasks]
     at, interventions = len(run.evaluation.at), len(run.evaluation.interventions)  # snapshots: under `keep` alone
-    seconds = sum(reading * (1 + at) + horizon * a_frame * (1 + at / interventions) for horizon in horizons)
+    seconds = sum(context_seconds * (1 + at) + horizon * a_frame * (1 + at / interventions) for horizon in horizons)
     began, probed = time.perf_counter(), min(run.evaluation.probe, PROBED)
     probe(_with(experiment, "evaluation", probe=probed))
     seconds += (time.perf_counter() - began) * run.evaluation.probe / max(probed, 1)
@@ -94,8 +95,8 @@ def probe_cost(experiment: Experiment, launch: LaunchConfig) -> Cost:
     return Cost(step, run.training.steps, seconds, "timed" if whole else "timed in part")
 
 
-def _step(experiment: Experiment, clips: int, launch: LaunchConfig) -> float:
-    """Return the seconds of a training step on so many clips, by one process and without compilation."""
+def _step_seconds(experiment: Experiment, clips: int, launch: LaunchConfig) -> float:
+    """Return the seconds of a training step on so many clips, in one process and without compilation."""
     steps, device = max(experiment.config.training.steps, MOST_STEPS + 1), experiment.device
     few = _with(experiment, "training", batch=clips, steps=steps, checkpoint_every=1 << 30)
     few = _with(few, "evaluation", at=())

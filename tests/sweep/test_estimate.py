@@ -163,11 +163,11 @@ def test_runs_longer_than_their_jobs_may_take_are_named(tmp_path, monkeypatch):
     sweep, models = planned(tmp_path, "launch.slurm.partition=gpu", where)
     costs = [Cost(step=100.0, steps=30, evaluation=60.0, source="")] * 2
     named, where = plan.limit_line(models, costs, 1.0, sweep).splitlines()
-    assert named == "longer than launch.slurm.timeout: lstm(hidden=8) (51 min of 30m); runs go on in another job"
-    assert where == "times were taken on this machine, not on the nodes of partition gpu"
+    assert named == "longer than launch.slurm.timeout: lstm(hidden=8) (51 min of 30m); runs resume in another job"
+    assert where == "times were measured on this machine, not on the nodes of partition gpu"
     costs = [Cost(step=1.0, steps=30, evaluation=2000.0, source=""), ValueError("no such luck")]
     assert len(plan.limit_line(models, costs, 1.0, sweep).splitlines()) == 1  # 4h for none, and nothing known of lstm
-    assert "evaluation, which" in plan.limit_line(models, costs[:1] * 2, 1.0, sweep)
+    assert "an evaluation cannot be resumed" in plan.limit_line(models, costs[:1] * 2, 1.0, sweep)
     monkeypatch.setenv("PATH", "")
     assert (
         plan.limit_line(models, costs[:1] * 2, 1.0, planned(tmp_path, "launch.slurm.timeout=1m")[0]) == ""

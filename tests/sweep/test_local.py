@@ -72,7 +72,7 @@ def test_a_run_that_fails_before_it_has_begun_is_tried_once_and_says_why(launch,
 @pytest.mark.parametrize(("name", "memory"), [("SIGKILL", True), ("SIGSEGV", False)])
 def test_a_run_whose_process_is_killed_is_tried_again_and_memory_is_suspected_only_where_it_fits(launch, name, memory):
     tried, note = launch(f"import os, signal; os.kill(os.getpid(), signal.{name})", attempts=2)
-    assert tried == 2 and note.startswith(f"its process was ended 2 times by {name}")
+    assert tried == 2 and note.startswith(f"its process was killed 2 times by {name}")
     assert ("too little memory" in note) is memory
 
 

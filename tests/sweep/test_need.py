@@ -38,7 +38,7 @@ def test_training_that_needs_no_memory_is_called_that_before_anything_is_launche
 def test_a_task_that_scores_revisits_in_few_episodes_is_named(tmp_path):
     notes = need_warnings(planned(tmp_path, "run.training.return_share=1.0", "run.evaluation.episodes=4"))
     assert [note.split(":")[0] for note in notes] == ["continuation", "retrieval"]
-    assert f"{FEWEST_EPISODES} are wanted" in notes[0]
+    assert f"fewer than {FEWEST_EPISODES};" in notes[0]
 
 
 def test_models_that_need_the_same_share_one_row(tmp_path):

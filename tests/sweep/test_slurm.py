@@ -18,7 +18,7 @@ def test_slurm_gives_the_frames_that_this_machine_gives(tmp_path, slurm):
     # `auto` takes SLURM, since there is an sbatch and the sweep names a partition.
     which = ("sweep", "tiny.yaml", "--only", "seed=0")
     there = rad_bench(*which, "--out", "there", cwd=tmp_path, environment=slurm.environment)
-    assert "to go on slurm" in there.stdout
+    assert "left (slurm)" in there.stdout
     rad_bench(*which, "--out", "here", "--cluster", "local", cwd=tmp_path)
     frames = [pd.read_parquet(tmp_path / out / "tiny" / "frames.parquet") for out in ("there", "here")]
     pd.testing.assert_frame_equal(*frames)
@@ -105,5 +105,5 @@ def test_what_sbatch_refuses_is_told_in_its_own_words(tmp_path, slurm):
     refused = rad_bench("sweep", "tiny.yaml", cwd=tmp_path, environment=slurm.environment, expect=2)
     *its_own, ours = refused.stderr.strip().splitlines()  # submitit lets what sbatch says through
     assert "nowhere" in its_own[0]
-    assert "sbatch took nothing" in ours and "Invalid partition name" in ours
+    assert "sbatch accepted no job" in ours and "Invalid partition name" in ours
     assert "Traceback" not in refused.stderr

@@ -36,7 +36,7 @@ def test_tasks_are_found_by_name_and_place_and_the_latest_submission_counts(answ
     (answers / "squeue.txt").write_text(
         "old|0|11_0|FAILED|NonZeroExitCode\nold|1|11_1|RUNNING|None\nnew|N/A|12|PENDING|Priority\n"
     )
-    tasks = squeue.ask([submission("old", "a", "b"), submission("new", "a")])
+    tasks = squeue.query([submission("old", "a", "b"), submission("new", "a")])
     assert {run: (task.id, task.is_live) for run, task in tasks.items()} == {"a": ("12", True), "b": ("11_1", True)}
     assert str(tasks["a"]) == "pending (Priority)"
     assert len((answers / "squeue.calls").read_text().splitlines()) == 1  # one question for all
@@ -44,18 +44,18 @@ def test_tasks_are_found_by_name_and_place_and_the_latest_submission_counts(answ
 
 def test_a_run_whose_latest_job_is_forgotten_is_not_told_of_by_an_older_one(answers):
     (answers / "squeue.txt").write_text("old|0|11_0|CANCELLED|None\n")
-    assert squeue.ask([submission("old", "a"), submission("new", "a")]) == {}
+    assert squeue.query([submission("old", "a"), submission("new", "a")]) == {}
 
 
 def test_silence_is_no_answer(answers):
     with pytest.raises(squeue.SilentError, match="squeue"):
-        squeue.ask([submission("old", "a")])
-    assert squeue.forgotten([submission("old", "a")]) == {}  # no accounting
+        squeue.query([submission("old", "a")])
+    assert squeue.query_accounting([submission("old", "a")]) == {}  # no accounting
 
 
 def test_accounting_tells_of_what_the_queue_forgot(answers):
     (answers / "sacct.txt").write_text("old|11_0|CANCELLED by 1000\nold|11_1|OUT_OF_MEMORY\n")
-    told = squeue.forgotten([submission("old", "a", "b")])
+    told = squeue.query_accounting([submission("old", "a", "b")])
     assert {run: (task.id, task.state) for run, task in told.items()} == {
         "a": ("11_0", "CANCELLED"), "b": ("11_1", "OUT_OF_MEMORY"),
     }  # fmt: skip
@@ -129,7 +129,7 @@ def test_attempts_have_an_end(answers, tmp_path):
     launch = ClusterLaunch(tmp_path / "sweep", {"a": waiting}, lambda: None, submissions=[entry])
     for _ in range(2):
         launch._poll()
-    assert launch.notes == {"a": "its job was lost 2 times; the last is node fail"}
+    assert launch.notes == {"a": "its job was lost 2 times; the last one: node fail"}
     assert not RunFolder(folder).failure.exists()
 
 
@@ -152,7 +152,7 @@ def test_what_sbatch_refuses_is_told_by_its_own_last_line(tmp_path, monkeypatch,
     (answers / "scontrol.txt").write_text("MaxArraySize = 3\n")
     monkeypatch.setattr(ClusterLaunch, "_sbatch", refuse)
     run = Missing(tmp_path / "sweep" / "runs" / "a", LaunchConfig())
-    with pytest.raises(UserError, match=re.escape(f"sbatch took nothing: {told}")):
+    with pytest.raises(UserError, match=re.escape(f"sbatch accepted no job: {told}")):
         ClusterLaunch(tmp_path / "sweep", {"a": Waiting(run)}, lambda: None).start()
 
 
