@@ -1,1 +1,1 @@
-"""Speed as ratios: two ways to the same outputs, timed in turns in one process; void unless the outputs agree."""
+"""Speed as ratios: two ways to compute the same outputs, timed in turns in one process. Void if the outputs differ."""

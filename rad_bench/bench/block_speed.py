@@ -1,6 +1,6 @@
-"""Blocks: the parallel form that training uses against the base class's loop over `step`, gradients included.
+"""Blocks: the parallel form that training uses against the base class's loop over `step`, with gradients.
 
-Where another package's kernels compute a block here, also these against the block's form in PyTorch alone.
+If kernels of another package compute a block, they are also compared with the block's form in PyTorch alone.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from rad_bench.bench.race import Race
+from rad_bench.bench.comparison import Comparison
 from rad_bench.blocks.lstm import LSTM
 from rad_bench.blocks.memory import MemoryBlock, without_kernels
 from rad_bench.model.registry import block_names, find_block
 
 SEQUENCES, FRAMES, NOISY, TOKENS, DIM = 32, 24, 16, 1, 64  # a step of training at the default preset
-FRAME_TOKENS = 4  # of a frame, where it is one sequence: `scan: frame`
+FRAME_TOKENS = 4  # per frame, if a frame is one sequence: `scan: frame`
 TOLERANCE = 1e-3  # fp32; gradients through 24 frames
 
 
-def races(device: torch.device) -> Iterator[Race]:
-    """Yield the races of all built-in blocks, at one token a frame and at several."""
+def comparisons(device: torch.device) -> Iterator[Comparison]:
+    """Yield the comparisons of all built-in blocks, at one token a frame and at several."""
     for tokens in (TOKENS, FRAME_TOKENS):
         for name in block_names():
             block = find_block(name)
             if block.prefetch is MemoryBlock.prefetch and block.retrieve is MemoryBlock.retrieve:
-                continue  # the loop is all there is
+                continue  # the loop is its only form
             torch.manual_seed(0)
             layer = block(DIM).to(device)
             clean = torch.randn(SEQUENCES * TOKENS // tokens, FRAMES, tokens, DIM, device=device)
             noisy = torch.randn(len(clean), NOISY, tokens, DIM, device=device)
             case = f"{name}, {tokens} token{'s' if tokens > 1 else ''} a frame"
-            yield Race(
+            yield Comparison(
                 case,
                 "a loop over `step`",
                 functools.partial(_train, layer, clean, noisy, type(layer)),
@@ -45,12 +45,12 @@ def races(device: torch.device) -> Iterator[Race]:
                 plain = layer.path(device, torch.float32).name
             if plain != layer.path(device, torch.float32).name:
                 ours = functools.partial(_train, layer, clean, noisy, type(layer))
-                yield Race(f"{case}, by kernels", plain, ours, without_kernels()(ours), TOLERANCE, "at least 1")
+                yield Comparison(f"{case}, by kernels", plain, ours, without_kernels()(ours), TOLERANCE, "at least 1")
     yield _against_nn_lstm(device)
 
 
 def _train(layer: MemoryBlock, clean: Tensor, noisy: Tensor, form: type[MemoryBlock]) -> Sequence[Tensor]:
-    """Forward and backward through a clip, clean and noisy stream, by the block's own form or the reference's."""
+    """Run forward and backward through both streams of a clip, by the block's own form or by the loop."""
     layer.zero_grad(set_to_none=True)
     clean, noisy = clean.detach().requires_grad_(), noisy.detach().requires_grad_()
     prefetched = form.prefetch(layer, clean, layer.initial_state(len(clean)))
@@ -61,8 +61,8 @@ def _train(layer: MemoryBlock, clean: Tensor, noisy: Tensor, form: type[MemoryBl
     return [prefetched.y_STKD, y_noisy, clean.grad, noisy.grad, *gradients]
 
 
-def _against_nn_lstm(device: torch.device) -> Race:
-    """The clean stream alone, since PyTorch's LSTM does not give its cells before each frame."""
+def _against_nn_lstm(device: torch.device) -> Comparison:
+    """Compare the clean stream alone, because PyTorch's LSTM does not return its cells before each frame."""
     torch.manual_seed(0)
     layer = LSTM(DIM).to(device)
     plain = nn.LSTM(DIM, layer.hidden, batch_first=True).to(device)
@@ -89,4 +89,4 @@ def _against_nn_lstm(device: torch.device) -> Race:
         assert gradient is not None
         return [y, gradient]
 
-    return Race("lstm, clean stream", "torch.nn.LSTM", ours, theirs, TOLERANCE, "at least 1")
+    return Comparison("lstm, clean stream", "torch.nn.LSTM", ours, theirs, TOLERANCE, "at least 1")

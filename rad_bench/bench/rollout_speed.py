@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad_bench.bench.race import Race
+from rad_bench.bench.comparison import Comparison
 from rad_bench.blocks.contract import perturb
 from rad_bench.config import DiffusionConfig, TrunkConfig
 from rad_bench.model.budget import count_flops
@@ -27,58 +27,60 @@ PIECE = 50  # frames committed at a time
 MANY, FEW = 64, 8  # videos
 
 
-def races(device: torch.device) -> Iterator[Race]:
-    """Yield the races of the cache and of many videos at once, then each block's, and early against late."""
+def comparisons(device: torch.device) -> Iterator[Comparison]:
+    """Compare the cache, then many videos at once, then each block with none, and an early with a late frame."""
     yield _cached(device)
     yield _batched(device)
     bare = functools.partial(_generating("none", device, EARLY).step, EARLY)
     for name in block_names():
-        made = _generating(name, device, EARLY, LATE)
+        generating = _generating(name, device, EARLY, LATE)
         if name != "none":
-            yield Race("a frame without memory", f"with {name}", bare, functools.partial(made.step, EARLY), None)
-        yield _early_and_late(name, made)
+            yield Comparison(
+                "a frame without memory", f"with {name}", bare, functools.partial(generating.step, EARLY), None
+            )
+        yield _early_and_late(name, generating)
 
 
 def perturbed_trunk(name: str, device: torch.device, **changes: int) -> Trunk:
-    """A trunk at the default preset, its weights perturbed: zero-initialised ones would hide differences."""
+    """Return a trunk of the default preset with perturbed weights, because zeros would hide differences."""
     trunk = Trunk(TrunkConfig(**changes), find_block(name), FRAME_SHAPE, ACTIONS, 0).to(device)
     perturb(trunk, 0.05, torch.Generator().manual_seed(1))
     return trunk.eval()
 
 
 @torch.no_grad()
-def _cached(device: torch.device) -> Race:
-    """Generate with cached keys and values, and by reading all frames that can matter at each step of denoising."""
+def _cached(device: torch.device) -> Comparison:
+    """Compare cached keys and values with a new pass over all frames within reach at each step of denoising."""
     trunk = perturbed_trunk("none", device, window=WINDOW)
     diffusion = Diffusion(DiffusionConfig())
-    matter = trunk.config.reach  # frames before a new one that attention reaches through all layers
-    clean = torch.rand(VIDEOS, matter, *FRAME_SHAPE, device=device) * 2 - 1
-    motion = torch.randn(VIDEOS, matter + GENERATED, motion_size(trunk.config.motion, ACTIONS), device=device)
+    reach = trunk.config.reach  # frames before a new one that attention reaches through all layers
+    clean = torch.rand(VIDEOS, reach, *FRAME_SHAPE, device=device) * 2 - 1
+    motion = torch.randn(VIDEOS, reach + GENERATED, motion_size(trunk.config.motion, ACTIONS), device=device)
     noise = torch.randn(GENERATED, VIDEOS, *FRAME_SHAPE, device=device)
-    cache = trunk.commit(clean, motion[:, :matter], trunk.start(VIDEOS))
+    cache = trunk.commit(clean, motion[:, :reach], trunk.start(VIDEOS))
 
     def ours() -> Sequence[Tensor]:
-        return [rollout(trunk, diffusion, motion[:, matter:], cache, lambda h: noise[h]).frames]
+        return [rollout(trunk, diffusion, motion[:, reach:], cache, lambda h: noise[h]).frames]
 
     @torch.no_grad()
     def recomputed() -> Sequence[Tensor]:
         frames = clean
         for h in range(GENERATED):
             known = torch.cat([frames[:, h:], torch.zeros_like(frames[:, :1])], 1)  # the new frame's place is not read
-            moved = motion[:, h : h + matter + 1]
+            moved = motion[:, h : h + reach + 1]
 
             def predict(x: Tensor, level: Tensor, known: Tensor = known, moved: Tensor = moved) -> Tensor:
                 return trunk(known, x, level, moved)
 
             frames = torch.cat([frames, diffusion.sample(predict, noise[h][:, None])], 1)
-        return [frames[:, matter:]]
+        return [frames[:, reach:]]
 
-    return Race(f"rollout with a cache, window {WINDOW}", "recomputed", ours, recomputed, 1e-3, "at least 8")
+    return Comparison(f"rollout with a cache, window {WINDOW}", "recomputed", ours, recomputed, 1e-3, "at least 8")
 
 
 @torch.no_grad()
-def _batched(device: torch.device) -> Race:
-    """Generate a frame of many videos at once, and of a few at a time."""
+def _batched(device: torch.device) -> Comparison:
+    """Compare generating a frame of many videos at once with a few videos at a time."""
     trunk, diffusion = perturbed_trunk("mamba2", device), Diffusion(DiffusionConfig())
     motion = torch.randn(MANY, 1, motion_size(trunk.config.motion, ACTIONS), device=device)
     clean = torch.rand(MANY, 1, *FRAME_SHAPE, device=device) * 2 - 1
@@ -91,21 +93,23 @@ def _batched(device: torch.device) -> Race:
         return [rollout(trunk, diffusion, motion, cache, lambda _: noise).frames]
 
     def apart() -> Sequence[Tensor]:
-        found = [
+        frames = [
             rollout(trunk, diffusion, motion[group], few, lambda _, group=group: noise[group]).frames  # type: ignore[misc]
             for group, few in zip(groups, caches, strict=True)
         ]
-        return [torch.cat(found)]
+        return [torch.cat(frames)]
 
-    return Race(f"mamba2: {MANY} videos at once", f"{FEW} at a time", together, apart, 1e-3, "at least 5 on a GPU")
+    return Comparison(
+        f"mamba2: {MANY} videos at once", f"{FEW} at a time", together, apart, 1e-3, "at least 5 on a GPU"
+    )
 
 
 @dataclass(frozen=True)
 class Generating:
-    """Generates a frame of some videos, after early or late ones."""
+    """Generates a frame of some videos, early or late in a rollout."""
 
     caches: dict[int, Cache]
-    step: Callable[[int], Sequence[Tensor]]  # of the number of frames before
+    step: Callable[[int], Sequence[Tensor]]  # takes the number of frames before
 
 
 @torch.no_grad()
@@ -126,14 +130,14 @@ def _generating(name: str, device: torch.device, *after: int) -> Generating:
     return Generating(caches, step)
 
 
-def _early_and_late(name: str, made: Generating) -> Race:
-    early, late = (_bytes(made.caches[at]) for at in (EARLY, LATE))
-    flops = [count_flops(functools.partial(made.step, at)) for at in (EARLY, LATE)]
-    return Race(
+def _early_and_late(name: str, generating: Generating) -> Comparison:
+    early, late = (_bytes(generating.caches[at]) for at in (EARLY, LATE))
+    flops = [count_flops(functools.partial(generating.step, at)) for at in (EARLY, LATE)]
+    return Comparison(
         f"{name}: frame {EARLY}",
         f"frame {LATE}",
-        functools.partial(made.step, EARLY),
-        functools.partial(made.step, LATE),
+        functools.partial(generating.step, EARLY),
+        functools.partial(generating.step, LATE),
         None,
         "grows" if name == "attention" else "at most 1.05",
         {"times_the_flops": flops[1] / flops[0], "cache_growth": late / early, "cache_bytes_late": late},

@@ -1,9 +1,8 @@
 """What a model of RAD's size would need, predicted from counts and measurements of this code on this machine.
 
-Nothing of that size is run. Parameters, FLOPs and state bytes are counted at the true shapes, on tensors that have no
-values; they are exact. What the backward pass keeps is measured on real tensors, on layers of the true width that see
-few tokens, and grows in proportion to frames, tokens and layers. Time follows from FLOPs only by a rate that somebody
-else has reached on a GPU, which is given beside it.
+No model of that size is run. Parameters, FLOPs and state bytes are counted at the true shapes, on tensors without
+values; they are exact. The activations that are kept for the backward pass are measured on layers of the true width
+with few tokens, and scaled by frames, tokens and layers. Time is computed from FLOPs and a published rate of a GPU.
 
 Letters: T frames, N tokens a frame.
 """
@@ -28,44 +27,44 @@ from rad_bench.model.motion import motion_size
 from rad_bench.model.trunk import Trunk
 from rad_bench.training.loop import make_optimiser
 
-LATENTS = (16, 18, 32)  # of a frame of Minecraft, as Open-Oasis encodes it: 144 tokens of patch 2
+LATENTS = (16, 18, 32)  # of a Minecraft frame encoded by Open-Oasis: 144 tokens of patch 2
 FRAMES = 1200  # of a clip and of a rollout
 EARLY = 50
 COUNTED = 64  # frames; a multiple of the blocks' chunks
 ACTIONS = 25
 WIDTH, DEPTH, HEADS, WINDOW = 1536, 14, 24, 16
 MEMORY_PARAMETERS = 7_000_000  # a layer
-BLOCKS: dict[str, dict[str, int]] = {  # heads as many as the trunk's; their size follows from the parameters
+BLOCKS: dict[str, dict[str, int]] = {  # as many heads as the trunk; their size follows from the parameters
     "none": {}, "lstm": {}, "mamba2": {"heads": HEADS}, "ttt": {"heads": HEADS}, "attention": {"heads": HEADS},
 }  # fmt: skip
-SIDES = (2, 3)  # tokens along each side of the frames that are really computed
-PEAK_FLOPS = 989e12  # a second, an H200's dense bf16, as its data sheet has it
+SIDES = (2, 3)  # tokens along each side of the frames that are computed
+PEAK_FLOPS = 989e12  # per second, dense bf16, from the data sheet of the H200
 REACHED = 0.229  # of the peak: a 22M-parameter ViT, compiled, on one H100 (nvSubquadratic's benchmark pages)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One block at that size. Bytes are those of fp32."""
+    """The needs of one block at that size. Bytes are for fp32."""
 
     block: str
     options: dict[str, Any]
     parameters: int
     memory_parameters: int
     training_flops: int  # forward and backward over one clip of T frames
-    kept_bytes: int  # by the forward pass for the backward pass, a clip
-    recomputed_bytes: int  # the same with activation checkpointing, one layer's at its fullest included
+    kept_bytes: int  # activations kept for the backward pass, a clip
+    recomputed_bytes: int  # the same with activation checkpointing, with the recomputed activations of one layer
     resident_bytes: int  # weights, gradients, optimiser, averaged weights
-    state_bytes: int  # of memory, a video, at frame T
+    state_bytes: int  # memory state of a video at frame T
     frame_flops_early: int  # to generate frame EARLY of a video
     frame_flops_late: int  # and frame T
 
     @property
     def seconds_a_clip(self) -> float:
-        """Training time a clip at the rate that is assumed."""
+        """Training time per clip at the assumed rate."""
         return self.training_flops / (PEAK_FLOPS * REACHED)
 
     def record(self) -> dict[str, Any]:
-        """Return what is stored."""
+        """Return the prediction as it is stored."""
         return asdict(self) | {"seconds_a_clip": self.seconds_a_clip}
 
 
@@ -86,7 +85,7 @@ def predict(block: str, frames: int = FRAMES, width: int = WIDTH, depth: int = D
     diffusion = Diffusion(run.diffusion, None)
 
     def deep(one: float, two: float) -> int:
-        """Layers are alike: what two have more than one, every further one has more."""
+        """Extrapolate from one and two layers: each further layer adds what the second adds."""
         return round(one + (depth - 1) * (two - one))
 
     shapes = [_trunk(run, layers, *LATENTS[1:]).to("meta") for layers in (1, 2)]
@@ -117,7 +116,7 @@ def _trunk(run: RunConfig, layers: int, height: int, width: int) -> Trunk:
 
 
 def _clip(trunk: Trunk, frames: int) -> tuple[Tensor, Tensor]:
-    """Frames and motion of one clip."""
+    """Return frames and motion of one clip."""
     like = trunk.position
     return like.new_zeros(1, frames, *trunk.frame_shape), like.new_zeros(
         1, frames, motion_size(trunk.config.motion, ACTIONS)
@@ -130,10 +129,10 @@ def _loss(trunk: Trunk, diffusion: Diffusion, frames: int) -> Tensor:
 
 
 def _training_flops(trunk: Trunk, diffusion: Diffusion, frames: int) -> int:
-    """FLOPs of a clip, forward and backward: a polynomial of second degree in its frames, for attention's sake.
+    """Return the FLOPs of a clip, forward and backward: with attention, a polynomial of degree two in its frames.
 
-    Of long clips it is found from three short ones, of whole chunks; a loop over a thousand frames takes minutes even
-    without values.
+    For long clips the polynomial is fitted to three short clips of whole chunks, because a loop over a thousand frames
+    takes minutes even without values.
     """
     if frames <= 3 * COUNTED:
         return count_flops(lambda: _loss(trunk, diffusion, frames).backward())
@@ -144,7 +143,7 @@ def _training_flops(trunk: Trunk, diffusion: Diffusion, frames: int) -> int:
 
 @torch.no_grad()
 def _filled(trunk: Trunk, frames: int) -> Cache:
-    """The cache after that many frames, read a hundred at a time."""
+    """Return the cache after that many frames, committed a hundred at a time."""
     cache = trunk.start(1)
     while cache.frames < frames:
         cache = trunk.commit(*_clip(trunk, min(100, frames - cache.frames)), cache)
@@ -153,7 +152,7 @@ def _filled(trunk: Trunk, frames: int) -> Cache:
 
 @torch.no_grad()
 def _generating_flops(trunk: Trunk, diffusion: Diffusion, at: int) -> int:
-    """FLOPs of generating frame number `at`: all denoising steps, and the commit."""
+    """Return the FLOPs of generating frame number `at`: all denoising steps, and the commit."""
     cache = _filled(trunk, at - 1)
     clean, motion = _clip(trunk, 1)
 
@@ -164,33 +163,33 @@ def _generating_flops(trunk: Trunk, diffusion: Diffusion, at: int) -> int:
 
 
 def _clip_keeps(run: RunConfig, layers: int, diffusion: Diffusion, frames: int) -> list[float]:
-    """Bytes that a trunk of so many layers keeps of a clip of so many frames at the true size; and with recomputation.
+    """Return the bytes of activations that a clip keeps at the true size, without and with activation checkpointing.
 
-    Measured with few tokens and frames. A frame's share that does not depend on its tokens, such as its modulation, is
-    told from a token's by two numbers of tokens.
+    They are measured with few tokens and frames. Two numbers of tokens separate the bytes of a token from those of a
+    frame, such as its modulation.
     """
     trunks = [_trunk(run, layers, 2 * side, 2 * side) for side in SIDES]
     tokens = LATENTS[1] * LATENTS[2] / run.trunk.patch**2
-    found = []
+    kept = []
     for recompute in (False, True):
         grown = []
         for trunk in trunks:
             trunk.recompute = recompute
             grown.append((_kept_bytes(trunk, 16, diffusion) - _kept_bytes(trunk, 8, diffusion)) / 8)
         a_token = (grown[1] - grown[0]) / (SIDES[1] ** 2 - SIDES[0] ** 2)
-        found.append(frames * (grown[0] + (tokens - SIDES[0] ** 2) * a_token))
-    return found
+        kept.append(frames * (grown[0] + (tokens - SIDES[0] ** 2) * a_token))
+    return kept
 
 
 def _kept_bytes(trunk: Trunk, frames: int, diffusion: Diffusion) -> int:
-    """Bytes that a forward pass keeps for the backward pass, beyond the weights, on real tensors."""
+    """Return the bytes, without weights, that a forward pass on real tensors keeps for the backward pass."""
     weights = {p.untyped_storage().data_ptr() for p in trunk.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage  # held, so that no other comes to lie at its address
+            kept[storage.data_ptr()] = storage  # referenced, so that its address is not used again
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -200,7 +199,7 @@ def _kept_bytes(trunk: Trunk, frames: int, diffusion: Diffusion) -> int:
 
 
 def _resident_bytes(trunk: Trunk, run: RunConfig) -> float:
-    """Bytes a parameter that training holds throughout: weights, gradients, averages, and the optimiser's state."""
+    """Return the bytes per parameter of weights, gradients, averaged weights and the optimiser's state."""
     optimiser = make_optimiser(trunk, run.training)
     for parameter in trunk.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -212,17 +211,17 @@ def _resident_bytes(trunk: Trunk, run: RunConfig) -> float:
 
 def table(predictions: list[Prediction]) -> Table:
     """Return the predictions as a table, a row a block."""
-    found = Table(title="bench scaling", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    rich_table = Table(title="bench scaling", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     columns = (
         "memory", "parameters", "training, PFLOP a clip", "s a clip, assumed rate", "resident, GB", "kept, GB a clip",
         "recomputed, GB a clip", f"state at frame {FRAMES}, MB", f"TFLOP, frame {EARLY}", f"frame {FRAMES}",
     )  # fmt: skip
     for heading in columns:
-        found.add_column(heading, justify="left" if heading == "memory" else "right")
+        rich_table.add_column(heading, justify="left" if heading == "memory" else "right")
     for p in predictions:
-        found.add_row(
+        rich_table.add_row(
             p.block, f"{p.parameters / 1e6:,.0f} M", f"{p.training_flops / 1e15:.2f}", f"{p.seconds_a_clip:.1f}",
             *(f"{value / 1e9:,.0f}" for value in (p.resident_bytes, p.kept_bytes, p.recomputed_bytes)),
             f"{p.state_bytes / 1e6:,.1f}", f"{p.frame_flops_early / 1e12:.2f}", f"{p.frame_flops_late / 1e12:.2f}",
         )  # fmt: skip
-    return found
+    return rich_table

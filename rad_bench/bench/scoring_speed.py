@@ -1,4 +1,4 @@
-"""Metrics: batched on tensors against scikit-image frame by frame, and their share of an evaluation."""
+"""Metrics: batches of tensors against scikit-image frame by frame, and against the time of a rollout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rad_bench.bench.race import Race
+from rad_bench.bench.comparison import Comparison
 from rad_bench.bench.rollout_speed import ACTIONS, FRAME_SHAPE, perturbed_trunk
 from rad_bench.config import DiffusionConfig, EvaluationConfig
 from rad_bench.evaluation.evaluate import frame_metrics
@@ -19,16 +19,16 @@ from rad_bench.model.motion import motion_size
 from rad_bench.model.rollout import rollout
 
 FRAMES, SIDE = 64, 64
-HORIZON = 8  # frames of the rollout whose scoring is set against its making
+HORIZON = 8  # frames of the rollout that scoring is compared with
 
 
-def races(device: torch.device) -> Iterator[Race]:
+def comparisons(device: torch.device) -> Iterator[Comparison]:
     """Yield SSIM and PSNR against scikit-image, then scoring against rolling out."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (FRAMES, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
     y = (x + 25 * torch.randn(x.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
     for name, ours, goal in (("ssim", ssim, "at least 4"), ("psnr", psnr, "")):
-        yield Race(
+        yield Comparison(
             f"{name}, {FRAMES} frames of {SIDE} x {SIDE}",
             "scikit-image, frame by frame",
             functools.partial(_batched, ours, x.to(device), y.to(device)),
@@ -36,7 +36,7 @@ def races(device: torch.device) -> Iterator[Race]:
             1e-5,
             goal,
         )
-    yield _share(device)
+    yield _scoring_and_generating(device)
 
 
 def _batched(metric: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Sequence[Tensor]:
@@ -55,8 +55,8 @@ def _by_scikit_image(name: str, x: Tensor, y: Tensor) -> Sequence[Tensor]:
 
 
 @torch.no_grad()
-def _share(device: torch.device) -> Race:
-    """Scoring some frames against generating them: the ratio is that of rollout to metrics."""
+def _scoring_and_generating(device: torch.device) -> Comparison:
+    """Compare scoring some frames with generating them: the ratio is rollout time over scoring time."""
     videos = EvaluationConfig().batch
     trunk, diffusion = perturbed_trunk("none", device), Diffusion(DiffusionConfig())
     motion = torch.randn(videos, HORIZON, motion_size(trunk.config.motion, ACTIONS), device=device)
@@ -70,4 +70,4 @@ def _share(device: torch.device) -> Race:
     def score() -> Sequence[Tensor]:
         return [torch.tensor(v) for v in frame_metrics(frames, frames.flip(1), device).values()]
 
-    return Race("scoring frames", "generating them", score, generate, None, "at least 19: metrics at most 5 %")
+    return Comparison("scoring frames", "generating them", score, generate, None, "at least 19: metrics at most 5 %")

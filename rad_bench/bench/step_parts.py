@@ -1,8 +1,8 @@
 """Where a training step's time goes, forward and backward, at the preset of memory_blocks.yaml.
 
-A clock is told which part of the trunk is being computed: in the forward pass by the calls, in the backward pass by
-marks that gradients pass on their way into a part and out of it. PyTorch's profiler is not used: its bookkeeping takes
-longer than many an operation of so small a model, so that its shares would be those of calls.
+A clock knows which part of the trunk is computed: in the forward pass from wrapped methods, in the backward pass from
+autograd functions at a part's inputs and outputs. PyTorch's profiler is not used, because its overhead
+is longer than many operations of so small a model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rad_bench.model.trunk import Trunk
 from rad_bench.training.loop import Trainer
 
 TRUNK = "rest of the trunk"  # embedding, modulation, residuals, head, loss
-METHODS = {  # of a layer -> the part that they are
+METHODS = {  # methods of a layer -> their part
     "_remember": "memory",
     "spatial.project": "attention in space", "spatial.attend": "attention in space",
     "temporal.project": "attention in time", "temporal.attend": "attention in time",
@@ -37,7 +37,7 @@ WARM_UP, FEWEST = 3, 5  # steps
 
 @dataclass(frozen=True)
 class Profile:
-    """Where a step's time went."""
+    """The time of a training step by part."""
 
     block: str
     step_ms: float
@@ -45,7 +45,7 @@ class Profile:
     memory_flops: float  # the memory's share of the FLOPs, forward
 
     def record(self) -> dict[str, Any]:
-        """Return what is stored."""
+        """Return the profile as it is stored."""
         return asdict(self)
 
 
@@ -58,7 +58,7 @@ class Clock:
         self._began = self._now()
 
     def switch(self, part: str) -> None:
-        """From here on, time is that of `part`."""
+        """Add the time from now on to `part`."""
         now = self._now()
         self.seconds[self._part] += now - self._began
         self._part, self._began = part, now
@@ -71,7 +71,7 @@ class Clock:
 
 
 def profile(block: str, device: torch.device, seconds: float) -> Profile:
-    """Take training steps around the named block for about so long, and return where their time went."""
+    """Take training steps with the named block for about so many seconds, and return the time of each part."""
     steps = stepping(block, device)
     clock = Clock(device)
     trainer = _Timed(**vars(steps.trainer), clock=clock)
@@ -115,22 +115,22 @@ def _time_parts(trunk: Trunk, clock: Clock) -> None:
 
 
 def _time(owner: nn.Module, method: str, part: str, clock: Clock) -> None:
-    """Let the clock know whenever a method is computed, or its gradient."""
+    """Wrap a method so that the clock switches to `part` in its forward and backward pass."""
     compute: Callable[..., Any] = getattr(owner, method)
 
     def timed(*arguments: Any) -> Any:
         clock.switch(part)
-        found = compute(*_marked(arguments, TRUNK, clock))
-        one = isinstance(found, Tensor)
-        found = _marked((found,) if one else found, part, clock)
+        outputs = compute(*_marked(arguments, TRUNK, clock))
+        single = isinstance(outputs, Tensor)
+        outputs = _marked((outputs,) if single else outputs, part, clock)
         clock.switch(TRUNK)
-        return found[0] if one else found
+        return outputs[0] if single else outputs
 
     setattr(owner, method, timed)
 
 
 def _marked(values: tuple[Any, ...], part: str, clock: Clock) -> tuple[Any, ...]:
-    """Return the same values; once the gradients of all tensors among them are there, time is that of `part`."""
+    """Return the same values. The clock switches to `part` once the gradients of their tensors are computed."""
     places = [place for place, value in enumerate(values) if isinstance(value, Tensor) and value.requires_grad]
     if not places:
         return values
@@ -152,11 +152,11 @@ class _Mark(torch.autograd.Function):
 
 def table(profiles: list[Profile]) -> Table:
     """Return the profiles as a table, a row a block."""
-    found = Table(title="bench profile", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-    found.add_column("memory")
+    rich_table = Table(title="bench profile", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    rich_table.add_column("memory")
     for heading in ("step, ms", "memory, % of FLOPs", *(f"{part}, % of time" for part in PARTS)):
-        found.add_column(heading, justify="right")
+        rich_table.add_column(heading, justify="right")
     for p in profiles:
         shares = (f"{100 * p.shares[part]:.0f}" for part in PARTS)
-        found.add_row(p.block, f"{p.step_ms:.1f}", f"{100 * p.memory_flops:.0f}", *shares)
-    return found
+        rich_table.add_row(p.block, f"{p.step_ms:.1f}", f"{100 * p.memory_flops:.0f}", *shares)
+    return rich_table

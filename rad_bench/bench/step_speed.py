@@ -1,7 +1,7 @@
-"""A training step at the preset of memory_blocks.yaml: what a memory adds, in time and FLOPs; what compiling takes off.
+"""A training step at the preset of memory_blocks.yaml: what a memory adds in time and FLOPs, and what compiling saves.
 
-The whole step: clips (prepared before), noise, forward, backward, clipping, optimiser, average. FLOPs are those of the
-forward pass; the backward pass of a product has twice as many on both sides.
+A step has noise, forward, backward, gradient clipping, optimiser and average; its clips are prepared before. FLOPs are
+those of the forward pass; the backward pass of a product has twice as many, on both sides of a comparison.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad_bench.bench.race import Race
+from rad_bench.bench.comparison import Comparison
 from rad_bench.blocks.contract import perturb
 from rad_bench.config import LaunchConfig, RunConfig
 from rad_bench.data import Episodes
@@ -26,13 +26,13 @@ from rad_bench.training.distributed import Group
 from rad_bench.training.loop import Trainer, make_trainer
 
 BUDGET = 70_000  # memory parameters of each model in memory_blocks.yaml
-UNROLLED = ("ttt",)  # by the compiler, a gradient step a frame, for many minutes
+UNROLLED = ("ttt",)  # the compiler unrolls its gradient step per frame, which takes many minutes
 COMPILED_TOLERANCE = 1e-5  # of the loss
 
 
 @dataclass(frozen=True)
 class Stepping:
-    """A trainer that takes the same step again and again."""
+    """A trainer that repeats one step."""
 
     trainer: Trainer
     clips: Episodes
@@ -43,32 +43,32 @@ class Stepping:
 
     @property
     def flops(self) -> int:
-        """A frame, forward."""
+        """FLOPs of the forward pass, per frame."""
         return self.plan.memory_flops + self.plan.trunk_flops
 
 
-def races(device: torch.device) -> Iterator[Race]:
-    """Yield a step without memory against one with each built-in block."""
+def comparisons(device: torch.device) -> Iterator[Comparison]:
+    """Compare a step without memory with a step of each built-in block."""
     bare = stepping("none", device)
     for name in block_names():
         if name != "none":
             full = stepping(name, device)
             notes = {"times_the_flops": full.flops / bare.flops}
-            yield Race("a training step without memory", f"with {name}", bare, full, None, notes=notes)
+            yield Comparison("a training step without memory", f"with {name}", bare, full, None, notes=notes)
 
 
-def compiled_races(device: torch.device) -> Iterator[Race]:
-    """Yield steps whose layers `torch.compile` has compiled against the same steps without, which learn the same."""
+def compiled_comparisons(device: torch.device) -> Iterator[Comparison]:
+    """Compare steps with layers compiled by `torch.compile` with the same steps without; their losses must agree."""
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise UserError("bench compile: PyTorch compiles for a CPU by a C++ compiler, and there is no g++ here.")
+        raise UserError("bench compile: PyTorch needs a C++ compiler to compile for a CPU, and there is no g++.")
     for name in block_names():
         if name in UNROLLED:
             continue
-        torch.compiler.reset()  # or the layers of all blocks count as one whose compilation is given up in the end
+        torch.compiler.reset()  # else PyTorch stops compiling: it counts the layers of all blocks as one
         eager, compiled = (stepping(name, device, LaunchConfig(compile=compile)) for compile in (False, True))
-        for stepper in (eager, compiled):  # a new trunk predicts nothing, whatever its layers compute
+        for stepper in (eager, compiled):  # a new trunk predicts zeros, whatever its layers compute
             perturb(stepper.trainer.trunk, generator=torch.Generator().manual_seed(0))
-        yield Race(f"a step with {name}, compiled", "eager", compiled, eager, COMPILED_TOLERANCE)
+        yield Comparison(f"a step with {name}, compiled", "eager", compiled, eager, COMPILED_TOLERANCE)
 
 
 def stepping(name: str, device: torch.device, launch: LaunchConfig = LaunchConfig()) -> Stepping:

@@ -19,7 +19,7 @@ from rad_bench.bench import (
     step_parts,
     step_speed,
 )
-from rad_bench.bench.race import Outcome, Race, run
+from rad_bench.bench.comparison import Comparison, Outcome, compare
 from rad_bench.bench.scaling import Prediction
 from rad_bench.bench.step_parts import Profile
 from rad_bench.model.registry import block_names
@@ -28,60 +28,62 @@ from rad_bench.store.atomic import write_figures
 from rad_bench.training.device import be_deterministic, choose_device
 from rad_bench.training.distributed import Group
 
-KINDS: dict[str, Callable[[torch.device], Iterator[Race]]] = {
-    "blocks": block_speed.races, "rollout": rollout_speed.races, "metrics": scoring_speed.races,
-    "startup": startup.races, "step": step_speed.races, "compile": step_speed.compiled_races,
+KINDS: dict[str, Callable[[torch.device], Iterator[Comparison]]] = {
+    "blocks": block_speed.comparisons, "rollout": rollout_speed.comparisons, "metrics": scoring_speed.comparisons,
+    "startup": startup.comparisons, "step": step_speed.comparisons, "compile": step_speed.compiled_comparisons,
 }  # fmt: skip
 
 
-Found = Sequence[Outcome | Profile | Prediction]
+Measurements = Sequence[Outcome | Profile | Prediction]
 
 
-def bench(kind: str, device_name: str, seconds: float, report: Callable[[str], None]) -> tuple[Found, Table]:
-    """Measure what there is of a kind; `report(name)` is called before each piece. Returns it and its table."""
+def bench(kind: str, device_name: str, seconds: float, report: Callable[[str], None]) -> tuple[Measurements, Table]:
+    """Make all measurements of a kind, with `report(name)` before each. Returns them and their table."""
     device = choose_device(device_name, Group())
     be_deterministic(1, device)
     if kind == "scaling":
-        predictions = [scaling.predict(block) for block in _told(scaling.BLOCKS, report)]
+        predictions = [scaling.predict(block) for block in _reported(scaling.BLOCKS, report)]
         return predictions, scaling.table(predictions)
     if kind == "profile":
-        profiles = [step_parts.profile(block, device, seconds) for block in _told(block_names(), report)]
+        profiles = [step_parts.profile(block, device, seconds) for block in _reported(block_names(), report)]
         return profiles, step_parts.table(profiles)
     outcomes = []
-    for race in KINDS[kind](device):
-        report(race.name)
-        outcomes.append(run(race, device, seconds))
+    for comparison in KINDS[kind](device):
+        report(comparison.name)
+        outcomes.append(compare(comparison, device, seconds))
     return outcomes, table(kind, outcomes)
 
 
-def _told(names: Iterable[str], report: Callable[[str], None]) -> Iterator[str]:
-    """Iterate over names, each reported when its turn comes."""
+def _reported(names: Iterable[str], report: Callable[[str], None]) -> Iterator[str]:
+    """Yield names, and report each before it is measured."""
     for name in names:
         report(name)
         yield name
 
 
 def table(kind: str, outcomes: list[Outcome]) -> Table:
-    """Return the outcomes as a table; a race whose outputs differ has no ratio."""
-    found = Table(title=f"bench {kind}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    """Return the outcomes as a table. A comparison whose outputs differ has no ratio."""
+    rich_table = Table(title=f"bench {kind}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     for heading in ("ours", "against"):
-        found.add_column(heading, overflow="fold")
+        rich_table.add_column(heading, overflow="fold")
     for heading in ("ours, ms", "other, ms", "ratio (quartiles)", "outputs differ by", "goal", "also"):
-        found.add_column(heading, justify="right")
+        rich_table.add_column(heading, justify="right")
     for o in outcomes:
         ratio = f"{o.ratio:.2f} ({o.low:.2f} to {o.high:.2f})" if o.valid else "void: outputs differ"
         also = ", ".join(f"{name.replace('_', ' ')} {value:,.4g}" for name, value in o.notes.items())
         difference = "" if o.difference is None else f"{o.difference:.1e}"
-        found.add_row(o.name, o.other_name, f"{o.ours_ms:.2f}", f"{o.other_ms:.2f}", ratio, difference, o.goal, also)
-    return found
+        rich_table.add_row(
+            o.name, o.other_name, f"{o.ours_ms:.2f}", f"{o.other_ms:.2f}", ratio, difference, o.goal, also
+        )
+    return rich_table
 
 
-def store(kind: str, found: Found, device_name: str, folder: Path) -> Path:
-    """Write what was found with all that it ran on. Raises `UserError` if that cannot be."""
+def store(kind: str, measurements: Measurements, device_name: str, folder: Path) -> Path:
+    """Write measurements with their environment. Raises `UserError` if they cannot be written."""
     device = choose_device("cpu" if kind == "scaling" else device_name, Group())
-    what = {"profile": "profiles", "scaling": "predictions"}.get(kind, "races")
+    name = {"profile": "profiles", "scaling": "predictions"}.get(kind, "comparisons")
     record: dict[str, Any] = {
-        "kind": kind, "environment": environment(device, 1, 1), what: [each.record() for each in found],
+        "kind": kind, "environment": environment(device, 1, 1), name: [each.record() for each in measurements],
     }  # fmt: skip
     path = folder / f"{kind}-{device.type}.json"
     write_figures(path, record)

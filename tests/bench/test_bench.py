@@ -1,4 +1,4 @@
-"""Races of `rad-bench bench`: void unless both ways agree; those that are published do."""
+"""Comparisons of `rad-bench bench`: void unless both ways agree; those that are published do."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from rad_bench.bench import (
     block_speed,
-    race,
+    comparison,
     rollout_speed,
     scoring_speed,
     startup,
@@ -18,7 +18,7 @@ from rad_bench.bench import (
 from rad_bench.bench import (
     suite as report,
 )
-from rad_bench.bench.race import Race
+from rad_bench.bench.comparison import Comparison
 from rad_bench.blocks.lstm import LSTM
 from rad_bench.blocks.memory import Path, kernels_are_off
 from rad_bench.cli.main import cli
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def made(ours, other, tolerance=1e-3):
-    return Race("ours", "other", lambda: [torch.tensor(ours)], lambda: [torch.tensor(other)], tolerance)
+    return Comparison("ours", "other", lambda: [torch.tensor(ours)], lambda: [torch.tensor(other)], tolerance)
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def made(ours, other, tolerance=1e-3):
         ([1.0], [5.0], None, True),  # not meant to agree
     ],
 )
-def test_a_race_whose_outputs_differ_is_void(ours, other, tolerance, valid):
-    outcome = race.run(made(ours, other, tolerance), CPU, seconds=0.0)
+def test_a_comparison_whose_outputs_differ_is_void(ours, other, tolerance, valid):
+    outcome = comparison.compare(made(ours, other, tolerance), CPU, seconds=0.0)
     assert outcome.valid is valid
     (row,) = report.table("kind", [outcome]).columns[4].cells
     assert (row == "void: outputs differ") is not valid
@@ -52,13 +52,13 @@ def test_a_race_whose_outputs_differ_is_void(ours, other, tolerance, valid):
 @pytest.mark.parametrize(
     "found",
     [
-        *block_speed.races(CPU),
-        *(race for kind in (rollout_speed, scoring_speed) for race in itertools.islice(kind.races(CPU), 2)),
+        *block_speed.comparisons(CPU),
+        *(each for kind in (rollout_speed, scoring_speed) for each in itertools.islice(kind.comparisons(CPU), 2)),
     ],
     ids=lambda found: found.name,
 )
-def test_both_ways_of_the_published_races_agree(found):
-    assert race._difference(found.ours(), found.other()) <= found.tolerance
+def test_both_ways_of_the_published_comparisons_agree(found):
+    assert comparison._difference(found.ours(), found.other()) <= found.tolerance
 
 
 class Kernel(LSTM):
@@ -72,10 +72,10 @@ class Kernel(LSTM):
         return super().prefetch(x_STKD, state)
 
 
-def test_kernels_race_against_pytorch_alone(monkeypatch):
+def test_kernels_are_compared_with_pytorch_alone(monkeypatch):
     monkeypatch.setattr(block_speed, "block_names", lambda: ["lstm"])
     monkeypatch.setattr(block_speed, "find_block", lambda name: Kernel)
-    found = next(each for each in block_speed.races(CPU) if each.name == "lstm, 1 token a frame, by kernels")
+    found = next(each for each in block_speed.comparisons(CPU) if each.name == "lstm, 1 token a frame, by kernels")
     assert found.other_name == "PyTorch"
     layer = found.ours.args[0]
     for way, with_kernel in ((found.ours, True), (found.other, False), (found.other, False), (found.ours, True)):
@@ -84,7 +84,8 @@ def test_kernels_race_against_pytorch_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("block", ["none", "lstm", "attention"])
-def test_only_a_memory_that_grows_grows(block):
+def test_only_a_memory_that_grows_grows(block, monkeypatch):
+    monkeypatch.setattr(rollout_speed, "VIDEOS", 2)
     notes = rollout_speed._early_and_late(
         block, rollout_speed._generating(block, CPU, rollout_speed.EARLY, rollout_speed.LATE)
     ).notes
@@ -99,11 +100,11 @@ def test_figures_are_stored_with_what_they_were_measured_on(tmp_path, monkeypatc
     assert told.exit_code == 0, told.output
     record = json.loads((tmp_path / "metrics-cpu.json").read_text())
     assert record["environment"]["device"].startswith("cpu")
-    assert record["races"][0]["ratio"] > 0
+    assert record["comparisons"][0]["ratio"] > 0
 
 
 def test_steps_with_and_without_memory_train_and_tell_their_flops():
-    for found in itertools.islice(step_speed.races(CPU), 2):
+    for found in itertools.islice(step_speed.comparisons(CPU), 2):
         first, second = float(found.other()[0]), float(found.other()[0])
         assert second < first  # the same clips once more
         assert found.notes["times_the_flops"] > 1
@@ -111,7 +112,7 @@ def test_steps_with_and_without_memory_train_and_tell_their_flops():
 
 def test_a_process_counts_with_the_cpu_time_that_it_took():
     burn = "import time\nwhile time.process_time() < 0.3: pass"
-    assert race._seconds(lambda: startup._python("-c", burn), CPU) >= 0.3
+    assert comparison._seconds(lambda: startup._python("-c", burn), CPU) >= 0.3
 
 
 @pytest.mark.slow
@@ -124,20 +125,20 @@ def test_a_run_is_timed_to_its_first_step_and_one_that_takes_none_says_why(monke
         startup._first_step(CPU)
 
 
-def test_compiled_steps_race_against_the_same_steps(monkeypatch):
+def test_compiled_steps_are_compared_with_the_same_steps(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append(self))
     monkeypatch.setattr(step_speed.shutil, "which", lambda name: name)
-    found = next(step_speed.compiled_races(CPU))
+    found = next(step_speed.compiled_comparisons(CPU))
     trunk = found.ours.trainer.trunk
     assert compiled == list(trunk.layers)
-    assert race._difference(found.ours(), found.other()) <= found.tolerance
+    assert comparison._difference(found.ours(), found.other()) <= found.tolerance
     with torch.no_grad():
         trunk.layers[0].mlp[0].weight.mul_(2)  # had it been compiled to something else
-    assert race._difference(found.ours(), found.other()) > found.tolerance
+    assert comparison._difference(found.ours(), found.other()) > found.tolerance
 
 
 def test_compiling_without_a_compiler_is_a_users_error(monkeypatch):
     monkeypatch.setattr(step_speed.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="g\\+\\+"):
-        next(step_speed.compiled_races(CPU))
+        next(step_speed.compiled_comparisons(CPU))

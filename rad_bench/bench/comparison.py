@@ -1,7 +1,7 @@
-"""Two ways to one result, timed in turns in one process.
+"""Two ways to compute one result, timed in turns in one process.
 
-A ratio of two such times survives a busy machine, which takes from both alike; a time alone does not. On the CPU one
-thread's own CPU time is measured, and that of processes it starts, on a GPU the time until the device has finished.
+A busy machine slows both, so it hardly changes the ratio of their times. On the CPU, the CPU time of this process and
+of those that it starts is measured; on a GPU, the time until the device has finished.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Work = Callable[[], Sequence[Tensor]]  # what is timed; returns what it found
+Work = Callable[[], Sequence[Tensor]]  # what is timed; returns its outputs
 
-SHORTEST = 5  # turns
-LONGEST = 40
+FEWEST, MOST = 5, 40  # turns
 
 
 @dataclass(frozen=True)
-class Race:
-    """`ours` against `other`, which must find the same to `tolerance` (largest difference over the largest value).
+class Comparison:
+    """`ours` against `other`. Their outputs must agree to `tolerance`: largest difference over the largest value.
 
-    `tolerance` None: they are not meant to find the same, such as one step early and one late in a rollout.
+    With `tolerance` None the outputs are not compared, such as those of an early and a late step of a rollout.
     """
 
     name: str
@@ -34,13 +33,13 @@ class Race:
     ours: Work
     other: Work
     tolerance: float | None
-    goal: str = ""  # what the ratio is hoped to be, in words
+    goal: str = ""  # for the ratio, in words
     notes: dict[str, Any] = field(default_factory=dict)  # further figures, such as bytes
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a race found."""
+    """The result of a comparison."""
 
     name: str
     other_name: str
@@ -55,24 +54,24 @@ class Outcome:
     notes: dict[str, Any]
 
     def record(self) -> dict[str, Any]:
-        """Return what is stored."""
+        """Return the outcome as it is stored."""
         return asdict(self)
 
 
-def run(race: Race, device: torch.device, seconds: float = 2.0) -> Outcome:
-    """Run both ways in turns, for about `seconds`, after a first time of each that does not count."""
-    difference = _difference(race.ours(), race.other())
+def compare(comparison: Comparison, device: torch.device, seconds: float = 2.0) -> Outcome:
+    """Time both ways in turns for about `seconds`, after one run of each that is not timed."""
+    difference = _difference(comparison.ours(), comparison.other())
     times: list[tuple[float, float]] = []
     began = time.perf_counter()
-    while len(times) < SHORTEST or (time.perf_counter() - began < seconds and len(times) < LONGEST):
-        pair = (_seconds(race.ours, device), _seconds(race.other, device))
+    while len(times) < FEWEST or (time.perf_counter() - began < seconds and len(times) < MOST):
+        pair = (_seconds(comparison.ours, device), _seconds(comparison.other, device))
         times.append(pair)
     ours, other = (statistics.median(part) for part in zip(*times, strict=True))
     low, _, high = statistics.quantiles([b / a for a, b in times], n=4)
-    valid = race.tolerance is None or difference <= race.tolerance
+    valid = comparison.tolerance is None or difference <= comparison.tolerance
     return Outcome(
-        race.name, race.other_name, 1e3 * ours, 1e3 * other, other / ours, low, high,
-        None if race.tolerance is None else difference, valid, race.goal, race.notes,
+        comparison.name, comparison.other_name, 1e3 * ours, 1e3 * other, other / ours, low, high,
+        None if comparison.tolerance is None else difference, valid, comparison.goal, comparison.notes,
     )  # fmt: skip
 
 
