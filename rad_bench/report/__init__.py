@@ -15,16 +15,12 @@ def write_report(sweep_folder: Path) -> Path:
     from rad_bench.report.page import write_page
     from rad_bench.report.plots import draw_plots
     from rad_bench.report.reading import read_sweep
-    from rad_bench.report.summary import escape_formula, summarise, summary_table
+    from rad_bench.report.summary import summarise, write_summary
     from rad_bench.report.usage import memory_rows, probes
 
     sweep = read_sweep(sweep_folder)
     rows, pairs = summarise(sweep)
-    summary = summary_table(rows)
-    summary.to_parquet(sweep_folder / "summary.parquet", index=False)
-    summary.assign(block=summary["block"].map(escape_formula)).to_csv(
-        sweep_folder / "summary.csv", index=False, encoding="utf-8"
-    )
+    write_summary(rows, sweep_folder)
     report = sweep_folder / "report"
     axes = ablation_rows(sweep)
     curves = learning_curves(sweep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,7 +170,16 @@ def summary_table(rows: list[Row]) -> pd.DataFrame:
     return pd.DataFrame(flat).astype({"seeds": "Int64"})
 
 
-def escape_formula(text: str) -> str:
+def write_summary(rows: list[Row], folder: Path) -> None:
+    """Write summary.parquet and summary.csv into a sweep's folder."""
+    table = summary_table(rows)
+    table.to_parquet(folder / "summary.parquet", index=False)
+    table.assign(block=table["block"].map(_escape_formula)).to_csv(
+        folder / "summary.csv", index=False, encoding="utf-8"
+    )
+
+
+def _escape_formula(text: str) -> str:
     """Prefix a label that a spreadsheet would read as a formula with an apostrophe."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 

@@ -7,7 +7,7 @@ from rad_bench.config import RunConfig
 from rad_bench.model.budget import make_trunk
 from rad_bench.model.diffusion import Diffusion
 
-FRAMES, WIDTH, DEPTH = 24, 96, 4
+FRAMES, WIDTH, DEPTH = 24, 96, 3
 
 
 @pytest.mark.parametrize("block", ["none", "lstm", "attention"])

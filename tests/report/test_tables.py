@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from rad_bench.report import write_report
 from rad_bench.report.evidence import budgets, parity, reproduction
 from rad_bench.report.reading import read_sweep
-from rad_bench.report.summary import summarise
+from rad_bench.report.summary import summarise, write_summary
 from rad_bench.report.table import Table, number_text
 from rad_bench.report.tables import cost, headline, interventions, matrix, paper
 from rad_bench.sweep.grid import plan_runs
@@ -24,6 +23,12 @@ from tests.sweep.tiny import TINY
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     return read_sweep(write_sweep(tmp_path_factory.mktemp("sweep")))
+
+
+def summary_of(folder):
+    """Write the summary of a sweep, as a report does, and read it."""
+    write_summary(summarise(read_sweep(folder))[0], folder)
+    return pd.read_csv(folder / "summary.csv")
 
 
 def test_a_paper_s_table_has_a_line_a_block_and_both_tasks_under_common_headings(sweep):
@@ -67,30 +72,26 @@ def test_controls_have_no_interval_over_seeds_that_are_copies(sweep):
 
 
 def test_controls_have_none_in_the_summary_either(tmp_path):
-    write_report(write_sweep(tmp_path))
-    summary = pd.read_csv(tmp_path / "summary.csv").set_index(["block", "task"])
+    summary = summary_of(write_sweep(tmp_path)).set_index(["block", "task"])
     control, trained = summary.loc[("copy-last", "retrieval")], summary.loc[("lstm", "retrieval")]
     assert control["revisit_psnr"] == pytest.approx(11.0, abs=0.3) and trained["seeds"] == 3
     for column in ("seeds", *(name for name in summary if name.endswith(("_low", "_high")))):
         assert pd.isna(control[column]) and not pd.isna(trained[column]), column
 
 
-@pytest.mark.slow
 def test_quality_against_decoded_truth_is_told_where_there_is_an_autoencoder(sweep, tmp_path):
     assert not [name for name in headline(summarise(sweep)[0]).header if "decoded" in name]
     folder = write_sweep(tmp_path)
     frames = pd.read_parquet(folder / "frames.parquet")
     frames.assign(psnr_decoded=frames["psnr"] + 2, ssim_decoded=0.6).to_parquet(folder / "frames.parquet")
-    write_report(folder)
     table = headline(summarise(read_sweep(folder))[0])
     line = dict(zip(table.header, next(line for line in table.cells if line[0] == "copy-last"), strict=True))
     assert float(line["revisit PSNR against decoded truth, dB"]) == pytest.approx(13.0, abs=0.3)
     assert line["revisit SSIM against decoded truth"] == "0.600"
-    summary = pd.read_csv(folder / "summary.csv")
+    summary = summary_of(folder)
     np.testing.assert_allclose(summary["revisit_psnr_decoded"], summary["revisit_psnr"] + 2)
 
 
-@pytest.mark.slow
 def test_the_window_of_attention_stands_beside_the_state_where_it_is_known(sweep, tmp_path):
     assert "window, bytes per video" not in cost(summarise(sweep)[0]).header
     folder = write_sweep(tmp_path)
@@ -99,8 +100,7 @@ def test_the_window_of_attention_stands_beside_the_state_where_it_is_known(sweep
     table = cost(summarise(read_sweep(folder))[0])
     column = table.header.index("window, bytes per video")
     assert {line[0]: line[column] for line in table.cells} == {"none": "", "lstm": "3,072", "mamba2": ""}
-    write_report(folder)
-    summary = pd.read_csv(folder / "summary.csv").set_index("block")
+    summary = summary_of(folder).set_index("block")
     assert set(summary.loc["lstm", "window_bytes"]) == {3072} and summary.loc["none", "window_bytes"].isna().all()
 
 
@@ -120,8 +120,7 @@ def test_the_columns_of_a_large_matrix_are_numbered(tmp_path):
 
 def test_summary_parquet_holds_the_rows_of_the_csv_in_columns_of_numbers(tmp_path):
     folder = write_sweep(tmp_path, base={"none": 12.0, "=cmd": 18.0}, swap_loss={"none": 0.0, "=cmd": 3.0})
-    write_report(folder)
-    csv, parquet = pd.read_csv(folder / "summary.csv"), pd.read_parquet(folder / "summary.parquet")
+    csv, parquet = summary_of(folder), pd.read_parquet(folder / "summary.parquet")
     assert list(csv) == list(parquet)
     assert set(parquet["block"]) == {"none", "=cmd"} and "'=cmd" in set(csv["block"])
     for column in set(parquet) - {"block", "task", "verdict", "not_distinguishable_from_best"}:

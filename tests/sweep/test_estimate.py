@@ -6,9 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from rad_bench.cli.main import cli
 from rad_bench.data.rooms import Rooms
 from rad_bench.evaluation.evaluate import evaluate
 from rad_bench.run import execute
@@ -18,20 +16,13 @@ from rad_bench.sweep.estimate import Cost, measured, wall_seconds
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from rad_bench.training.loop import Trainer
-from tests.sweep.tiny import GRU, TINY
+from tests.sweep.tiny import GRU, TINY, run_here
 
 
 def planned(folder, *overrides):
     (folder / "tiny.yaml").write_text(TINY)
     sweep = load_sweep(folder / "tiny.yaml", overrides)
     return sweep, plan.plan_sweep(plan_runs(sweep), folder / "results" / "tiny")
-
-
-def said(folder, monkeypatch, *arguments):
-    monkeypatch.chdir(folder)
-    result = CliRunner().invoke(cli, list(arguments), catch_exceptions=False)
-    assert result.exit_code == 0
-    return result.output
 
 
 @pytest.fixture(scope="module")
@@ -143,13 +134,13 @@ def test_runs_whose_weights_stand_are_counted_without_their_training(half_done, 
     sweep, models = planned(half_done, "run.evaluation.horizon=12")
     costs = plan.estimate_costs(models, sweep.launch, half_done / "results" / "tiny")
     assert costs[0].runs(2, 1.0) == pytest.approx([6.0, 3.0])
-    text = said(half_done, monkeypatch, "plan", "tiny.yaml", "--set", "run.evaluation.horizon=12")
+    text = run_here("plan", "tiny.yaml", "--set", "run.evaluation.horizon=12", cwd=half_done).stdout
     assert text.count("1 trained already") == 2 and max(map(len, text.splitlines())) <= 120
 
 
-def test_plan_shows_models_time_and_disk_and_leaves_no_file(tmp_path, monkeypatch):
+def test_plan_shows_models_time_and_disk_and_leaves_no_file(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
-    text = said(tmp_path, monkeypatch, "plan", "tiny.yaml")
+    text = run_here("plan", "tiny.yaml", cwd=tmp_path).stdout
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
     assert max(map(len, text.splitlines())) <= 120
     assert text.count("lstm(hidden=8)") == 2  # sizes and costs: a row of each, whatever the number of seeds
@@ -178,14 +169,14 @@ def test_no_probe_and_sweeps_run_nothing_to_plan(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(TINY)
     monkeypatch.setattr(plan, "estimate_costs", lambda *_: pytest.fail("probed"))
     for arguments in (("plan", "tiny.yaml", "--no-probe"), ("sweep", "tiny.yaml", "--dry-run")):
-        text = said(tmp_path, monkeypatch, *arguments)
+        text = run_here(*arguments, cwd=tmp_path).stdout
         assert "0 of 2" in text and "disk, about" in text and "estimate for" not in text
 
 
-def test_a_model_that_fails_says_so_in_its_row(tmp_path, monkeypatch):
+def test_a_model_that_fails_says_so_in_its_row(tmp_path):
     (tmp_path / "my_block.py").write_text(GRU)
     (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", "my_block.py:Raises"))
-    text = " ".join(said(tmp_path, monkeypatch, "plan", "tiny.yaml").split())
+    text = " ".join(run_here("plan", "tiny.yaml", cwd=tmp_path).stdout.split())
     assert "fails: RuntimeError: no such luck" in text
     assert "the 2 missing runs (not counting 2 that fail)" in text
     assert plan._reason(torch.OutOfMemoryError("CUDA out of memory")) == "does not fit into memory"

@@ -22,6 +22,7 @@ from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.launch import run_sweep
 from rad_bench.sweep.load import load_sweep
 from rad_bench.sweep.merge import compare, merge
+from rad_bench.sweep.status import read_runs
 from tests.report.synthetic import write_sweep
 from tests.sweep.tiny import ROOT, TINY
 
@@ -33,7 +34,7 @@ def folder(tmp_path):
     """A finished sweep whose every run names a block that must not be imported."""
     evil = tmp_path / "evil.py"
     evil.write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\nraise SystemExit(3)\n")
-    folder = write_sweep(tmp_path / "sweep", seeds=(0, 1), base={"none": 12.0, "lstm": 18.0})
+    folder = write_sweep(tmp_path / "sweep", seeds=(0, 1), base={"none": 12.0, "lstm": 18.0}, episodes=2)
     frames = pd.read_parquet(folder / "frames.parquet")
     config = RunConfig.model_validate({"memory": f"{evil}:X"})
     for path in (folder / "runs").iterdir():
@@ -84,7 +85,6 @@ def test_names_in_a_table_of_frames_lead_nowhere_else(folder, column, name):
 def test_a_result_cannot_name_files_elsewhere(folder):
     path = folder / "runs" / "lstm-seed0" / "result.json"
     result = json.loads(path.read_text())
-    frames = pd.read_parquet(folder / "frames.parquet")
     path.write_text(json.dumps({**result, "run": "../../../etc"}))
     assert {result.run for result in read_sweep(folder).results} == {p.name for p in (folder / "runs").iterdir()}
     strips = {"../../../../x": {"episodes": [0], "frames": [0]}, "{what.__class__}": {"episodes": ["0"], "frames": [0]}}
@@ -92,9 +92,9 @@ def test_a_result_cannot_name_files_elsewhere(folder):
         path.write_text(json.dumps({**result, "strips": {task: shown}}))
         with pytest.raises(UserError, match="is not a valid name"):
             read_sweep(folder)
-        (unread,) = finish(folder, planned_runs(folder)).unfinished
+        (unread,) = [status for status in read_runs(folder, planned_runs(folder))[0] if status.state != "done"]
         assert unread.name == "lstm-seed0" and "is not a valid name" in unread.detail
-        frames.to_parquet(folder / "frames.parquet")
+    assert finish(folder, planned_runs(folder)).unfinished == [unread]
 
 
 def test_links_out_of_the_folder_are_not_followed(folder, tmp_path):

@@ -12,7 +12,7 @@ from rad_bench.errors import UserError
 from rad_bench.store.run_folder import load_run, save_run
 from rad_bench.sweep.merge import compare, merge
 from tests.report.synthetic import write_sweep
-from tests.sweep.tiny import TINY, rad_bench
+from tests.sweep.tiny import TINY, rad_bench, run_here
 
 pytestmark = pytest.mark.slow  # sweeps that run in parts and whole
 
@@ -30,17 +30,17 @@ def halves(once, tmp_path_factory):
 
 
 def test_parts_of_a_sweep_merge_into_the_whole(halves):
-    rad_bench("merge", "whole", "part0/tiny", "part1/tiny", "part0/tiny", cwd=halves)
+    run_here("merge", "whole", "part0/tiny", "part1/tiny", "part0/tiny", cwd=halves)
     frames = pd.read_parquet(halves / "whole" / "frames.parquet")
     assert set(frames["seed"]) == {0, 1}
     assert len(list((halves / "whole" / "runs").iterdir())) == 4
     assert not frames.duplicated(["block", "seed", "task", "intervention", "episode", "frame"]).any()
     assert (halves / "whole" / "report" / "index.html").exists()
-    assert "exists already" in rad_bench("merge", "whole", "part0/tiny", cwd=halves, expect=2).stderr
+    assert "exists already" in run_here("merge", "whole", "part0/tiny", cwd=halves, expect=2).stderr
 
 
 def test_a_sweep_compared_with_itself_differs_by_nothing(halves):
-    output = rad_bench("compare", "part0/tiny", "part0/tiny", cwd=halves).stdout
+    output = run_here("compare", "part0/tiny", "part0/tiny", cwd=halves).stdout
     assert output.count(" 0.00 [0.00, 0.00]") == 4  # two blocks on two tasks
 
 
@@ -51,14 +51,14 @@ def test_other_metric_definitions_and_other_data_are_refused(halves):
     frames = pd.read_parquet(other / "frames.parquet")
     frames.assign(card="another").to_parquet(other / "frames.parquet")
     for verb in (("compare", "part0/tiny", "other"), ("merge", "mixed", "part0/tiny", "other")):
-        refused = rad_bench(*verb, cwd=halves, expect=2)
+        refused = run_here(*verb, cwd=halves, expect=2)
         assert "different metric definitions" in refused.stderr and "Traceback" not in refused.stderr
     assert not (halves / "mixed").exists()
     frames.to_parquet(other / "frames.parquet")
     for path in other.glob("runs/*/result.json"):
         result = json.loads(path.read_text())
         path.write_text(json.dumps({**result, "data": {**result["data"], "identity": "elsewhere"}}))
-    assert "ran on different data" in rad_bench("compare", "part0/tiny", "other", cwd=halves, expect=2).stderr
+    assert "ran on different data" in run_here("compare", "part0/tiny", "other", cwd=halves, expect=2).stderr
 
 
 @pytest.mark.parametrize("verb", [("report", "part"), ("sweep", "tiny.yaml", "--out", ".", "--only", "seed=0")])
@@ -79,7 +79,7 @@ def test_what_cannot_be_written_is_told_after_the_runs_that_are_missing(halves, 
 
 def test_a_folder_that_is_no_sweep_is_named(halves):
     (halves / "empty").mkdir(exist_ok=True)
-    assert "has no frames.parquet" in rad_bench("compare", "part0/tiny", "empty", cwd=halves, expect=2).stderr
+    assert "has no frames.parquet" in run_here("compare", "part0/tiny", "empty", cwd=halves, expect=2).stderr
 
 
 def test_models_that_only_share_a_name_do_not_merge(halves, tmp_path):

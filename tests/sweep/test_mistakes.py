@@ -12,6 +12,7 @@ from rad_bench.errors import UserError
 from rad_bench.store import strict_yaml
 from rad_bench.training.device import choose_device
 from rad_bench.training.distributed import Group
+from tests.sweep.tiny import run_here
 
 GOOD = """
 name: tiny
@@ -59,51 +60,31 @@ MISTAKES = {
 }
 
 
-def rad_bench(*arguments, cwd):
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "rad_bench", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def assert_refused(result, *words):
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr + result.stdout
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    for word in words:
-        assert word in result.stderr
-
-
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_named_and_nothing_is_launched(tmp_path, monkeypatch, capsys, mistake):
-    from rad_bench.cli.main import main
-
+def test_a_mistake_is_named_and_nothing_is_launched(tmp_path, mistake):
     content, *words = MISTAKES[mistake]
     path = tmp_path / "bad.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["rad-bench", "sweep", "bad.yaml"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    error = capsys.readouterr().err
-    assert len(error.strip().splitlines()) == 1, error
+    (line,) = run_here("sweep", "bad.yaml", cwd=tmp_path, expect=2).stderr.strip().splitlines()
     for word in words:
-        assert word in error
+        assert word in line
     assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
 
 
-@pytest.mark.slow
 def test_mistakes_on_the_command_line_are_named(tmp_path):
     good = tmp_path / "good.yaml"
     good.write_text(GOOD)
-    assert_refused(rad_bench("sweep", "nothere.yaml", cwd=tmp_path), "nothere.yaml", "No such file")
-    assert_refused(rad_bench("sweep", good, "--set", "run.trunk.windw=3", cwd=tmp_path), "did you mean 'window'")
-    wrong = rad_bench("sweep", good, "--set", "training.steps=3", cwd=tmp_path)
-    assert_refused(wrong, "did you mean 'run.training.steps'?")
-    assert_refused(rad_bench("sweep", good, "--only", "memory=gru", cwd=tmp_path), "no value 'gru'", "lstm")
-    assert_refused(rad_bench("swep", good, cwd=tmp_path), "did you mean 'sweep'")
-    assert_refused(rad_bench("status", tmp_path, cwd=tmp_path), "not the folder of a sweep")
+    for arguments, *words in (
+        (("sweep", "nothere.yaml"), "nothere.yaml", "No such file"),
+        (("sweep", good, "--set", "run.trunk.windw=3"), "did you mean 'window'"),
+        (("sweep", good, "--set", "training.steps=3"), "did you mean 'run.training.steps'?"),
+        (("sweep", good, "--only", "memory=gru"), "no value 'gru'", "lstm"),
+        (("swep", good), "did you mean 'sweep'"),
+        (("status", tmp_path), "not the folder of a sweep"),
+    ):
+        (line,) = run_here(*arguments, cwd=tmp_path, expect=2).stderr.strip().splitlines()
+        for word in words:
+            assert word in line
     assert [p.name for p in tmp_path.iterdir()] == ["good.yaml"]
 
 

@@ -7,7 +7,7 @@ import pytest
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from rad_bench.sweep.plan import FEWEST_EPISODES, need_table, need_warnings, plan_sweep
-from tests.sweep.tiny import ROOT, rad_bench
+from tests.sweep.tiny import ROOT, run_here
 
 TURNING = """
 name: turning
@@ -31,7 +31,7 @@ def test_training_that_needs_no_memory_is_called_that_before_anything_is_launche
     assert note.startswith("no trained frame needs a memory")
     assert need_warnings(planned(tmp_path, "run.training.return_share=1.0")) == []
     assert (
-        "note: no trained frame needs a memory" in rad_bench("plan", "turning.yaml", "--no-probe", cwd=tmp_path).stdout
+        "note: no trained frame needs a memory" in run_here("plan", "turning.yaml", "--no-probe", cwd=tmp_path).stdout
     )
 
 

@@ -17,7 +17,7 @@ from rad_bench.run.execute import execute
 from rad_bench.store.run_folder import RunFolder, save_run
 from rad_bench.sweep.grid import cut_to, plan_runs
 from rad_bench.sweep.load import load_sweep
-from tests.sweep.tiny import GRU, ROOT, TINY, command, rad_bench
+from tests.sweep.tiny import GRU, ROOT, TINY, command, rad_bench, run_here
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_sweep_ends_with_frames_summary_and_report(undisturbed):
 def test_the_same_command_again_redoes_nothing(undisturbed):
     runs = undisturbed / "results" / "tiny" / "runs"
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
-    assert "4 of 4 runs are done" in rad_bench("sweep", "tiny.yaml", cwd=undisturbed).stdout
+    assert "4 of 4 runs are done" in run_here("sweep", "tiny.yaml", cwd=undisturbed).stdout
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
 
 
@@ -153,8 +153,8 @@ def test_three_kills_and_the_same_command_give_the_frames_of_an_undisturbed_swee
 def test_a_strangers_block_in_one_file_is_checked_and_swept(tmp_path):
     (tmp_path / "my_block.py").write_text(GRU)
     (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", "my_block.py:GRU"))
-    assert "all 11 checks passed" in rad_bench("check", "my_block.py:GRU", cwd=tmp_path).stdout
-    refused = rad_bench("check", "my_block.py:LooksAhead", cwd=tmp_path, expect=1)
+    assert "all 11 checks passed" in run_here("check", "my_block.py:GRU", cwd=tmp_path).stdout
+    refused = run_here("check", "my_block.py:LooksAhead", cwd=tmp_path, expect=1)
     assert "FAIL" in refused.stdout
     assert "must not be compared" in refused.stderr
     rad_bench("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path)
@@ -177,7 +177,7 @@ def test_a_failing_run_leaves_the_others_alone_and_is_named(tmp_path, cluster):
 def test_a_block_that_cannot_step_is_refused_before_anything_is_launched(tmp_path):
     (tmp_path / "my_block.py").write_text(GRU)
     (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", "my_block.py:NeverWorks"))
-    refused = rad_bench("sweep", "tiny.yaml", cwd=tmp_path, expect=2)
+    refused = run_here("sweep", "tiny.yaml", cwd=tmp_path, expect=2)
     assert "no such luck" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "results").exists()
@@ -186,7 +186,7 @@ def test_a_block_that_cannot_step_is_refused_before_anything_is_launched(tmp_pat
 def test_a_block_that_breaks_the_contract_is_refused_before_anything_is_launched(tmp_path):
     (tmp_path / "my_block.py").write_text(GRU)
     (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", "my_block.py:LooksAhead"))
-    refused = rad_bench("sweep", "tiny.yaml", cwd=tmp_path, expect=2)
+    refused = run_here("sweep", "tiny.yaml", cwd=tmp_path, expect=2)
     assert "breaks the contract" in refused.stderr and "causality" in refused.stderr
     assert not (tmp_path / "results").exists()
 

@@ -1,10 +1,14 @@
 """What the tests of sweeps share: a sweep of seconds, blocks a user might write, and the command line."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from rad_bench.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -70,6 +74,21 @@ def rad_bench(*arguments, cwd, expect=0, environment=None):
     result = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == expect, result.stdout + result.stderr
     return result
+
+
+def run_here(*arguments, cwd, expect=0):
+    """As `rad_bench`, but in this process, which need not import everything first."""
+    before, status, out, err = sys.argv, 0, io.StringIO(), io.StringIO()
+    sys.argv = ["rad-bench", *map(str, arguments)]
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as ended:
+            status = ended.code
+        finally:
+            sys.argv = before
+    assert status == expect, out.getvalue() + err.getvalue()
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 def wait_for(condition, seconds=240):
