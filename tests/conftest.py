@@ -7,6 +7,7 @@ import torch
 from filelock import FileLock
 
 from tests.sweep import slurm as slurm_cluster
+from tests.sweep.tiny import TINY, rad_bench
 
 torch.set_num_threads(1)
 
@@ -33,6 +34,17 @@ def once(tmp_path_factory):
         return made
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sweep(once):
+    """The folder of the tiny sweep, which ran here undisturbed, with its four runs. It is to be read only."""
+
+    def fill(folder):
+        (folder / "tiny.yaml").write_text(TINY)
+        rad_bench("sweep", "tiny.yaml", cwd=folder)
+
+    return once("tiny-sweep", fill)
 
 
 @pytest.fixture(scope="session")

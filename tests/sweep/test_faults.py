@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow  # a real SLURM takes seconds to act
 
 LONGER = ON_SLURM.replace("steps: 30", "steps: 400").replace("checkpoint_every: 5", "checkpoint_every: 20")
 # SLURM takes seconds to act, and on an idle machine a run must not have ended by then.
-LONG_ENOUGH = LONGER.replace("steps: 400", "steps: 2000")
+ENOUGH = 1200  # steps
+LONG_ENOUGH = LONGER.replace("steps: 400", f"steps: {ENOUGH}")
 ONE = ("--only", "memory=none", "--only", "seed=0")
 
 
@@ -34,6 +35,13 @@ def frames_of(once, name, yaml, *options):
 def undisturbed(once):
     """The frames of a sweep of which each part below disturbs a run or more."""
     return frames_of(once, "undisturbed-longer", LONGER, "--only", "seed=0")
+
+
+@pytest.fixture(scope="module")
+def undisturbed_short(tiny_sweep):
+    """The same of a sweep of a few steps, for faults that do not depend on how far a run is."""
+    frames = pd.read_parquet(tiny_sweep / "results" / "tiny" / "frames.parquet")
+    return frames[frames["seed"] == 0]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +87,7 @@ def test_a_disturbed_job_goes_on_and_ends_with_the_same_frames(tmp_path, slurm, 
     fault(slurm, sweep)
     out, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, out + errors
-    assert_undisturbed(sweep, undisturbed_one, steps=2000, block="none", seed=0)
+    assert_undisturbed(sweep, undisturbed_one, steps=ENOUGH, block="none", seed=0)
     (attempt,) = sweep.glob("runs/*/attempts/*")
     assert int(attempt.name) > 1  # the fault did happen
 
@@ -96,7 +104,7 @@ KILL = "kill -9 $PPID; sleep 0.2"
 
 
 @pytest.mark.parametrize("moment", ["before sbatch", "before its answer", "after its answer"])
-def test_a_launcher_killed_about_sbatch_loses_and_doubles_nothing(tmp_path, slurm, undisturbed, moment):
+def test_a_launcher_killed_about_sbatch_loses_and_doubles_nothing(tmp_path, slurm, undisturbed_short, moment):
     fake = tmp_path / "bin" / "sbatch"
     fake.parent.mkdir()
     real = subprocess.run(
@@ -109,12 +117,12 @@ def test_a_launcher_killed_about_sbatch_loses_and_doubles_nothing(tmp_path, slur
     fake.write_text(SBATCH.format(moment=moment, real=real, **parts))
     fake.chmod(0o755)
     environment = {**slurm.environment, "PATH": f"{fake.parent}:{slurm.environment['PATH']}"}
-    launcher, sweep = start(tmp_path, slurm, "--only", "seed=0", environment=environment)
+    launcher, sweep = start(tmp_path, slurm, "--only", "seed=0", yaml=ON_SLURM, environment=environment)
     launcher.wait(timeout=120)
     assert launcher.returncode == -signal.SIGKILL
     assert len(list(sweep.glob("submitit/*/journal.json"))) == 1  # whatever happened, it was announced
     rad_bench("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path, environment=slurm.environment)
-    assert_undisturbed(sweep, undisturbed, seed=0)
+    assert_undisturbed(sweep, undisturbed_short, steps=30, seed=0)
     attempts = [int(path.name) for path in sweep.glob("runs/*/attempts/*")]
     assert attempts == [1, 1]  # no run was begun twice
 
@@ -130,16 +138,16 @@ def test_a_sweep_goes_on_after_a_launcher_was_killed_while_its_jobs_ran(tmp_path
     assert [path.name for path in sweep.glob("runs/*/attempts/*")] == ["0001", "0001"]
 
 
-def test_a_second_launcher_is_refused_and_the_first_goes_on(tmp_path, slurm, undisturbed):
+def test_a_second_launcher_is_refused_and_the_first_goes_on(tmp_path, slurm, undisturbed_short):
     slurm.run("scontrol", "update", "partitionname=debug", "state=down")  # so that the first cannot end meanwhile
     try:
-        launcher, sweep = start(tmp_path, slurm, "--only", "seed=0")
+        launcher, sweep = start(tmp_path, slurm, "--only", "seed=0", yaml=ON_SLURM)
         wait_for(lambda: slurm.run("squeue", "-h").strip())
         refuse_second(tmp_path, slurm, launcher)
     finally:
         slurm.run("scontrol", "update", "partitionname=debug", "state=up")
     assert launcher.wait(timeout=300) == 0
-    assert_undisturbed(sweep, undisturbed, seed=0)
+    assert_undisturbed(sweep, undisturbed_short, steps=30, seed=0)
 
 
 def refuse_second(tmp_path, slurm, launcher):
@@ -215,20 +223,20 @@ def mount():
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_fails_its_run_and_spoils_none(tmp_path, slurm, undisturbed, mount):
+def test_a_full_disk_fails_its_run_and_spoils_none(tmp_path, slurm, undisturbed_short, mount):
     """One run's folder lies on a disk that fills; the other ends. With room again, the same command ends both."""
-    (tmp_path / "tiny.yaml").write_text(LONGER)
+    (tmp_path / "tiny.yaml").write_text(ON_SLURM)
     (run,) = plan_runs(load_sweep(tmp_path / "tiny.yaml"), ["seed=0", "memory=lstm"])
     filler = mount(tmp_path / "results" / "tiny" / "runs" / run.name) / "filler"
     filler.write_bytes(bytes((1 << 20) - 100_000))
-    launcher, sweep = start(tmp_path, slurm, "--only", "seed=0")
+    launcher, sweep = start(tmp_path, slurm, "--only", "seed=0", yaml=ON_SLURM)
     out, errors = launcher.communicate(timeout=300)
     assert launcher.returncode == 1, out + errors
     assert "1 of 2 runs are not done" in errors
     assert "No space left" in errors
     filler.unlink()
     rad_bench("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path, environment=slurm.environment)
-    assert_undisturbed(sweep, undisturbed, seed=0)
+    assert_undisturbed(sweep, undisturbed_short, steps=30, seed=0)
 
 
 def test_a_read_only_folder_is_named_before_anything_is_launched(tmp_path, slurm, mount):
@@ -240,7 +248,7 @@ def test_a_read_only_folder_is_named_before_anything_is_launched(tmp_path, slurm
     assert len(refused.stderr.strip().splitlines()) == 1
 
 
-def test_arrays_are_cut_to_what_slurm_takes_and_resources_go_by_block(tmp_path, tmp_path_factory, undisturbed):
+def test_arrays_are_cut_to_what_slurm_takes_and_resources_go_by_block(tmp_path, tmp_path_factory):
     if not slurm_cluster.installed():
         pytest.skip("SLURM is not installed (Debian: slurm-wlm)")
     small = slurm_cluster.Slurm(tmp_path_factory.mktemp("small"), largest_array=3)

@@ -13,16 +13,14 @@ from tests.sweep.tiny import ON_SLURM, command, rad_bench, wait_for
 pytestmark = pytest.mark.slow  # a real SLURM takes seconds to act
 
 
-def test_slurm_gives_the_frames_that_this_machine_gives(tmp_path, slurm):
+def test_slurm_gives_the_frames_that_this_machine_gives(tmp_path, slurm, tiny_sweep):
     (tmp_path / "tiny.yaml").write_text(ON_SLURM)
     # `auto` takes SLURM, since there is an sbatch and the sweep names a partition.
-    which = ("sweep", "tiny.yaml", "--only", "seed=0")
-    there = rad_bench(*which, "--out", "there", cwd=tmp_path, environment=slurm.environment)
+    there = rad_bench("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path, environment=slurm.environment)
     assert "left (slurm)" in there.stdout
-    rad_bench(*which, "--out", "here", "--cluster", "local", cwd=tmp_path)
-    frames = [pd.read_parquet(tmp_path / out / "tiny" / "frames.parquet") for out in ("there", "here")]
-    pd.testing.assert_frame_equal(*frames)
-    jobs = list((tmp_path / "there" / "tiny" / "submitit").glob("*/*_submitted.pkl"))
+    slurms, ours = (pd.read_parquet(at / "results" / "tiny" / "frames.parquet") for at in (tmp_path, tiny_sweep))
+    pd.testing.assert_frame_equal(slurms, ours[ours["seed"] == 0].reset_index(drop=True))
+    jobs = list((tmp_path / "results" / "tiny" / "submitit").glob("*/*_submitted.pkl"))
     assert len(jobs) == 2
 
 
@@ -58,18 +56,17 @@ def test_a_cancelled_job_is_named_and_the_same_command_goes_on_where_it_stopped(
     assert json.loads(result.read_text())["training"]["steps"] == 1000
 
 
-def test_one_run_on_two_nodes_learns_what_one_process_learns(tmp_path, slurm):
+def test_one_run_on_two_nodes_learns_what_one_process_learns(tmp_path, slurm, tiny_sweep):
     (tmp_path / "tiny.yaml").write_text(ON_SLURM)
     which = ("--only", "memory=lstm", "--only", "seed=0")
-    options = {"cwd": tmp_path, "environment": slurm.environment}
-    rad_bench("sweep", "tiny.yaml", *which, "--out", "two", "--set", "launch.slurm.nodes=2", **options)
-    rad_bench("sweep", "tiny.yaml", *which, "--out", "one", "--cluster", "local", **options)
+    two_nodes = ("--set", "launch.slurm.nodes=2")
+    rad_bench("sweep", "tiny.yaml", *which, *two_nodes, cwd=tmp_path, environment=slurm.environment)
     losses = []
-    for out in ("two", "one"):
-        (log,) = (tmp_path / out).glob("tiny/runs/*/log.jsonl")
+    for at in (tmp_path, tiny_sweep):
+        (log,) = at.glob("results/tiny/runs/lstm*-seed0-*/log.jsonl")
         losses.append([line["loss"] for line in map(json.loads, log.read_text().splitlines()) if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 3
-    (environment,) = (tmp_path / "two").glob("tiny/runs/*/environment.json")
+    (environment,) = tmp_path.glob("results/tiny/runs/*/environment.json")
     told = json.loads(environment.read_text())
     assert (told["processes"], told["slurm_nodes"]) == (2, "n[1-2]")
 

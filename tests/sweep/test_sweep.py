@@ -21,13 +21,8 @@ from tests.sweep.tiny import GRU, ROOT, TINY, command, rad_bench, run_here
 
 
 @pytest.fixture
-def undisturbed(once, tmp_path_factory):
-    def fill(folder):
-        (folder / "tiny.yaml").write_text(TINY)
-        rad_bench("sweep", "tiny.yaml", cwd=folder)
-
-    copy = tmp_path_factory.mktemp("undisturbed")
-    return shutil.copytree(once("undisturbed-tiny", fill), copy, dirs_exist_ok=True)
+def undisturbed(tiny_sweep, tmp_path_factory):
+    return shutil.copytree(tiny_sweep, tmp_path_factory.mktemp("undisturbed"), dirs_exist_ok=True)
 
 
 def test_the_grid_is_a_product_with_the_last_axis_fastest(tmp_path):
