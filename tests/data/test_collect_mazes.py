@@ -6,8 +6,10 @@ import ctypes.util
 import errno
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +79,17 @@ def test_the_explorer_reaches_all_of_a_maze_and_returns() -> None:
         assert sum(cell in path[:200] for cell in late) / len(late) > 0.3
 
 
-@pytest.fixture(scope="module")
-def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def collected(once: Callable[[str, Callable[[Path], None]], Path], tmp_path: Path) -> Path:
     if not installed:
         pytest.skip("needs the extra memory-maze and libosmesa6")
-    out = tmp_path_factory.mktemp("maze") / "episodes"
-    arguments = ["data", "collect", "memory-maze", "--episodes", "3", "--steps", "40", "--out", str(out)]
-    result = CliRunner().invoke(cli, arguments)
-    assert result.exit_code == 0, result.output
-    return out
+
+    def collect(folder: Path) -> None:
+        arguments = ["data", "collect", "memory-maze", "--episodes", "3", "--steps", "40", "--out"]
+        result = CliRunner().invoke(cli, [*arguments, str(folder / "episodes")])
+        assert result.exit_code == 0, result.output
+
+    return shutil.copytree(once("mazes", collect) / "episodes", tmp_path / "episodes")
 
 
 def test_what_is_collected_has_the_official_keys_and_our_reader_takes_it(collected: Path) -> None:

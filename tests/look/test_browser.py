@@ -6,7 +6,7 @@ import contextlib
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,8 +21,8 @@ READY = "document.body.dataset.state === 'ready' && shownUpTo === frames.length"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished(tmp_path_factory.mktemp("runs") / "lstm-seed0", data={"preset": "walking"})
+def run(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    return once("walking", lambda folder: finished(folder / "lstm-seed0", data={"preset": "walking"})) / "lstm-seed0"
 
 
 @pytest.fixture(scope="module")

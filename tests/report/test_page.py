@@ -29,8 +29,12 @@ def png(colours, side=4):
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    folder = write_sweep(tmp_path_factory.mktemp("sweep"), failed=["ttt-seed0"])
+def address(once):
+    return (once("page-report", report_with_strips) / "report" / "index.html").as_uri()
+
+
+def report_with_strips(folder):
+    write_sweep(folder, failed=["ttt-seed0"])
     for run in (folder / "runs").glob("*-seed?"):
         if not (run / "result.json").exists():
             continue
@@ -42,7 +46,7 @@ def address(tmp_path_factory):
                 (run / "strips" / f"continuation-{what}-{episode}.png").write_bytes(png(COLOURS))
     spoilt = next((folder / "runs").glob("lstm-seed0")) / "strips" / "continuation-keep-1.png"
     spoilt.write_bytes(spoilt.read_bytes()[:60])
-    return write_report(folder).as_uri()
+    write_report(folder)
 
 
 @pytest.fixture(scope="module")

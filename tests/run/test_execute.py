@@ -46,10 +46,11 @@ def start(folder, config):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = start(tmp_path_factory.mktemp("runs") / "lstm-seed0", tiny())
-    execute(RunFolder(folder), LaunchConfig())
-    return folder
+def finished(once):
+    def fill(folder):
+        execute(RunFolder(start(folder / "lstm-seed0", tiny())), LaunchConfig())
+
+    return once("finished", fill) / "lstm-seed0"
 
 
 class Killed(BaseException):

@@ -35,10 +35,8 @@ def done(folder, config):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    done(folder / "lstm-seed0-first", tiny())
-    return folder
+def runs(once):
+    return once("reused", lambda folder: done(folder / "lstm-seed0-first", tiny()))
 
 
 def test_another_evaluation_of_the_same_training_trains_nothing_and_ends_with_the_same_bits(
