@@ -84,7 +84,10 @@ def run_here(*arguments, cwd, expect=0):
         try:
             main()
         except SystemExit as ended:
-            status = ended.code
+            status = ended.code or 0
+            if isinstance(status, str):  # Python prints such a text and exits with 1
+                status = 1
+                err.write(f"{ended.code}\n")
         finally:
             sys.argv = before
     assert status == expect, out.getvalue() + err.getvalue()
