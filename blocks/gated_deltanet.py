@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rad_bench.blocks.fast.gated_deltanet import in_chunks, read, write_chunks
-from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
+from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision, tie_queries
 
 
 class GatedDeltaNet(MemoryBlock):
@@ -35,6 +35,7 @@ class GatedDeltaNet(MemoryBlock):
         self.heads, self.head_dim, self.chunk = heads, head_dim, chunk
         inner = heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
+        tie_queries(self.qkv, 0, inner, inner)
         self.gates = nn.Linear(dim, 2 * heads, bias=False)
         # As in `mamba2`, a step of time is a frame: decay over tens of frames.
         step = torch.exp(torch.empty(heads).uniform_(math.log(0.1), math.log(1.0)))

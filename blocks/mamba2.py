@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rad_bench.blocks.fast import mamba2 as chunked
 from rad_bench.blocks.fast import mamba2_kernels as kernels
 from rad_bench.blocks.fast.mamba2 import Memory, Tokens
-from rad_bench.blocks.memory import MemoryBlock, Path, Prefetched, State
+from rad_bench.blocks.memory import MemoryBlock, Path, Prefetched, State, tie_queries
 
 
 class Mamba2(MemoryBlock):
@@ -41,7 +41,12 @@ class Mamba2(MemoryBlock):
         inner = heads * head_dim
         self.channels = inner + 2 * state
         self.input = nn.Linear(dim, inner + self.channels + heads, bias=False)
-        self.conv_weight = nn.Parameter(torch.empty(conv, self.channels).uniform_(-1, 1) / math.sqrt(conv))
+        tie_queries(self.input, 2 * inner + state, 2 * inner, state)  # C from B
+        # Nearly the identity: on a way back the tokens before come in reverse order, so a query made of them would miss
+        # its key.
+        self.conv_weight = nn.Parameter(0.1 * torch.empty(conv, self.channels).uniform_(-1, 1) / math.sqrt(conv))
+        with torch.no_grad():
+            self.conv_weight[-1] += 1
         self.conv_bias = nn.Parameter(torch.zeros(self.channels))
         # A step of time is a frame here, not a character: decay over tens of frames.
         dt = torch.exp(torch.empty(heads).uniform_(math.log(0.1), math.log(1.0)))

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rad_bench.blocks.fast.mlstm import prefetch_chunks, recall_by_chunk
-from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
+from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision, tie_queries
 
 
 class MLSTM(MemoryBlock):
@@ -35,6 +35,7 @@ class MLSTM(MemoryBlock):
         self.heads, self.head_dim, self.chunk = heads, head_dim, chunk
         inner = heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
+        tie_queries(self.qkv, 0, inner, inner)
         self.gates = nn.Linear(dim, 2 * heads)
         self.open = nn.Linear(dim, inner)
         self.norm = nn.Parameter(torch.ones(inner))

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rad_bench.blocks.fast.ttt import inner_model, loss_gradient
-from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
+from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision, tie_queries
 
 
 class TTT(MemoryBlock):
@@ -46,6 +46,7 @@ class TTT(MemoryBlock):
             raise ValueError("ttt needs heads >= 1, head_dim >= 2 and rate > 0")
         self.heads, self.head_dim, self.rate, self.inner_norm = heads, head_dim, rate, inner_norm
         self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
+        tie_queries(self.qkv, 0, heads * head_dim, heads * head_dim)
         self.rate_logit = nn.Linear(dim, heads)
         self.norm_scale = nn.Parameter(torch.ones(heads, 1, head_dim))
         self.norm_shift = nn.Parameter(torch.zeros(heads, 1, head_dim))

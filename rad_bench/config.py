@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-SCIENCE_VERSION = 1  # increase when the same config means a different experiment
+SCIENCE_VERSION = 2  # increase when the same config means a different experiment
 # Upper bounds catch typing errors, such as a digit too many. They are not recommendations.
 MOST_STEPS = 10**9
 MOST_FRAMES = 100_000  # of a clip
@@ -32,13 +32,16 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class RoomsData(Config):
-    """The embedded world: rooms with coloured walls, drawn on demand."""
+    """The embedded world: rooms with coloured walls, drawn on demand. A preset is a set of other defaults."""
 
     name: Literal["rooms"] = "rooms"
-    preset: Literal["rotation", "walking"] = "rotation"
+    preset: Literal["smooth", "rotation", "walking"] = "smooth"
     size: int = Field(32, ge=8, le=512, description="frame height and width, pixels")
-    headings: int = Field(8, ge=4, le=72, description="directions in a full turn")
-    panels: int = Field(1, ge=1, le=16, description="independently coloured panels on each wall")
+    headings: int = Field(24, ge=4, le=72, description="directions in a full turn; one turn is one of them")
+    step: float = Field(0.0, ge=0, le=0.5, description="length of a step; a wall is 2 long; 0: turns on the spot")
+    panels: int = Field(2, ge=1, le=16, description="independently coloured panels on each wall")
+    palette: int | None = Field(8, ge=2, le=12, description="colours a panel may have; null: any colour")
+    texture: float = Field(0.0, ge=0, le=1, description="contrast of the random stripes on each panel")
     pillar: bool = True
     fov: float = Field(60.0, gt=10, lt=150, description="horizontal field of view, degrees")
     linger: int = Field(
@@ -47,6 +50,16 @@ class RoomsData(Config):
         le=1000,
         description="training clips look back and forth for up to so many frames, as held-out ones do",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_first(cls, value: Any) -> Any:
+        """Fill in what the preset says and the config does not."""
+        if not isinstance(value, dict):
+            return value
+        coarse = {"headings": 8, "panels": 1, "palette": None}
+        presets = {"rotation": coarse, "walking": {**coarse, "step": 0.15}}
+        return {**presets.get(str(value.get("preset")), {}), **value}
 
 
 class FilesData(Config):

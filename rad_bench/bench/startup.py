@@ -28,7 +28,7 @@ POLL_SECONDS = 0.005
 
 
 def comparisons(device: torch.device) -> Iterator[Comparison]:
-    """Yield `--help` and a run up to its first optimiser step, at the preset of memory_blocks.yaml."""
+    """Yield `--help` and a run up to its first optimiser step, at the default config."""
     bare = functools.partial(_python, "-c", "import torch")
     show_help = functools.partial(_python, "-m", "rad_bench", "--help")
     yield Comparison("rad-bench --help", "import torch", show_help, bare, None, "ours under 500 ms")

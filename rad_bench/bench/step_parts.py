@@ -1,4 +1,4 @@
-"""Where a training step's time goes, forward and backward, at the preset of memory_blocks.yaml.
+"""Where a training step's time goes, forward and backward, at the default config.
 
 A clock knows which part of the trunk is computed: in the forward pass from wrapped methods, in the backward pass from
 autograd functions at a part's inputs and outputs. PyTorch's profiler is not used, because its overhead

@@ -1,4 +1,4 @@
-"""A training step at the preset of memory_blocks.yaml: what a memory adds in time and FLOPs, and what compiling saves.
+"""A training step at the default config: what a memory adds in time and FLOPs, and what compiling saves.
 
 A step has noise, forward, backward, gradient clipping, optimiser and average; its clips are prepared before. FLOPs are
 those of the forward pass; the backward pass of a product has twice as many, on both sides of a comparison.
@@ -72,7 +72,7 @@ def compiled_comparisons(device: torch.device) -> Iterator[Comparison]:
 
 
 def stepping(name: str, device: torch.device, launch: LaunchConfig = LaunchConfig()) -> Stepping:
-    """Return training steps of the preset around the named block."""
+    """Return training steps of the default config around the named block."""
     run = RunConfig.model_validate({"memory": name, "match": {"by": "parameters", "budget": BUDGET}})
     experiment = open_experiment(run, device)
     trainer = make_trainer(experiment, launch, Group())

@@ -1,10 +1,13 @@
 """The embedded world: square rooms with coloured walls and a pillar, drawn on demand. No download, no files.
 
-Every episode is a new room, [-1, 1] in x and y, whose wall panels and pillar have random colours. In `rotation` the
-agent turns on the spot, one heading a frame; in `walking` it turns or takes a step. An episode starts with a look
-around: a full turn or, in 40 % of episodes, half a turn. Then the agent sweeps left and right, so that views return.
-In held-out episodes it also lingers around one direction, for a few frames or many, so that gaps are spread over the
-horizon. In training clips it lingers for up to `linger` frames.
+Every episode is a new room, [-1, 1] in x and y, whose wall panels and pillar have random colours. In each frame the
+agent turns by one heading or, unless `step` is 0, takes a step. An episode starts with a look around: a full turn or,
+in 40 % of episodes, half a turn. Then the agent sweeps left and right, so that views return. In held-out episodes it
+also lingers around one direction, for a few frames or many, so that gaps are spread over the horizon. In training clips
+it lingers for up to `linger` frames.
+
+Dials of difficulty: `headings` (how much neighbouring frames share), `panels`, `palette` and `texture` (how much there
+is to remember), `step` (whether views return exactly).
 
 Letters: B episodes, T frames, R rays (columns of a frame), S sub-columns that are averaged into one.
 """
@@ -26,7 +29,7 @@ from rad_bench.data.raycast import FloatArray, IntArray, bearings, meet_circle, 
 VERSION = 2  # of the drawing and the paths; part of the data's identity
 NONE, LEFT, RIGHT, FORWARD = range(4)  # the actions
 HALF_TURN_SHARE = 0.4  # of episodes, in which half of the room remains unseen
-STEP, STEP_SHARE = 0.15, 0.4  # in `walking`: length of a step, and share of frames with a step
+STEP_SHARE = 0.4  # of frames, in worlds with steps
 START = 0.3  # the agent starts within this of the room's centre, in x and in y
 PILLAR_RADIUS, PILLAR_RING = 0.15, (0.7, 0.8)  # radius, and range of its distance from the room's centre
 MARGIN = 0.2  # smallest distance of the walking agent from walls and pillar
@@ -34,6 +37,11 @@ EYE = 0.5  # height of the eye; walls are twice as high
 BASEBOARD, BASEBOARD_SHADE = 0.2, 0.45  # share of a wall's height, and how much darker it is
 WALL_SHADE = (1.0, 0.88, 1.0, 0.88)  # so that neighbouring walls of the same colour differ
 SKY, FLOOR = (128, 179, 230), (102, 89, 77)
+PALETTE = (  # the first N are used
+    (214, 39, 40), (44, 160, 44), (31, 70, 200), (245, 210, 50), (150, 60, 180), (240, 240, 240),
+    (30, 30, 34), (240, 130, 30), (40, 190, 190), (240, 130, 190), (120, 75, 40), (150, 200, 60),
+)  # fmt: skip
+STRIPES = 4  # on a panel with texture
 SUBCOLUMNS = 2  # rays averaged into each column, for antialiasing
 TRAINING, HELD_OUT, PROBE = 1, 2, 3  # first word of every random key, so that they never share a stream
 
@@ -42,7 +50,7 @@ TRAINING, HELD_OUT, PROBE = 1, 2, 3  # first word of every random key, so that t
 class _Layout:
     """B rooms."""
 
-    colours: FloatArray  # [B, 4 * panels + 1, 3] in 0..255; the last is the pillar's
+    colours: FloatArray  # [B, 4 * panels * stripes + 1, 3] in 0..255; the last is the pillar's
     pillar: FloatArray  # [B, 2] centre
 
 
@@ -51,6 +59,7 @@ class Rooms:
 
     def __init__(self, config: RoomsData) -> None:
         self.config = config
+        self.stripes = STRIPES if config.texture else 1  # on each panel
         self.frame_shape = (3, config.size, config.size)
         self.action_size = 4
         self.has_poses = True
@@ -106,7 +115,7 @@ class Rooms:
         start = np.repeat(poses[:, :1], self.config.headings, 1)
         start[..., 2] += angle * np.arange(self.config.headings)
         _, wall, along = self._cast(layout, start, np.zeros(1))
-        colour = np.take_along_axis(layout.colours, self._panel(wall, along)[..., 0][..., None], 1) / 255
+        colour = np.take_along_axis(layout.colours, self._stripe(wall, along)[..., 0][..., None], 1) / 255
         looked = np.round((poses[..., 2] - poses[:, :1, 2]) / angle).astype(np.int64) % self.config.headings
         known = (looked[:, :, None] == np.arange(self.config.headings)).any(1)
         hidden = Hidden(torch.from_numpy(colour.reshape(count, -1)).double(), torch.from_numpy(np.repeat(known, 3, 1)))
@@ -137,15 +146,20 @@ class Rooms:
 
     def _layouts(self, rng: np.random.Generator, count: int) -> _Layout:
         surfaces = 4 * self.config.panels + 1
-        hue = rng.random((count, surfaces, 1)) * 6
-        saturation, value = rng.uniform(0.5, 1, (2, count, surfaces, 1))
-        ramp = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
         shade = np.append(np.repeat(WALL_SHADE, self.config.panels), 1)[:, None]
+        if self.config.palette is None:
+            hue = rng.random((count, surfaces, 1)) * 6
+            saturation, value = rng.uniform(0.5, 1, (2, count, surfaces, 1))
+            ramp = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
+            colours = 255 * shade * value * (1 - saturation * (1 - ramp))
+        else:
+            colours = shade * np.array(PALETTE)[rng.integers(self.config.palette, size=(count, surfaces))]
         angle, distance = rng.uniform(0, 2 * math.pi, count), rng.uniform(*PILLAR_RING, count)
-        return _Layout(
-            colours=255 * shade * value * (1 - saturation * (1 - ramp)),
-            pillar=distance[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1),
-        )
+        if self.stripes > 1:
+            walls = np.repeat(colours[:, :-1], self.stripes, 1)
+            walls = walls * (1 - self.config.texture * rng.random((*walls.shape[:2], 1)))
+            colours = np.concatenate([walls, colours[:, -1:]], 1)
+        return _Layout(colours, pillar=distance[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1))
 
     def _look_around(self, rng: np.random.Generator) -> list[int]:
         direction, headings = int(rng.choice((-1, 1))), self.config.headings
@@ -176,12 +190,12 @@ class Rooms:
         return np.array(turns[:frames])
 
     def _move(self, rng: np.random.Generator, turns: IntArray, layout: _Layout) -> tuple[IntArray, FloatArray]:
-        """Follow the turns [B, T]; `walking` inserts steps. Returns actions [B, T] and poses [B, T, 3]."""
+        """Follow the turns [B, T], with steps in between. Returns actions [B, T] and poses [B, T, 3]."""
         count, frames = len(turns), turns.shape[1]
         turn = 2 * math.pi / self.config.headings
         place: FloatArray = rng.uniform(-START, START, (count, 2))
         heading: IntArray = rng.integers(self.config.headings, size=count)
-        if self.config.preset == "rotation":
+        if not self.config.step:
             places = np.broadcast_to(place[:, None], (count, frames, 2))
             angles = (heading[:, None] + turns.cumsum(1)) * turn
             return np.choose(turns + 1, (RIGHT, NONE, LEFT)), np.concatenate([places, angles[..., None]], -1)
@@ -190,7 +204,7 @@ class Rooms:
         actions, poses = np.zeros((count, frames), np.int64), np.zeros((count, frames, 3))
         turns_taken = np.zeros(count, np.int64)  # a step delays the next turn
         for t in range(frames):
-            ahead = _ahead(place, heading * turn)
+            ahead = self._ahead(place, heading * turn)
             step = wants_step[:, t] & self._is_free(ahead, layout)
             direction = np.where(step, 0, turns[np.arange(count), turns_taken])
             place, heading = np.where(step[:, None], ahead, place), heading + direction
@@ -198,6 +212,10 @@ class Rooms:
             actions[:, t] = np.where(step, FORWARD, np.choose(direction + 1, (RIGHT, NONE, LEFT)))
             poses[:, t, :2], poses[:, t, 2] = place, heading * turn
         return actions, poses
+
+    def _ahead(self, place_B2: FloatArray, heading_B: FloatArray) -> FloatArray:
+        ahead: FloatArray = place_B2 + self.config.step * np.stack([np.cos(heading_B), np.sin(heading_B)], -1)
+        return ahead
 
     def _is_free(self, place: FloatArray, layout: _Layout) -> NDArray[np.bool_]:
         free: NDArray[np.bool_] = np.abs(place).max(-1) <= 1 - MARGIN
@@ -230,9 +248,15 @@ class Rooms:
         return self._panel(wall, along)
 
     def _panel(self, wall: IntArray, along: FloatArray) -> IntArray:
-        """Return the number of the wall panel, an area of one colour; the last number is the pillar's."""
+        """Return the number of the wall panel; the last number is the pillar's."""
         panel: IntArray = wall * self.config.panels + (along * self.config.panels).astype(np.int64)
         return panel
+
+    def _stripe(self, wall: IntArray, along: FloatArray) -> IntArray:
+        """Return the number of the stripe, an area of one colour; the last number is the pillar's."""
+        stripes = self.config.panels * self.stripes
+        stripe: IntArray = wall * stripes + (along * stripes).astype(np.int64)
+        return stripe
 
     def _draw(self, layout: _Layout, poses: FloatArray) -> NDArray[np.uint8]:
         """Return frames [B, T, 3, size, size]. Edges are antialiased: a pixel mixes the colours that cover it.
@@ -249,8 +273,8 @@ class Rooms:
         uncovered: FloatArray = np.ones((size, columns), np.float32)
         for bearing in bearings(size * SUBCOLUMNS, self.config.fov).astype(np.float32).reshape(size, SUBCOLUMNS).T:
             distance, wall, along = self._cast(layout, poses, bearing)
-            panel = self._panel(wall, along)
-            colour = colours[:, np.arange(len(poses))[:, None, None], panel].reshape(3, 1, columns)
+            stripe = self._stripe(wall, along)
+            colour = colours[:, np.arange(len(poses))[:, None, None], stripe].reshape(3, 1, columns)
             # Half the wall's height on the image, in pixels. Depth, not distance, keeps straight edges straight.
             half = (EYE / spread * size / 2) / (distance * np.cos(bearing)).reshape(columns)
             covered = np.clip(half + 0.5 - np.abs(row), 0, 1)  # [size, N]
@@ -276,7 +300,7 @@ class Room:
         turn = 2 * math.pi / self._rooms.config.headings
         place, heading = pose_3[None, :2], round(float(pose_3[2]) / turn)
         if action == FORWARD:
-            place = _ahead(place, np.array([heading * turn]))
+            place = self._rooms._ahead(place, np.array([heading * turn]))
             if not self._rooms._is_free(place, self._layout).all():
                 return None
         heading += {LEFT: 1, RIGHT: -1}.get(action, 0)
@@ -298,7 +322,8 @@ class Room:
 
     def plan(self) -> list[tuple[FloatArray, list[int]]]:
         """Return the outlines [P, 2] of wall panels and pillar from above, with their colours."""
-        panels, colours = self._rooms.config.panels, self._layout.colours[0].astype(int).tolist()
+        panels = self._rooms.config.panels * self._rooms.stripes
+        colours = self._layout.colours[0].astype(int).tolist()
         corners = {0: ((1, -1), (1, 1)), 1: ((-1, 1), (1, 1)), 2: ((-1, -1), (-1, 1)), 3: ((-1, -1), (1, -1))}
         shapes: list[tuple[FloatArray, list[int]]] = []
         for wall, ends in corners.items():
@@ -309,11 +334,6 @@ class Room:
             rim = self._layout.pillar[0] + PILLAR_RADIUS * np.stack([np.cos(angle), np.sin(angle)], -1)
             shapes.append((rim, colours[-1]))
         return shapes
-
-
-def _ahead(place_B2: FloatArray, heading_B: FloatArray) -> FloatArray:
-    ahead: FloatArray = place_B2 + STEP * np.stack([np.cos(heading_B), np.sin(heading_B)], -1)
-    return ahead
 
 
 def _sweep(rng: np.random.Generator, shortest: int, longest: int) -> list[int]:

@@ -79,7 +79,7 @@ def open_places(run: RunConfig, dataset: Dataset) -> Places:
     config = run.evaluation
     frames = config.context + config.horizon
     if isinstance(dataset, Rooms):
-        keys = (LEFT, RIGHT) if dataset.config.preset == "rotation" else (LEFT, RIGHT, FORWARD)
+        keys = (LEFT, RIGHT, FORWARD) if dataset.config.step else (LEFT, RIGHT)
         return Places(
             keys, [RoomPlace(dataset, dataset.room(e, frames, config.context)) for e in range(config.episodes)]
         )

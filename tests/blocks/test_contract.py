@@ -346,6 +346,7 @@ def test_mlstm_keeps_to_its_steps_where_gates_are_extreme(chunk, tokens):
     torch.manual_seed(0)
     block = MLSTM(8, heads=2, head_dim=4, chunk=chunk)
     with torch.no_grad():
+        block.qkv.weight[:8] = nn.Linear(8, 8).weight  # queries apart from keys; like keys, their sums cancel still more
         block.gates.weight.copy_(100 * torch.eye(4, 8))
         block.gates.bias.zero_()
     x_STKD, noisy_STKD = torch.rand(2, 3, 40, tokens, 8) * 2 - 1
@@ -525,3 +526,21 @@ def test_mamba2s_convolution_is_pytorchs_and_so_is_its_gradient(tokens):
     dy = torch.randn_like(y)
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(torch.autograd.grad(y, parts, dy), torch.autograd.grad(expected, parts, dy))
+
+
+@pytest.mark.parametrize("name", ["attention", "gated_deltanet", "mlstm", "ttt", "ttt_chunk"])
+def test_queries_start_as_copies_of_keys(name: str) -> None:
+    block = find_block(name)(16)
+    query, key, _ = block.qkv.weight.chunk(3)
+    assert torch.equal(query, key) and not torch.equal(query, torch.zeros_like(query))
+
+
+def test_mamba2_reads_where_it_wrote_from_the_start() -> None:
+    """Its keys and queries pass through a convolution over the frames before, which starts as nearly the identity."""
+    block = find_block("mamba2")(16, heads=2, head_dim=8, state=32)
+    out, back = torch.randn(1, 12, 1, 16), torch.arange(11, -1, -1)
+    z, u, dt = block._project(torch.cat([torch.zeros(1, 3, 1, 16), out, out[:, back]], 1))
+    tokens = block._tokens(u.flatten(1, 2), dt[:, 3:])
+    keys, queries = (torch.nn.functional.normalize(part[0, :, 0], dim=-1) for part in (tokens.B_STKN, tokens.C_STKN))
+    similar = queries[12:] @ keys[:12].mT
+    assert (similar.argmax(1) == back).all() and similar[torch.arange(12), back].min() > 0.8

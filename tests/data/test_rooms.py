@@ -10,14 +10,26 @@ import numpy as np
 import pytest
 import torch
 
-from rad_bench.config import EvaluationConfig, RoomsData
+from rad_bench.config import RoomsData
 from rad_bench.data import Episodes, open_dataset
 from rad_bench.data.episodes import egomotion_from_poses
-from rad_bench.data.rooms import FLOOR, FORWARD, LEFT, MARGIN, NONE, PILLAR_RADIUS, RIGHT, SKY, STEP, Rooms
+from rad_bench.data.rooms import (
+    FLOOR,
+    FORWARD,
+    LEFT,
+    MARGIN,
+    NONE,
+    PALETTE,
+    PILLAR_RADIUS,
+    RIGHT,
+    SKY,
+    WALL_SHADE,
+    Rooms,
+)
 from rad_bench.evaluation.revisits import classify
 
-Preset = Literal["rotation", "walking"]
-both = pytest.mark.parametrize("preset", ["rotation", "walking"])
+Preset = Literal["smooth", "rotation", "walking"]
+every = pytest.mark.parametrize("preset", ["smooth", "rotation", "walking"])
 
 
 def equal(a: Episodes, b: Episodes) -> bool:
@@ -25,7 +37,7 @@ def equal(a: Episodes, b: Episodes) -> bool:
     return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
 
 
-@both
+@every
 def test_shapes_and_types(preset: Preset) -> None:
     data = open_dataset(RoomsData(preset=preset, size=16))
     clips = data.training_batch(seed=0, step=0, batch=3, frames=7)
@@ -39,7 +51,7 @@ def test_shapes_and_types(preset: Preset) -> None:
     assert held_out.surfaces.shape == (2, 9, 16) and held_out.surfaces.dtype == torch.int64
 
 
-@both
+@every
 def test_a_training_batch_is_a_function_of_its_arguments(preset: Preset) -> None:
     config = RoomsData(preset=preset, size=8)
     one, other = Rooms(config), Rooms(config)
@@ -50,7 +62,7 @@ def test_a_training_batch_is_a_function_of_its_arguments(preset: Preset) -> None
         assert not torch.equal(first.frames, one.training_batch(*arguments).frames)
 
 
-@both
+@every
 def test_more_held_out_episodes_change_none(preset: Preset) -> None:
     data = Rooms(RoomsData(preset=preset, size=8))
     assert equal(data.held_out(3, 20, 10), data.held_out(6, 20, 10).select(slice(0, 3)))
@@ -65,22 +77,23 @@ def test_no_held_out_room_is_ever_trained_on() -> None:
         assert places.isdisjoint(tuple(pose) for pose in clips.poses[:, 0, :2].tolist())
 
 
-@both
+@every
 def test_actions_say_how_the_agent_moved(preset: Preset) -> None:
-    clips = Rooms(RoomsData(preset=preset, size=8, headings=12)).training_batch(0, 0, 16, 30)
+    data = Rooms(RoomsData(preset=preset, size=8, headings=12))
+    clips = data.training_batch(0, 0, 16, 30)
     assert not clips.actions[:, 0].any() and not clips.egomotion[:, 0].any()
     assert (clips.actions[:, 1:].sum(-1) == 1).all()
     turn = 2 * math.pi / 12
-    motion = {LEFT: (0, 0, turn), RIGHT: (0, 0, -turn), FORWARD: (STEP, 0, 0), NONE: (0, 0, 0)}
+    motion = {LEFT: (0, 0, turn), RIGHT: (0, 0, -turn), FORWARD: (data.config.step, 0, 0), NONE: (0, 0, 0)}
     expected = torch.tensor([motion[int(a)] for a in clips.actions[:, 1:].argmax(-1).flatten()])
     torch.testing.assert_close(clips.egomotion[:, 1:].reshape(-1, 3), expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(egomotion_from_poses(clips.poses).float(), clips.egomotion)
     taken = set(clips.actions[:, 1:].argmax(-1).flatten().tolist())
-    assert taken == ({LEFT, RIGHT} if preset == "rotation" else {LEFT, RIGHT, FORWARD})
+    assert taken == ({LEFT, RIGHT, FORWARD} if preset == "walking" else {LEFT, RIGHT})
 
 
 def test_rotation_stays_on_the_spot_and_looks_around_first() -> None:
-    clips = Rooms(RoomsData(size=8)).training_batch(0, 0, 64, 24)
+    clips = Rooms(RoomsData(preset="rotation", size=8)).training_batch(0, 0, 64, 24)
     assert (clips.poses[..., :2] == clips.poses[:, :1, :2]).all()
     assert (clips.poses[..., :2].abs() <= 0.3).all()
     heading = clips.poses[..., 2] - clips.poses[:, :1, 2]
@@ -103,7 +116,7 @@ def test_walking_keeps_off_walls_and_pillar() -> None:
 
 
 def test_a_view_is_drawn_the_same_whenever_it_returns() -> None:
-    clips = Rooms(RoomsData(size=16)).training_batch(0, 0, 8, 24)
+    clips = Rooms(RoomsData(preset="rotation", size=16)).training_batch(0, 0, 8, 24)
     returns = 0
     for frames, poses in zip(clips.frames, clips.poses, strict=True):
         heading = (poses[:, 2] / (math.pi / 4)).round() % 8
@@ -117,7 +130,7 @@ def test_a_view_is_drawn_the_same_whenever_it_returns() -> None:
 @pytest.mark.parametrize("panels", [1, 3])
 def test_a_surface_is_all_that_shows_one_colour(panels: int) -> None:
     """Who has seen a part of it knows all of it: two identities for one colour would call a known one unknown."""
-    held_out = Rooms(RoomsData(size=32, panels=panels)).held_out(8, 40, 10)
+    held_out = Rooms(RoomsData(preset="rotation", size=32, panels=panels)).held_out(8, 40, 10)
     assert set(held_out.surfaces.unique().tolist()) == set(range(4 * panels + 1))  # the pillar is the last
     for frames, surfaces in zip(held_out.frames, held_out.surfaces, strict=True):
         horizon = frames[:, :, 16].permute(0, 2, 1)  # [T, size, 3]
@@ -131,12 +144,12 @@ def test_a_surface_is_all_that_shows_one_colour(panels: int) -> None:
         found = torch.stack(colours)
         apart = (found[:, None] - found[None]).abs().amax(-1) + 255 * torch.eye(len(found), dtype=torch.int32)
         assert apart.min() > 1
-    without = Rooms(RoomsData(size=32, panels=panels, pillar=False)).held_out(8, 20, 10)
+    without = Rooms(RoomsData(preset="rotation", size=32, panels=panels, pillar=False)).held_out(8, 20, 10)
     assert without.surfaces.max() < 4 * panels
 
 
 def test_walls_look_taller_from_nearer_between_sky_and_floor() -> None:
-    data = Rooms(RoomsData(size=64, pillar=False))
+    data = Rooms(RoomsData(size=64, panels=1, pillar=False))
     layout = data._layouts(np.random.default_rng(0), 1)
     poses = np.array([[[-0.8, 0, 0], [0, 0, 0], [0.6, 0, 0]]])
     frames = data._draw(layout, poses)[0].astype(int)
@@ -152,26 +165,26 @@ def test_walls_look_taller_from_nearer_between_sky_and_floor() -> None:
 
 def test_panels_divide_walls_into_colours() -> None:
     for panels in (1, 4):
-        clips = Rooms(RoomsData(size=32, panels=panels, pillar=False)).training_batch(0, 0, 4, 9)
+        clips = Rooms(RoomsData(preset="rotation", size=32, panels=panels, pillar=False)).training_batch(0, 0, 4, 9)
         colours = [len(frames[:, :, 16].permute(0, 2, 1).reshape(-1, 3).unique(dim=0)) for frames in clips.frames]
         assert min(colours) >= 4 * panels // 2
         if panels == 1:
             assert max(colours) < 60  # four walls, and mixtures where two meet
 
 
-@both
-def test_held_out_gaps_spread_over_the_horizon(preset: Preset) -> None:
-    defaults = EvaluationConfig()
-    frames = defaults.context + defaults.horizon
-    held_out = Rooms(RoomsData(preset=preset)).held_out(defaults.episodes, frames, defaults.context)
-    kind, gap = classify(held_out.surfaces, defaults.context, reach=6)
-    counts, _ = np.histogram(gap[kind == "revisit"], [7, 13, 21, 31, frames])
+@pytest.mark.parametrize(("preset", "context", "gaps"), [
+    ("smooth", 32, [7, 19, 27, 40, 96]), ("rotation", 20, [7, 13, 21, 31, 100]), ("walking", 20, [7, 13, 21, 31, 100]),
+])  # fmt: skip
+def test_held_out_gaps_spread_over_the_horizon(preset: Preset, context: int, gaps: list[int]) -> None:
+    held_out = Rooms(RoomsData(preset=preset)).held_out(32, gaps[-1], context)
+    kind, gap = classify(held_out.surfaces, context, reach=6)
+    counts, _ = np.histogram(gap[kind == "revisit"], gaps)
     assert counts.min() >= 50, counts
     assert (kind == "recent").sum() >= 100 and (kind == "novel").sum() >= 20
 
 
 def test_training_clips_linger_if_asked_and_held_out_episodes_stay_the_same() -> None:
-    plain, lingering = (Rooms(RoomsData(size=8, linger=linger)) for linger in (0, 6))
+    plain, lingering = (Rooms(RoomsData(preset="rotation", size=8, linger=linger)) for linger in (0, 6))
     assert equal(plain.held_out(3, 60, 20), lingering.held_out(3, 60, 20))
     shares = []
     for data in (plain, lingering):
@@ -187,6 +200,42 @@ def test_scripts_have_the_asked_length_for_any_headings(headings: int, context: 
     data = Rooms(RoomsData(size=8, headings=headings))
     assert data.held_out(3, context + 3, context).poses.shape == (3, context + 3, 3)
     assert data.training_batch(0, 0, 2, 90).poses.shape == (2, 90, 3)
+
+
+def test_a_preset_is_a_set_of_defaults() -> None:
+    assert RoomsData(preset="rotation") == RoomsData(preset="rotation", headings=8, panels=1, palette=None)
+    assert RoomsData(preset="walking", step=0.2).step == 0.2 and RoomsData(preset="walking").step == 0.15
+    for config in (RoomsData(), RoomsData(preset="rotation")):
+        assert RoomsData.model_validate(config.model_dump()) == config
+
+
+def test_neighbouring_frames_share_most_of_the_smooth_world() -> None:
+    """So that the window has something to give: here a quarter of `rotation`'s frames, there three quarters."""
+    shares = []
+    for preset in ("smooth", "rotation"):
+        surfaces = Rooms(RoomsData(preset=preset, panels=8)).held_out(16, 60, 32).surfaces
+        seen_before = (surfaces[:, 1:, :, None] == surfaces[:, :-1, None]).any(-1)
+        shares.append(float(seen_before.float().mean()))
+    assert shares[0] > 0.75 > 0.5 > shares[1], shares
+
+
+@pytest.mark.parametrize("palette", [2, 12])
+def test_a_palette_gives_walls_so_many_colours(palette: int) -> None:
+    layout = Rooms(RoomsData(palette=palette, panels=4))._layouts(np.random.default_rng(0), 64)
+    shaded = {tuple(shade * np.array(colour)) for shade in set(WALL_SHADE) for colour in PALETTE[:palette]}
+    found = {tuple(colour) for colour in layout.colours.reshape(-1, 3)}
+    assert found == shaded
+
+
+def test_texture_darkens_stripes_of_a_panel_that_stays_one_surface() -> None:
+    plain, textured = (Rooms(RoomsData(panels=2, palette=8, texture=texture)) for texture in (0.0, 0.5))
+    wall, along = np.zeros((1, 1, 8), np.int64), np.arange(8)[None, None] / 8 + 0.01
+    assert textured._panel(wall, along).tolist() == plain._panel(wall, along).tolist() == [[[0] * 4 + [1] * 4]]
+    bare, striped = (data._layouts(np.random.default_rng(0), 1).colours[0] for data in (plain, textured))
+    assert len(striped) == 4 * (len(bare) - 1) + 1
+    ratio = striped[textured._stripe(wall, along)[0, 0]] / bare[plain._stripe(wall, along)[0, 0]]
+    assert (ratio <= 1).all() and (ratio >= 0.5).all() and len(np.unique(ratio[:, 0].round(6))) == 8
+    assert textured.held_out(2, 20, 10).surfaces.max() == plain.held_out(2, 20, 10).surfaces.max() == 8
 
 
 def test_identity_is_that_of_the_config() -> None:

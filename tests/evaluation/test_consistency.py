@@ -133,7 +133,7 @@ def test_standing_still_earns_nothing():
 
 
 def test_the_embedded_worlds_truth_is_consistent_with_itself():
-    episodes = open_dataset(RoomsData(size=16)).held_out(24, 60, 20)
+    episodes = open_dataset(RoomsData(preset="rotation", size=16)).held_out(24, 60, 20)
     task = Task(
         "continuation", 20, episodes.frames, episodes.actions, episodes.egomotion, episodes.poses, episodes.surfaces
     )

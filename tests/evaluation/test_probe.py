@@ -29,7 +29,7 @@ def test_only_what_was_shown_counts():
 
 
 def test_the_embedded_worlds_hidden_colours_are_those_that_are_drawn():
-    clips = open_dataset(RoomsData(size=32)).probe_clips(True, 20, 12)
+    clips = open_dataset(RoomsData(preset="rotation", size=32)).probe_clips(True, 20, 12)
     hidden = clips.hidden["wall colours"]
     colours = hidden.values.reshape(20, 8, 3)
     heading = ((clips.poses[..., 2] - clips.poses[:, :1, 2]) / (2 * torch.pi / 8)).round().long() % 8

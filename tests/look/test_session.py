@@ -23,7 +23,7 @@ from tests.runs import TINY, shaken
 
 KEYS = {rooms.LEFT: "left", rooms.RIGHT: "right", rooms.FORWARD: "forward"}
 CONTEXT, HORIZON = TINY["evaluation"]["context"], TINY["evaluation"]["horizon"]
-ROUND = 8  # headings
+ROUND = 8  # headings of `rotation`
 
 
 def world(**sections: Any) -> World:
@@ -141,7 +141,7 @@ def test_the_context_is_shown_first_with_the_memorys_norm() -> None:
 
 
 def test_after_a_swap_the_other_room_is_shown_as_its_own_episode_saw_it() -> None:
-    place = world()
+    place = world(data={"preset": "rotation"})
     session = Session(place, 0)
     session.swap(2)
     shown = walk(session, ["left"] * ROUND)
@@ -163,7 +163,7 @@ def test_after_a_swap_the_other_room_is_shown_as_its_own_episode_saw_it() -> Non
 
 
 def test_a_full_turn_leads_back_and_the_path_is_integrated_egomotion() -> None:
-    place = world()
+    place = world(data={"preset": "rotation"})
     session = Session(place, 0)
     shown = walk(session, ["left"] * ROUND)
     assert torch.equal(shown[-1].truth, place.task.truth[0, CONTEXT - 1])  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ def test_watching_shows_strips_and_curves_and_changes_no_bit(tmp_path):
 
     seen, unseen = tmp_path / "seen", tmp_path / "unseen"
     for folder, launch in ((seen, LaunchConfig(strip_every=8, tensorboard=True)), (unseen, LaunchConfig())):
-        save_run(tiny_run(), folder)
+        save_run(tiny_run(data={"preset": "rotation"}), folder)
         execute(RunFolder(folder), launch)
 
     assert (seen / "model.safetensors").read_bytes() == (unseen / "model.safetensors").read_bytes()

@@ -67,7 +67,7 @@ def test_a_learning_curve_leaves_on_disk_and_costs_what_was_estimated(tmp_path, 
     assert planned(tmp_path)[1][1].disk.curve == 0
     monkeypatch.setattr(timing, "evaluate", lambda *_: None)
     monkeypatch.setattr(timing, "probe", lambda _: {})
-    monkeypatch.setattr(timing, "_step", lambda *_: 0.1)
+    monkeypatch.setattr(timing, "_step_seconds", lambda *_: 0.1)
     costs = {}
     for at in ("[]", "[5, 20]"):
         _, models = planned(tmp_path, f"run.evaluation.at={at}", "run.evaluation.tasks=[continuation]")

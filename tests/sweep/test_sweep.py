@@ -79,7 +79,7 @@ def test_identity_is_made_of_science_and_not_of_resources(tmp_path):
         "run.evaluation.batch=1", "launch.parallel=1", "run.training.checkpoint_every=9", "name=other"
     )
     assert not set(keys()) & set(keys("run.training.steps=31"))
-    assert not set(keys()) & set(keys("run.data.panels=2"))
+    assert not set(keys()) & set(keys("run.data.panels=3"))
 
 
 def test_a_duplicate_run_is_refused(tmp_path):
