@@ -346,7 +346,7 @@ def test_mlstm_keeps_to_its_steps_where_gates_are_extreme(chunk, tokens):
     torch.manual_seed(0)
     block = MLSTM(8, heads=2, head_dim=4, chunk=chunk)
     with torch.no_grad():
-        block.qkv.weight[:8] = nn.Linear(8, 8).weight  # queries apart from keys; like keys, their sums cancel still more
+        block.qkv.weight[:8] = nn.Linear(8, 8).weight  # queries apart from keys: where they are equal, more cancels
         block.gates.weight.copy_(100 * torch.eye(4, 8))
         block.gates.bias.zero_()
     x_STKD, noisy_STKD = torch.rand(2, 3, 40, tokens, 8) * 2 - 1
@@ -539,7 +539,7 @@ def test_mamba2_reads_where_it_wrote_from_the_start() -> None:
     """Its keys and queries pass through a convolution over the frames before, which starts as nearly the identity."""
     block = find_block("mamba2")(16, heads=2, head_dim=8, state=32)
     out, back = torch.randn(1, 12, 1, 16), torch.arange(11, -1, -1)
-    z, u, dt = block._project(torch.cat([torch.zeros(1, 3, 1, 16), out, out[:, back]], 1))
+    _, u, dt = block._project(torch.cat([torch.zeros(1, 3, 1, 16), out, out[:, back]], 1))
     tokens = block._tokens(u.flatten(1, 2), dt[:, 3:])
     keys, queries = (torch.nn.functional.normalize(part[0, :, 0], dim=-1) for part in (tokens.B_STKN, tokens.C_STKN))
     similar = queries[12:] @ keys[:12].mT
