@@ -57,8 +57,8 @@ class RoomsData(Config):
         """Fill in what the preset says and the config does not."""
         if not isinstance(value, dict):
             return value
-        coarse = {"headings": 8, "panels": 1, "palette": None}
-        presets = {"rotation": coarse, "walking": {**coarse, "step": 0.15}}
+        coarse: dict[str, Any] = {"headings": 8, "panels": 1, "palette": None}
+        presets: dict[str, dict[str, Any]] = {"rotation": coarse, "walking": {**coarse, "step": 0.15}}
         return {**presets.get(str(value.get("preset")), {}), **value}
 
 
