@@ -16,7 +16,9 @@ from rad_bench.sweep.launch import run_sweep
 from rad_bench.sweep.load import load_sweep
 
 SWEEP = Path(__file__).parents[1] / "sweeps" / "memory_blocks.yaml"
-SETTINGS = ["name=from_python", "grid.memory=[none, lstm]", "grid.seed=[0]", "run.training.steps=200"]
+SETTINGS = [
+    "name=from_python", "grid.memory=[none, lstm]", "grid.seed=[0]", "run.training.steps=200", "run.evaluation.at=[]",
+]  # fmt: skip
 
 
 def main() -> None:

@@ -38,7 +38,8 @@ FEW = "".join(f" --set {size}" for size in SIZES)
 SWEPT = "rad-bench sweep sweeps/memory_blocks.yaml"  # the sweep whose results the documents look at
 SHOWN = "".join(f" --only memory={name}" for name in ("none", "mamba2", "attention"))
 SMALLER = (  # what is asked for, and what is run instead
-    (r"steps=2000|horizon=160", lambda size: f"{size[0].partition('=')[0]}=6"),
+    (r"steps=2000", "steps=6 --set run.evaluation.at=[]"),
+    (r"horizon=160", "horizon=6"),
     (rf"^({SWEPT})(?!.*(name=|--out|slurm|horizon))", rf"\1{SHOWN}"),
     (r"(horizon=6|--set name=longer)", r"\1 --only memory=none"),
     (r"^(rad-bench sweep \S+)", rf"\1{FEW}"),
@@ -46,7 +47,7 @@ SMALLER = (  # what is asked for, and what is run instead
     (r"--out (here|there)", r"--only memory=none --out \1"),
     (r"(sweeps/memory_maze.yaml)", r"\1 --only memory=none"),
     (r"(--set name=mine)", r"\1 --only memory=examples/gru_block.py:GRU"),
-    (r"--episodes 64 --steps 500", "--episodes 3 --steps 40"),
+    (r"--episodes 64 --steps 500", "--episodes 3 --steps 60"),
     (
         r"slurm.partition=gpu",
         "slurm.partition=debug --set launch.slurm.memory_gb=2 --only memory=none --set name=there",
