@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from rad_bench.errors import one_line
@@ -14,6 +16,7 @@ from rad_bench.report.curves import GAP_EDGES, LEAST_EPISODES, gap_bins
 from rad_bench.report.reading import Sweep, read_losses, training_log
 from rad_bench.report.table import Table, listing
 from rad_bench.store import strict_yaml
+from rad_bench.store.result import Need
 
 NOT_IN_A_SWEEP_FILE = ("planned", "merged")  # keys that a results folder adds to sweep.yaml
 
@@ -123,25 +126,34 @@ def gaps(sweep: Sweep) -> Table:
 def need(sweep: Sweep) -> Table:
     """Return which share of the trained and of the scored frames needs a memory."""
     rows: dict[tuple[str, ...], list[str]] = {}
-    for result in sweep.results:
-        for name, frames in result.need.items():
-            gaps = " ".join(f"{gap:.0f}" for gap in frames.gaps or ())
-            cells = (name, f"{100 * frames.share:.1f} %", gaps, f"{frames.episodes} of {frames.of}")
-            blocks = rows.setdefault(cells, [])
-            if result.block not in blocks:
-                blocks.append(result.block)
-    everyone = len({result.block for result in sweep.results})
-    lines = [["all" if len(blocks) == everyone else listing(blocks), *cells] for cells, blocks in rows.items()]
+    blocks = [block for block in sweep.blocks if block not in CONTROLS]
+    for block in blocks:
+        for name, seeds in _by_name(result.need for result in sweep.results_of(block)).items():
+            share = _range(pd.Series([100 * frames.share for frames in seeds]), ".1f")
+            gaps: list[tuple[float, ...]] = [frames.gaps for frames in seeds if frames.gaps]
+            quartiles = np.mean(gaps or [()], axis=0)
+            clips = _range(pd.Series([frames.episodes for frames in seeds]))
+            cells = name, f"{share} %", " ".join(f"{gap:.0f}" for gap in quartiles), f"{clips} of {seeds[0].of}"
+            rows.setdefault(cells, []).append(block)
+    lines = [["all" if len(alike) == len(blocks) else listing(alike), *cells] for cells, alike in rows.items()]
     caption = (
         "Frames that need a memory. Trained: a tenth of what they show was seen before, and last seen longer ago than "
-        "attention reaches. Scored: revisits. Gaps: quartiles of the frames that it was out of sight"
+        "attention reaches; over the seeds. Scored: revisits. Gaps: quartiles of the frames that it was out of sight"
     )
     return Table("need", caption, ["block", "frames", "share", "gaps", "clips with such frames"], lines)
 
 
-def _range(counts: pd.Series) -> str:
+def _by_name(needs: Iterable[dict[str, Need]]) -> dict[str, list[Need]]:
+    names: dict[str, list[Need]] = {}
+    for need_of in needs:
+        for name, frames in need_of.items():
+            names.setdefault(name, []).append(frames)
+    return names
+
+
+def _range(counts: pd.Series, form: str = ",") -> str:
     low, high = counts.min(), counts.max()
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{low:{form}}" if low == high else f"{low:{form}} to {high:{form}}"
 
 
 def parity(sweep: Sweep) -> Table:

@@ -3,17 +3,19 @@
 import json
 import re
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from rad_bench.report.evidence import budgets, parity, reproduction
+from rad_bench.report.evidence import budgets, need, parity, reproduction
 from rad_bench.report.reading import read_sweep
 from rad_bench.report.summary import summarise, write_summary
 from rad_bench.report.table import Table, number_text
 from rad_bench.report.tables import cost, headline, interventions, matrix, paper
+from rad_bench.store.result import Need
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from tests.report.synthetic import write_sweep
@@ -69,6 +71,22 @@ def test_a_swap_s_loss_is_said_to_show_use_and_the_difference_to_none_what_memor
 def test_controls_have_no_interval_over_seeds_that_are_copies(sweep):
     table = headline(summarise(sweep)[0])
     assert all("[" not in cell for line in table.cells if line[0] == "copy-last" for cell in line)
+
+
+def test_needs_are_ranges_over_seeds_and_blocks_that_are_alike_share_a_line(sweep):
+    def with_need(result):
+        share = 0.2 + 0.01 * result.seed
+        trained = Need(frames=100, share=share, gaps=(5, 9, 12 + result.seed), episodes=8 - result.seed, of=8)
+        scored = Need(frames=50, share=0.0 if result.block == "none" else 0.4, gaps=None, episodes=3, of=8)
+        return result.model_copy(update={"need": {"training": trained, "retrieval": scored}})
+
+    table = need(replace(sweep, results=[with_need(result) for result in sweep.results]))
+    others = ", ".join(block for block in sweep.blocks if block not in ("none", "copy-last"))
+    assert [[re.sub(" and ", ", ", cell) for cell in line] for line in table.cells] == [
+        ["all", "training", "20.0 to 22.0 %", "5 9 13", "6 to 8 of 8"],
+        ["none", "retrieval", "0.0 %", "", "3 of 8"],
+        [others, "retrieval", "40.0 %", "", "3 of 8"],
+    ]
 
 
 def test_controls_have_none_in_the_summary_either(tmp_path):
