@@ -39,8 +39,10 @@ for verb in VERBS:
 
 def main() -> None:
     """Run the command line. A user error prints one paragraph, without a traceback, and exits with status 2."""
-    # A shell starts what it runs in the background with this signal ignored, and `cancel` sends it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell starts what it runs in the background with SIGINT ignored, and `cancel` sends it. SIGTERM ends a sweep's
+    # runs too: left alone, they would go on unseen.
+    for end in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(end, signal.default_int_handler)
     try:
         cli(standalone_mode=False)
     except UserError as error:

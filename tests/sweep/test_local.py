@@ -104,7 +104,10 @@ def test_paths_in_which_slurm_would_replace_something_are_refused(tmp_path):
         ClusterLaunch(tmp_path / "exp%j", {}, lambda: None).start()
 
 
-def test_an_interrupt_ends_all_runs_and_says_so_in_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("send", "end"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)], ids=["a terminal", "kill"]
+)
+def test_an_interrupt_ends_all_runs_and_says_so_in_one_line(tmp_path, send, end):
     """Also where it was started with SIGINT ignored, as shells start what they run in the background."""
     (tmp_path / "tiny.yaml").write_text(TINY.replace("steps: 30", "steps: 100000"))
     argv, environment = command("sweep", "tiny.yaml", "--only", "seed=0")
@@ -114,7 +117,7 @@ def test_an_interrupt_ends_all_runs_and_says_so_in_one_line(tmp_path):
     )  # fmt: skip
     runs = tmp_path / "results" / "tiny" / "runs"
     wait_for(lambda: len(list(runs.glob("*/log.jsonl"))) == 2)
-    os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does
+    send(launcher.pid, end)
     out, errors = launcher.communicate(timeout=60)
     assert launcher.returncode == 130
     assert errors.strip() == "interrupted; the same command goes on from here"
