@@ -122,8 +122,8 @@ class MemoryBlock(nn.Module, ABC):
 def tie_queries(projection: nn.Linear, query: int, key: int, size: int) -> None:
     """Start the queries of a projection (`size` outputs from `query` on) as copies of its keys (those from `key` on).
 
-    A frame then reads, from the first training step on, what was written at its own pose. Starting from independent
-    queries, memories of constant size learn first where to look, which took longer than a laptop's whole training.
+    A frame then reads, from the first training step on, what was written at its own pose. From independent queries, a
+    memory of constant size has to learn first where to look.
     """
     projection.weight[query : query + size] = projection.weight[key : key + size]
 

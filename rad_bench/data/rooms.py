@@ -249,14 +249,11 @@ class Rooms:
 
     def _panel(self, wall: IntArray, along: FloatArray) -> IntArray:
         """Return the number of the wall panel; the last number is the pillar's."""
-        panel: IntArray = wall * self.config.panels + (along * self.config.panels).astype(np.int64)
-        return panel
+        return _part(wall, along, self.config.panels)
 
     def _stripe(self, wall: IntArray, along: FloatArray) -> IntArray:
         """Return the number of the stripe, an area of one colour; the last number is the pillar's."""
-        stripes = self.config.panels * self.stripes
-        stripe: IntArray = wall * stripes + (along * stripes).astype(np.int64)
-        return stripe
+        return _part(wall, along, self.config.panels * self.stripes)
 
     def _draw(self, layout: _Layout, poses: FloatArray) -> NDArray[np.uint8]:
         """Return frames [B, T, 3, size, size]. Edges are antialiased: a pixel mixes the colours that cover it.
@@ -334,6 +331,11 @@ class Room:
             rim = self._layout.pillar[0] + PILLAR_RADIUS * np.stack([np.cos(angle), np.sin(angle)], -1)
             shapes.append((rim, colours[-1]))
         return shapes
+
+
+def _part(wall: IntArray, along: FloatArray, parts: int) -> IntArray:
+    part: IntArray = wall * parts + (along * parts).astype(np.int64)
+    return part
 
 
 def _sweep(rng: np.random.Generator, shortest: int, longest: int) -> list[int]:

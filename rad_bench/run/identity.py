@@ -82,8 +82,6 @@ def decisive(config: RunConfig) -> dict[str, Any]:
     science = config.model_dump(mode="json")
     for section, leaf in NOT_SCIENCE:
         science[section].pop(leaf, None)
-    if not config.evaluation.at:  # the identity of a run without a learning curve does not depend on the option
-        del science["evaluation"]["at"]
     return science
 
 
