@@ -21,7 +21,7 @@ from rad_bench.bench import (
 from rad_bench.bench.comparison import Comparison
 from rad_bench.blocks.lstm import LSTM
 from rad_bench.blocks.memory import Path, kernels_are_off
-from rad_bench.cli.main import cli
+from rad_bench.cli import cli
 from rad_bench.errors import UserError
 
 CPU = torch.device("cpu")

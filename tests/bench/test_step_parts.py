@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from rad_bench.bench import step_parts
 from rad_bench.bench import suite as report
 from rad_bench.bench.step_speed import stepping
-from rad_bench.cli.main import cli
+from rad_bench.cli import cli
 
 CPU = torch.device("cpu")
 FORWARD, BACKWARD = 1.0, 100.0

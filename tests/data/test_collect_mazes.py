@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from rad_bench.cli.main import cli
+from rad_bench.cli import cli
 from rad_bench.config import MemoryMazeData
 from rad_bench.data import open_dataset
 from rad_bench.data.collect import mazes

@@ -15,7 +15,7 @@ import click
 import pytest
 import yaml
 
-from rad_bench.cli.main import cli
+from rad_bench.cli import cli
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from tests.sweep import slurm as slurm_cluster

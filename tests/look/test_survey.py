@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from rad_bench.cli.main import cli
+from rad_bench.cli import cli
 from rad_bench.data import open_folder
 from rad_bench.errors import UserError
 from rad_bench.look.survey import survey

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rad_bench.cli.main import main
+from rad_bench.cli import main
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
 from rad_bench.report.curves import loss_curves

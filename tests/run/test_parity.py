@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from rad_bench.blocks.lstm import LSTM
-from rad_bench.cli.main import cli
+from rad_bench.cli import cli
 from rad_bench.model import registry
 from rad_bench.model.registry import block_names, find_block
 from rad_bench.run.parity import BlockCheck, check_on_device, measure_parity

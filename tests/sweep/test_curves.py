@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from rad_bench.cli.main import cli
+from rad_bench.cli import cli
 from rad_bench.config import RunConfig
 from rad_bench.store.run_folder import Run, save_run
 from rad_bench.store.sweep_folder import planned_runs

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from rad_bench.cli.main import main
+from rad_bench.cli import main
 from rad_bench.config import RunConfig
 from rad_bench.errors import UserError
 from rad_bench.report.reading import read_sweep
@@ -201,7 +201,7 @@ def test_giants_are_refused_before_they_are_given_memory(tmp_path):
         (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump(tree))
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
-        "from rad_bench.cli.main import main\n"
+        "from rad_bench.cli import main\n"
         "for n in range(3):\n"
         "    sys.argv = ['rad-bench', 'plan', f'{n}.yaml']\n"
         "    try: main()\n"

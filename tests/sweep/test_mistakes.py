@@ -111,7 +111,7 @@ def test_a_device_that_is_not_there_is_named(monkeypatch, device, reason):
 
 def test_help_answers_without_loading_torch(tmp_path):
     probe = (
-        "import sys; from rad_bench.cli.main import main; sys.argv = ['rad-bench', '--help']\n"
+        "import sys; from rad_bench.cli import main; sys.argv = ['rad-bench', '--help']\n"
         "try: main()\nfinally: print('loaded', {'torch', 'pandas', 'pydantic', 'numpy'} & set(sys.modules))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

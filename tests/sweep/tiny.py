@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from rad_bench.cli.main import main
+from rad_bench.cli import main
 
 ROOT = Path(__file__).parents[2]
 TINY = """
