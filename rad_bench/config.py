@@ -19,6 +19,9 @@ MOST_EPISODES = 10**6
 LARGEST_SEED = 2**63 - 1  # largest int64
 LARGEST_TRUNK = 20 * 10**9  # parameters
 
+UNIT_TIME = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?\s*[mhd]")
+CLOCK_TIME = re.compile(r"(?:([0-9]{1,3})-)?([0-9]{1,4}):([0-5][0-9]):([0-5][0-9])")  # as sbatch writes it
+
 Line = Annotated[str, Field(pattern=r"^[^\r\n]*$", max_length=1000)]  # becomes one line of a job script
 
 
@@ -329,7 +332,7 @@ class SlurmConfig(Config):
     gpus: int = Field(0, ge=0, le=1024, description="GPUs per node, one process for each")
     cpus: int = Field(1, ge=1, le=4096, description="CPUs per process")
     memory_gb: float = Field(8, gt=0, le=1e6, description="memory per node")
-    timeout: str = Field("4h", max_length=20, description="time limit, such as 30m, 4h, 2d")
+    timeout: str = Field("4h", max_length=20, description="time limit, such as 30m, 4h, 2d or 12:00:00")
     setup: tuple[str, ...] = Field((), description="shell lines run before the job")
     extra: dict[Line, Line | int | bool] = Field({}, description="further sbatch options, without the dashes")
     poll: float = Field(10, ge=1, le=3600, description="seconds between queries to SLURM; one query covers all jobs")
@@ -338,14 +341,22 @@ class SlurmConfig(Config):
     @field_validator("timeout", mode="before")
     @classmethod
     def _is_a_time(cls, value: Any) -> Any:
-        if not (isinstance(value, str) and re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?\s*[mhd]", value)):
-            raise ValueError(f"is {value!r:.80}, and must be a time such as 30m, 4h or 2d")
+        if not (isinstance(value, str) and (UNIT_TIME.fullmatch(value) or CLOCK_TIME.fullmatch(value))):
+            raise ValueError(
+                f"is {value!r:.80}, and must be a time such as 30m, 4h or 2d, or as hours:minutes:seconds, such as "
+                "12:00:00"
+            )
         return value
 
     @property
     def minutes(self) -> int:
         """Return the time limit in minutes, the unit of SLURM."""
-        return max(1, round(float(self.timeout[:-1]) * {"m": 1, "h": 60, "d": 1440}[self.timeout[-1]]))
+        if clock := CLOCK_TIME.fullmatch(self.timeout):
+            days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+            exact = days * 1440 + hours * 60 + minutes + seconds / 60
+        else:
+            exact = float(self.timeout[:-1]) * {"m": 1, "h": 60, "d": 1440}[self.timeout[-1]]
+        return max(1, round(exact))
 
 
 class LaunchConfig(Config):

@@ -1,8 +1,9 @@
-"""A strict subset of YAML, which loads as plain data of bounded size.
+"""A strict subset of YAML 1.2, which loads as plain data of bounded size.
 
-It is stricter than PyYAML's safe loader. These are errors: duplicate keys, keys that are not text, aliases (they can
-expand without bound), deep nesting, numbers that are not finite or exceed 64 bits, and unprintable characters. Dates
-are text. So everything that loads can be written as JSON, compared and shown.
+It is stricter than PyYAML's safe loader. These are errors: numbers with leading zeros (octal in YAML 1.1), duplicate
+keys, keys that are not text, aliases (they can expand without bound), deep nesting, numbers that are not finite or
+exceed 64 bits, and unprintable characters. Dates are text. So everything that loads can be written as JSON, compared
+and shown.
 """
 
 from __future__ import annotations
@@ -80,25 +81,46 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would not read as text, so that other programs read it as we do."""
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text: str = loader.construct_scalar(node)  # type: ignore[no-untyped-call]
+    if re.fullmatch(r"[-+]?0[0-9]+", text):
+        raise _refusal(
+            f"{text:.40} is one number in YAML 1.1 and another in YAML 1.2; write {int(text)}, or '{text:.40}' if it "
+            "is text",
+            node.start_mark,
+        )
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    text: str = loader.construct_scalar(node)  # type: ignore[no-untyped-call]
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+# The core schema of YAML 1.2. PyYAML follows YAML 1.1, in which `on` and `yes` are true, 12:00:00 is 43200, 010 is 8
+# and 1e-3 is text.
+_CORE = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+)
+_Loader.yaml_implicit_resolvers = {}
+for _class in (_Loader, _Dumper):
+    for _name, _pattern, _first in _CORE:
+        _class.add_implicit_resolver(_PREFIX + _name, re.compile(rf"(?:{_pattern})\Z"), _first)  # type: ignore[no-untyped-call]
 _Loader.yaml_constructors = {
     tag: make
     for tag, make in yaml.SafeLoader.yaml_constructors.items()
     if tag is None or tag in [_PREFIX + name for name in _PLAIN]
 }
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag in [_PREFIX + name for name in _PLAIN]]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-class _Dumper(yaml.SafeDumper):
-    pass
-
-
-# PyYAML follows YAML 1.1, which reads 1e-3 (no point) and 1.5e3 (no sign) as text. YAML 1.2 reads them as numbers.
-_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z")
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(f"{_PREFIX}float", _EXPONENT, list("-+0123456789"))  # type: ignore[no-untyped-call]
+_Loader.add_constructor(_PREFIX + "int", _construct_int)  # type: ignore[no-untyped-call]
+_Loader.add_constructor(_PREFIX + "float", _construct_float)  # type: ignore[no-untyped-call]
 
 
 def _check_text(value: str, node: yaml.Node) -> None:
