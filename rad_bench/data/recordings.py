@@ -98,11 +98,16 @@ class Recordings:
         """Return the items and first frames of the clips of `held_out`."""
         most = [item.length // frames for item in self.held_out_items]
         if sum(most) < episodes:
+            longest = max(item.length for item in self.held_out_items)
+            room = (
+                f"there is room for {sum(most)}. Ask for {sum(most)} or fewer, shorten"
+                if sum(most)
+                else f"the longest has {longest}. Shorten"
+            )
             raise UserError(
                 f"evaluation.episodes {episodes} of {frames} frames (context + horizon) do not fit into the "
-                f"{len(most)} held-out episodes of data.path {self.config.path}: there is room for {sum(most)}. "
-                f"Ask for {sum(most)} or fewer, shorten evaluation.context or evaluation.horizon, raise "
-                f"data.held_out above {self.config.held_out}, or add episodes to the folder."
+                f"{len(most)} held-out episodes of data.path {self.config.path}: {room} evaluation.context or "
+                f"evaluation.horizon, raise data.held_out above {self.config.held_out}, or add episodes to the folder."
             )
         counts = [0] * len(most)
         while sum(counts) < episodes:  # one clip of each item in turn, as long as it has room

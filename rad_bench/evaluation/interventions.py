@@ -96,25 +96,23 @@ def _starts(experiment: Experiment, task: Task, motion: Tensor) -> dict[str, Cac
     if "reset" in config.interventions:
         initial = (map_state(Tensor.cpu, state) for state in experiment.trunk.start(count).memory())
         starts["reset"] = context.with_memory(tuple(initial))
-    partner = partners(task)
+    partner = partners(task.origins)
     if "swap" in config.interventions and partner is not None:
         starts["swap"] = context.with_memory(context.select(partner).memory())
     return starts
 
 
-def partners(task: Task) -> Tensor | None:
+def partners(origins: Sequence[object]) -> Tensor | None:
     """Return the episode whose memory each episode gets in a swap, [B]; None if all are clips of one recording.
 
     It is the episode half the list further on or, if that has the same recording, the next one that has not.
+    `origins` holds what each is a clip of.
     """
-    count = len(task.truth)
-    recordings = task.recordings or range(count)
-    if len(set(recordings)) < 2:
+    count = len(origins)
+    if len(set(origins)) < 2:
         return None
     candidates = [[(e + count // 2 + k) % count for k in range(count)] for e in range(count)]
-    return torch.tensor(
-        [next(p for p in others if recordings[p] != recordings[e]) for e, others in enumerate(candidates)]
-    )
+    return torch.tensor([next(p for p in others if origins[p] != origins[e]) for e, others in enumerate(candidates)])
 
 
 def _concatenate(*tensors: Tensor) -> Tensor:

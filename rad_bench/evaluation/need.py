@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 
 from rad_bench.config import RunConfig
 from rad_bench.data import Dataset
+from rad_bench.data.encoded import Encoded
+from rad_bench.data.recordings import Recordings
 from rad_bench.evaluation.evaluate import held_out, reach
+from rad_bench.evaluation.interventions import partners
 from rad_bench.evaluation.revisits import classify_task, stretches_out_of_sight
 from rad_bench.evaluation.tasks import make_task
 from rad_bench.store.result import Need
@@ -35,7 +38,7 @@ def training_need(run: RunConfig, dataset: Dataset) -> Need:
 
 
 def evaluation_need(run: RunConfig, dataset: Dataset) -> dict[str, Need]:
-    """Return what each task's generated frames need. Raises `UserError` where the data cannot serve the tasks."""
+    """Return what each task's generated frames need."""
     episodes = held_out(run, dataset)
     tasks = [make_task(name, episodes, run.evaluation, run.trunk.frames_per_step) for name in run.evaluation.tasks]
     needs = {}
@@ -48,9 +51,43 @@ def evaluation_need(run: RunConfig, dataset: Dataset) -> dict[str, Need]:
 def needs_of(run: RunConfig, dataset: Dataset) -> dict[str, Need]:
     """Return both, the training's under `training`; empty where the data do not tell what was seen before."""
     if not dataset.has_poses:
-        held_out(run, dataset)  # raises where they cannot serve the tasks
         return {}
+    dataset = _unencoded(dataset)
     return {"training": training_need(run, dataset), **evaluation_need(run, dataset)}
+
+
+def shortfalls(run: RunConfig, dataset: Dataset) -> list[str]:
+    """Return what the data can serve in part only. Raises `UserError` where they cannot serve a run at all.
+
+    Reads no frames.
+    """
+    config, data = run.evaluation, _unencoded(dataset)
+    origins: list[object] = list(range(config.episodes))
+    notes = []
+    if isinstance(data, Recordings):
+        data.draw(run.seed, 0, run.training.batch, run.training.frames)  # raises if no recording is long enough
+        origins = [item.name for item, _ in data.held_out_places(config.episodes, config.context + config.horizon)]
+        lengths = [item.length for item in data.training]
+        if short := sum(length < run.training.frames for length in lengths):
+            notes.append(
+                f"{short} of {len(lengths)} training recordings are shorter than training.frames "
+                f"{run.training.frames}, and are not trained on"
+            )
+        if config.probe and max(lengths) < config.context:
+            notes.append(
+                f"no training recording has evaluation.context {config.context} frames, so memories are not probed"
+            )
+    if "swap" in config.interventions and partners(origins) is None:
+        notes.append(
+            "no memory can be swapped, because all evaluated episodes come from one recording, so it is not known "
+            "whether a model uses its memory; evaluate more recordings (evaluation.episodes, data.held_out)"
+        )
+    return notes
+
+
+def _unencoded(dataset: Dataset) -> Dataset:
+    """Return a data set without its latents, which nothing here needs and which take long to make."""
+    return dataset.data if isinstance(dataset, Encoded) else dataset
 
 
 def _need(needs: NDArray[np.bool_], gaps: NDArray[np.float64]) -> Need:

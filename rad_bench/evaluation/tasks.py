@@ -8,6 +8,7 @@ Both have the same form: the true frames of context and horizon, in order, and t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,11 @@ class Task:
     def horizon(self) -> int:
         """Return H, the number of generated frames."""
         return self.truth.shape[1] - self.context
+
+    @property
+    def origins(self) -> Sequence[object]:
+        """Return what each episode is a clip of, [B]: its recording, or its own world."""
+        return self.recordings or range(len(self.truth))
 
 
 def make_task(name: str, episodes: Episodes, config: EvaluationConfig, frames_per_step: int) -> Task:

@@ -98,7 +98,7 @@ def _task(trained: Trained, name: str, intervention: str) -> Task:
             hint = did_you_mean(value, evaluated)
             raise UserError(f"--{option} {value}: {trained.folder.path} was not evaluated with this {option}{hint}")
     task = make_task(name, held_out(config, trained.dataset), config.evaluation, config.trunk.frames_per_step)
-    if intervention == "swap" and partners(task) is None:
+    if intervention == "swap" and partners(task.origins) is None:
         raise UserError(
             f"--intervention swap: all episodes that {trained.folder.path} was evaluated on are clips of one "
             "recording, so there is no other memory to swap theirs with."

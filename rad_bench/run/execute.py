@@ -22,19 +22,19 @@ from rad_bench.run.environment import environment
 from rad_bench.run.identity import Machine, training_key
 from rad_bench.run.parity import measure_parity
 from rad_bench.run.record import Evaluated, Start, make_result
-from rad_bench.run.reuse import Training, reuse_training
+from rad_bench.run.reuse import Training, keep_training, reuse_training
 from rad_bench.run.watch import Watch
 from rad_bench.store.lease import Holder
 from rad_bench.store.run_folder import Run, RunFolder, load_run
 from rad_bench.training.device import be_deterministic, check_gpus, choose_device, resident_peak
 from rad_bench.training.distributed import Group
-from rad_bench.training.loop import save_weights, saved_step, train
+from rad_bench.training.loop import saved_step, train
 
 
 def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> None:
     """Finish a run. Does nothing if it is done; resumes if it was started.
 
-    All processes of the group train, unless the weights of a finished run can be reused. Then rank 0 continues alone.
+    All processes of the group train, unless the weights of a trained run can be reused. Then rank 0 continues alone.
     """
     if group.broadcast("done", paths.is_done):
         return
@@ -42,7 +42,7 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     trained = _train(start, paths, group)
     if trained is None:
         return
-    save_weights(paths, paths.weights, trained.average)
+    keep_training(paths, trained, start.key)
     evaluated = _evaluate(start.run, replace(start.experiment, trunk=trained.average), paths)
     _write_frames(start.run, evaluated.evaluation, paths)
     _write_strips(evaluated.evaluation, paths)
@@ -64,6 +64,7 @@ def _start(paths: RunFolder, launch: LaunchConfig, group: Group) -> Start:
     if group.rank == 0:
         _write_json(paths, "environment.json", environment(device, launch.threads, group.world))
     experiment = open_experiment(run.config, device)
+    _check_data(run, experiment)
     if group.rank == 0:
         _keep_block(run.config.memory, paths)
     trunk, options = experiment.trunk, experiment.plan.options
@@ -119,6 +120,17 @@ def _check_identity(run: Run) -> str:
             "the new block."
         )
     return identity
+
+
+def _check_data(run: Run, experiment: Experiment) -> None:
+    """Raise `UserError` if the data have changed since the run was planned."""
+    identity = experiment.dataset.identity
+    if run.data not in ("", identity):
+        raise UserError(
+            f"data: the {run.config.data.name} data have changed since this run was planned ({run.data}, now "
+            f"{identity}), so its result would get the old data's name. Start the sweep again: it plans a run on the "
+            "new data."
+        )
 
 
 def _check_progress(paths: RunFolder, run: Run, launch: LaunchConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from rad_bench.evaluation.need import needs_of
 from rad_bench.evaluation.strips import shown
 from rad_bench.model.experiment import Experiment
 from rad_bench.run.environment import commit
-from rad_bench.run.reuse import Training
+from rad_bench.run.reuse import Training, training_record
 from rad_bench.store.result import (
     Counts,
     Data,
@@ -25,7 +24,6 @@ from rad_bench.store.result import (
     Result,
     RolloutTimes,
     Strips,
-    TrainingRecord,
 )
 from rad_bench.store.run_folder import Run
 from rad_bench.training.device import device_name
@@ -72,7 +70,7 @@ def make_result(start: Start, trained: Training, evaluated: Evaluated, peak_memo
         state_bytes=plan.state_bytes,
         window_bytes=plan.window_bytes,
         reach=reach(config),
-        training=_training_record(trained, start.key),
+        training=training_record(trained, start.key),
         rollout=_rollout_times(config, evaluation),
         evaluation=EvaluationTime(seconds=evaluated.seconds),
         peak_memory_bytes=peak_memory,
@@ -89,21 +87,6 @@ def make_result(start: Start, trained: Training, evaluated: Evaluated, peak_memo
         probe=evaluated.probe,
         parity=start.parity,
         need=needs_of(config, dataset),
-    )
-
-
-def _training_record(trained: Training, key: str) -> TrainingRecord:
-    progress = trained.progress
-    return TrainingRecord(
-        steps=progress.step,
-        seconds=progress.seconds,
-        seconds_per_step=progress.seconds / progress.step,
-        share_waiting_for_data=progress.seconds_waiting / max(progress.seconds, 1e-9),
-        loss_first=None if math.isnan(progress.loss_first) else progress.loss_first,
-        loss_last=progress.loss_last,
-        peak_memory_bytes=trained.peak_memory,
-        by=trained.by,
-        key=key,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,6 +16,9 @@ class _Section(BaseModel):
     """Base of all sections. Keys with a default are missing in the oldest results."""
 
     model_config = ConfigDict(frozen=True)
+
+
+_S = TypeVar("_S", bound=_Section)
 
 
 class Memory(_Section):
@@ -145,16 +148,28 @@ class Result(_Section):
 
 def read_result(path: Path) -> Result:
     """Read a run's result. Its name is taken from the folder, because paths are made from it. Raises `UserError`."""
-    try:
-        result = Result.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = ".".join(map(str, problem["loc"])) or "the file"
-        raise UserError(f"{path}: is not the result of a run: {key}: {problem['msg']}.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not the result of a run: {type(error).__name__}: {error}.") from None
+    result = _read(path, Result, "the result of a run")
     for task in result.strips:
         check_name(task, path)  # becomes part of file names
     if result.training.by is not None:
         check_name(result.training.by, path)
     return result.model_copy(update={"run": path.parent.name, "block": one_line(result.block)})
+
+
+def read_training(path: Path) -> TrainingRecord:
+    """Read the record of a run's training. Raises `UserError`."""
+    record = _read(path, TrainingRecord, "the record of a training")
+    if record.by is not None:
+        check_name(record.by, path)
+    return record
+
+
+def _read(path: Path, model: type[_S], what: str) -> _S:
+    try:
+        return model.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(map(str, problem["loc"])) or "the file"
+        raise UserError(f"{path}: is not {what}: {key}: {problem['msg']}.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not {what}: {type(error).__name__}: {error}.") from None

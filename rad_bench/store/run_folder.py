@@ -25,6 +25,7 @@ class Run:
     config: RunConfig
     key: str  # hash of everything that decides the result
     block: str = ""  # identity of the memory block's code when the run was planned; empty: not known
+    data: str = ""  # identity of the data then; empty: not known
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class RunFolder:
     def snapshot(self, step: int) -> Path:
         """The weights of the averaged trunk after a step of training, one of `evaluation.at`."""
         return self.path / "snapshots" / f"{step}.safetensors"
+
+    @property
+    def training(self) -> Path:
+        """The record of the training that made `weights`; missing while a run trains."""
+        return self.path / "training.json"
 
     @property
     def frames(self) -> Path:
@@ -120,6 +126,7 @@ def save_run(run: Run, folder: Path) -> None:
         "axes": run.axes,
         "key": run.key,
         "block": run.block,
+        "data": run.data,
         "config": run.config.model_dump(mode="json"),
     }
     write_atomically(RunFolder(folder).config, strict_yaml.dump(record).encode())
@@ -131,6 +138,7 @@ def load_run(folder: Path) -> Run:
     try:
         record = strict_yaml.load(path.read_text(encoding="utf-8"))
         config = RunConfig.model_validate(record["config"])
-        return Run(folder.name, record["label"], record["axes"], config, record["key"], str(record.get("block", "")))
+        identities = (str(record.get(name, "")) for name in ("block", "data"))
+        return Run(folder.name, record["label"], record["axes"], config, record["key"], *identities)
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not the config of a run: {error}") from None

@@ -98,11 +98,13 @@ def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Data
     identity = config.data.model_dump_json()
     if identity not in datasets:
         datasets[identity] = open_dataset(config.data)
-    _check_poses(config, datasets[identity], where)
+    dataset = datasets[identity]
+    _check_poses(config, dataset, where)
     label = _label(sweep, config, axes, where)
-    key = run_key(config, datasets[identity])
+    key = run_key(config, dataset)
     slug = re.sub(r"[^A-Za-z0-9.=]+", "-", label).strip("-.")[:80]
-    return Run(f"{slug or 'run'}-seed{config.seed}-{key[:8]}", label, axes, config, key, block_identity(config.memory))
+    name = f"{slug or 'run'}-seed{config.seed}-{key[:8]}"
+    return Run(name, label, axes, config, key, block_identity(config.memory), dataset.identity)
 
 
 def _check_poses(config: RunConfig, dataset: Dataset, where: str) -> None:

@@ -16,7 +16,7 @@ from rad_bench.blocks.contract import check_block
 from rad_bench.config import LaunchConfig, RunConfig, SweepConfig
 from rad_bench.data import open_dataset
 from rad_bench.errors import UserError
-from rad_bench.evaluation.need import needs_of
+from rad_bench.evaluation.need import needs_of, shortfalls
 from rad_bench.model.budget import ModelPlan
 from rad_bench.model.experiment import open_experiment
 from rad_bench.model.registry import check_options, find_block, is_built_in
@@ -45,6 +45,7 @@ class PlannedModel:
     plan: ModelPlan
     disk: Disk
     need: dict[str, Need]  # of training, and of each task; empty if the data have no poses
+    shortfalls: list[str]  # what the data can serve in part only
 
     @property
     def missing(self) -> int:
@@ -52,13 +53,16 @@ class PlannedModel:
 
 
 def plan_sweep(runs: Sequence[Run], sweep_folder: Path) -> list[PlannedModel]:
-    """Return the models of a sweep in the grid's order. Raises `UserError` if one cannot be built."""
+    """Return the models of a sweep in the grid's order.
+
+    Raises `UserError` if one cannot be built, or its data cannot serve its training or evaluation.
+    """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         key = run.label + run.config.model_copy(update={"seed": 0}).model_dump_json()
         groups.setdefault(key, []).append(run)
     models = []
-    needs: dict[str, dict[str, Need]] = {}  # shared by memories and seeds with the same clips and tasks
+    needs: dict[str, tuple[dict[str, Need], list[str]]] = {}  # shared by models with the same clips and tasks
     for group in groups.values():
         config = group[0].config
         experiment = open_experiment(config, torch.device("cpu"))
@@ -67,9 +71,10 @@ def plan_sweep(runs: Sequence[Run], sweep_folder: Path) -> list[PlannedModel]:
         done = tuple(RunFolder(sweep_folder / "runs" / run.name).is_done for run in group)
         shared = config.model_dump_json(exclude={"memory", "match", "seed", "diffusion"})
         if shared not in needs:
-            needs[shared] = needs_of(config, experiment.dataset)
+            short = shortfalls(config, experiment.dataset)  # first, because it fails without reading frames
+            needs[shared] = needs_of(config, experiment.dataset), short
         models.append(
-            PlannedModel(group[0].label, tuple(group), done, experiment.plan, disk(experiment), needs[shared])
+            PlannedModel(group[0].label, tuple(group), done, experiment.plan, disk(experiment), *needs[shared])
         )
     return models
 
@@ -130,7 +135,7 @@ def need_table(models: Sequence[PlannedModel]) -> Table:
     table.add_column("frames that need a memory", overflow="fold")
     for heading in ("share", "frames out of sight:\nquartiles", "clips with\nsuch frames"):
         table.add_column(heading, justify="right")
-    for labels, need in _distinct_needs(models):
+    for labels, need, _ in _distinct_needs(models):
         for name, of_frames in need.items():
             gaps = " ".join(f"{gap:.0f}" for gap in of_frames.gaps or ())
             counts = f"{of_frames.episodes} of {of_frames.of}"
@@ -139,9 +144,10 @@ def need_table(models: Sequence[PlannedModel]) -> Table:
 
 
 def need_warnings(models: Sequence[PlannedModel]) -> list[str]:
-    """Return a warning for each place where too few frames need a memory to teach or to score one."""
+    """Return a warning for each place where the data teach or score a memory in part only."""
     warnings = []
-    for labels, need in _distinct_needs(models):
+    for labels, need, short in _distinct_needs(models):
+        warnings += [f"{note}{labels}" for note in short]
         if not need:
             warnings.append(
                 f"data without poses{labels}: no frame is known to be a revisit, so the report scores all frames "
@@ -161,18 +167,21 @@ def need_warnings(models: Sequence[PlannedModel]) -> list[str]:
     return warnings
 
 
-def _distinct_needs(models: Sequence[PlannedModel]) -> list[tuple[str, dict[str, Need]]]:
-    """Return each different need with a note that names its models; the note is empty if all models share one."""
-    groups: list[tuple[list[str], dict[str, Need]]] = []
+def _distinct_needs(models: Sequence[PlannedModel]) -> list[tuple[str, dict[str, Need], list[str]]]:
+    """Return each different need, with a note that names its models (empty if all models share one) and shortfalls."""
+    groups: list[list[PlannedModel]] = []
     for model in models:
-        labels = next((labels for labels, need in groups if need == model.need), None)
-        if labels is None:
-            groups.append(([model.label], model.need))
+        same = (group for group in groups if (group[0].need, group[0].shortfalls) == (model.need, model.shortfalls))
+        if group := next(same, None):
+            group.append(model)
         else:
-            labels.append(model.label)
+            groups.append([model])
     if len(groups) == 1:
-        return [("", groups[0][1])]
-    return [(f" ({labels[0]}{' and others' if labels[1:] else ''})", need) for labels, need in groups]
+        return [("", groups[0][0].need, groups[0][0].shortfalls)]
+    return [
+        (f" ({first.label}{' and others' if others else ''})", first.need, first.shortfalls)
+        for first, *others in groups
+    ]
 
 
 def disk_line(models: Sequence[PlannedModel], parallel: int, sweep_folder: Path) -> str:

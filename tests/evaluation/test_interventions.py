@@ -68,7 +68,7 @@ def test_a_swaps_partner_is_of_another_recording(recordings, expected):
     nothing = torch.zeros(6, 8, 0)
     truth = torch.zeros(6, 8, 3, 16, 16).byte()
     names = None if recordings is None else tuple(recordings)
-    found = partners(Task("continuation", 4, truth, nothing, nothing, nothing, nothing, names))
+    found = partners(Task("continuation", 4, truth, nothing, nothing, nothing, nothing, names).origins)
     assert (None if found is None else found.tolist()) == expected
 
 

@@ -19,9 +19,9 @@ from rad_bench.model.budget import plan_model
 from rad_bench.run import identity
 from rad_bench.run.execute import execute
 from rad_bench.run.identity import Machine, training_key
-from rad_bench.run.reuse import find_trained
+from rad_bench.run.reuse import Training, find_trained, keep_training
 from rad_bench.store.run_folder import RunFolder
-from rad_bench.training.loop import Trainer
+from rad_bench.training.loop import Progress, Trainer
 from tests.run.test_execute import start, tiny
 from tests.sweep.faults import truncated
 from tests.sweep.tiny import ROOT
@@ -63,8 +63,8 @@ def test_another_evaluation_of_the_same_training_trains_nothing_and_ends_with_th
         (tiny(training={"steps": 26}), None),
         (FURTHER, lambda folder: folder.weights.unlink()),
         (FURTHER, lambda folder: truncated(folder.weights)),
-        (FURTHER, lambda folder: truncated(folder.result)),
-        (FURTHER, lambda folder: folder.result.unlink()),
+        (FURTHER, lambda folder: truncated(folder.training)),
+        (FURTHER, lambda folder: folder.training.unlink()),
     ],
 )
 def test_where_anything_else_differs_or_is_spoilt_a_run_trains_itself(runs, tmp_path, config, spoil):
@@ -72,6 +72,37 @@ def test_where_anything_else_differs_or_is_spoilt_a_run_trains_itself(runs, tmp_
     if spoil:
         spoil(RunFolder(tmp_path / "lstm-seed0-first"))
     assert done(tmp_path / "lstm-seed0-second", config)["training"]["by"] == "lstm-seed0-second"
+
+
+def failing(*_):
+    raise RuntimeError("no room for this evaluation")
+
+
+def test_a_training_whose_evaluation_failed_is_not_done_again(runs, tmp_path, monkeypatch):
+    """Neither by another evaluation of it nor by the same run, and both end with the bits of an undisturbed one."""
+    folder = start(tmp_path / "lstm-seed0-first", tiny())
+    with monkeypatch.context() as broken:
+        broken.setattr("rad_bench.run.execute.evaluate", failing)
+        with pytest.raises(RuntimeError, match="no room"):
+            execute(RunFolder(folder), LaunchConfig())
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("trained again"))
+    later = done(tmp_path / "lstm-seed0-later", FURTHER)
+    assert later["training"]["by"] == "lstm-seed0-first"
+    RunFolder(folder).checkpoint.unlink()
+    same = done(folder, tiny())
+    assert same["training"]["by"] == "lstm-seed0-first" and same["training"]["steps"] == tiny().training.steps
+    undisturbed = RunFolder(runs / "lstm-seed0-first").frames
+    pd.testing.assert_frame_equal(*(pd.read_parquet(frames) for frames in (RunFolder(folder).frames, undisturbed)))
+
+
+def test_the_record_of_a_training_never_stands_beside_other_weights(runs, tmp_path, monkeypatch):
+    """A run that is killed between the two writes leaves weights without a record."""
+    folder = RunFolder(shutil.copytree(runs / "lstm-seed0-first", tmp_path / "lstm-seed0-first"))
+    average = Training(None, Progress(step=1), 0, "lstm-seed0-first")
+    monkeypatch.setattr("rad_bench.run.reuse.save_weights", failing)
+    with pytest.raises(RuntimeError):
+        keep_training(folder, average, "another key")
+    assert not folder.training.exists()
 
 
 HERE = Machine(torch.device("cpu"), LaunchConfig(), 1)
