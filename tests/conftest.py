@@ -6,15 +6,19 @@ import pytest
 import torch
 from filelock import FileLock
 
+from rad_bench.evaluation.perceptual import fetched_path
 from tests.sweep import slurm as slurm_cluster
 from tests.sweep.tiny import TINY, rad_bench
 
 torch.set_num_threads(1)
 
 
+FETCHED = fetched_path()  # in the user's cache, before the tests get their own
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    """Keep what is remembered of data folders out of the user's cache."""
+    """Keep what is remembered of data folders out of the user's cache, and weights in there out of the tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -58,3 +62,11 @@ def slurm(tmp_path_factory):
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture
+def lpips_weights():
+    """The file that `rad-bench weights lpips` has fetched into the user's cache."""
+    if not FETCHED.is_file():
+        pytest.skip("the weights of LPIPS are not here (rad-bench weights lpips)")
+    return FETCHED

@@ -13,9 +13,10 @@ from rad_bench.cli.blocks import bench, blocks, check
 from rad_bench.cli.data import data
 from rad_bench.cli.look import play, rollout
 from rad_bench.cli.sweep import cancel, compare, merge, plan, report, status, sweep
+from rad_bench.cli.weights import weights
 from rad_bench.errors import UserError, did_you_mean
 
-VERBS = (sweep, plan, status, cancel, report, merge, compare, rollout, play, data, check, blocks, bench)
+VERBS = (sweep, plan, status, cancel, report, merge, compare, rollout, play, data, weights, check, blocks, bench)
 
 
 class _Verbs(click.Group):

@@ -1,9 +1,9 @@
-"""LPIPS (Zhang et al. 2018, arXiv 1801.03924): the `lpips` package, AlexNet, v0.1, if verified weights are installed.
+"""LPIPS (Zhang et al. 2018, arXiv 1801.03924): the `lpips` package, AlexNet, v0.1, if verified weights are found.
 
-The backbone's weights are torchvision's file in torch's hub folder; the weights of the linear layers come with the
-package. Nothing is downloaded. If the SHA-256 of a file is not the published one, the file is not used, the LPIPS
-column is absent, and the report says why. Functions import torch when called, because the report reads only the
-definition.
+The linear layers' weights come with the package. The backbone is torchvision's AlexNet, taken from torchvision's file
+in torch's hub folder or from what `rad-bench weights lpips` has fetched. Scoring downloads nothing. Both sources are
+verified by the hash of their tensors; if it is not the published one, the LPIPS column is absent, and the report says
+why. Functions import torch when called, because the report reads only the definition.
 """
 
 from __future__ import annotations
@@ -11,40 +11,49 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WEIGHTS = "alexnet-owt-7be5be79.pth"
-BACKBONE_SHA256 = "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"
-LINEAR_SHA256 = "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"  # of lpips 0.1.4
+TORCHVISION_FILE = "alexnet-owt-7be5be79.pth"
+LAYERS = (0, 3, 6, 8, 10)  # convolutions in torchvision's `features`
+BACKBONE_SHA256 = "44534cd66e37ce9a6258bb5e845ef8cd47c33aa68024441c7e616d63c0c1c41a"  # of its tensors: `tensors_sha256`
+LINEAR_SHA256 = "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"  # of the file of lpips 0.1.4
 LPIPS_SMALLEST = 31  # pixels; AlexNet's pooling reduces smaller frames to nothing
 LPIPS_DEFINITION = (
-    f"lpips package, AlexNet v0.1, SHA-256 of the backbone {BACKBONE_SHA256[:8]}..., of the linear weights "
-    f"{LINEAR_SHA256[:8]}...; frames of at least {LPIPS_SMALLEST} pixels, at their own size, in [-1, 1]"
+    f"lpips package, AlexNet v0.1, SHA-256 of the backbone's tensors {BACKBONE_SHA256[:8]}..., of the linear weights' "
+    f"file {LINEAR_SHA256[:8]}...; frames of at least {LPIPS_SMALLEST} pixels, at their own size, in [-1, 1]"
 )
 
 
 @functools.cache
 def lpips_unavailable() -> str | None:
     """Return why LPIPS cannot be computed here, or None if it can."""
-    backbone, linear = weights_path(), linear_weights_path()
-    if not backbone.is_file():
-        return f"weights missing: put torchvision's {WEIGHTS} into {backbone.parent}"
-    for path, published in ((backbone, BACKBONE_SHA256), (linear, LINEAR_SHA256)):
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != published:
-            return f"weights unverified: SHA-256 of {path.name} is {digest}, not {published}"
+    backbone = _backbone()
+    if isinstance(backbone, str):
+        return backbone
+    digest = hashlib.sha256(linear_weights_path().read_bytes()).hexdigest()
+    if digest != LINEAR_SHA256:
+        return f"weights unverified: SHA-256 of {linear_weights_path().name} is {digest}, not {LINEAR_SHA256}"
     return None
 
 
-def weights_path() -> Path:
-    """Return where torch's hub keeps the backbone's weights."""
+def fetched_path() -> Path:
+    """Return where `rad-bench weights lpips` keeps the backbone's weights."""
+    from rad_bench.data.index import cache_folder
+
+    return cache_folder() / "weights" / "alexnet.safetensors"
+
+
+def torchvision_path() -> Path:
+    """Return where torch's hub keeps torchvision's file."""
     import torch
 
-    return Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+    return Path(torch.hub.get_dir()) / "checkpoints" / TORCHVISION_FILE
 
 
 def linear_weights_path() -> Path:
@@ -52,6 +61,20 @@ def linear_weights_path() -> Path:
     package = importlib.util.find_spec("lpips")
     assert package is not None and package.origin is not None
     return Path(package.origin).parent / "weights" / "v0.1" / "alex.pth"
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the names and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def backbone_names() -> list[str]:
+    """Return the names of the backbone's tensors, as torchvision calls them."""
+    return [f"features.{layer}.{kind}" for layer in LAYERS for kind in ("weight", "bias")]
 
 
 def lpips(frames: Tensor, truth: Tensor) -> Tensor:
@@ -65,10 +88,49 @@ def lpips(frames: Tensor, truth: Tensor) -> Tensor:
 
 
 @functools.cache
+def _backbone() -> dict[str, Tensor] | str:
+    """Return the verified tensors of the backbone, or why there are none."""
+    reasons = []
+    for path in (torchvision_path(), fetched_path()):
+        if not path.is_file():
+            continue
+        try:
+            tensors = _read(path)
+        except Exception as error:  # whatever is raised for a file that is not what its name says
+            reasons.append(f"{path} cannot be read ({type(error).__name__})")
+            continue
+        digest = tensors_sha256(tensors)
+        if digest == BACKBONE_SHA256:
+            return tensors
+        reasons.append(f"SHA-256 of the tensors in {path} is {digest}, not {BACKBONE_SHA256}")
+    if reasons:
+        return f"weights unverified: {'; '.join(reasons)}"
+    return "weights missing: `rad-bench weights lpips` fetches them"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    import torch
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: tensors[name] for name in backbone_names()}
+
+
+@functools.cache
 def _network() -> nn.Module:
     from rad_bench.model.torchvision_import import import_torchvision
 
     import_torchvision()
     import lpips as package
 
-    return package.LPIPS(net="alex", version="0.1", verbose=False).eval()
+    backbone = _backbone()
+    assert not isinstance(backbone, str)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package calls torchvision by an older interface
+        network: nn.Module = package.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
+    # The package splits torchvision's `features` into slices and keeps the layers' numbers: slice2.3 is features.3.
+    names = network.net.state_dict()  # type: ignore[operator, union-attr]
+    network.net.load_state_dict({name: backbone[f"features.{name.split('.', 1)[1]}"] for name in names})  # type: ignore[operator, union-attr]
+    return network.eval()
