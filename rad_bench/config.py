@@ -241,8 +241,12 @@ class MemoryConfig(Config):
 class AutoencoderConfig(Config):
     """What the trunk models: pixels (`none`), or the latents of a frozen autoencoder."""
 
-    name: Literal["none", "kl"] = "none"
-    path: str | None = Field(None, description="kl: local folder of an AutoencoderKL, as diffusers saves it")
+    name: Literal["none", "conv", "kl"] = "none"
+    path: str | None = Field(
+        None,
+        description="conv: folder that `rad-bench autoencoder train` wrote; kl: folder of an AutoencoderKL, as "
+        "diffusers saves it",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -251,8 +255,8 @@ class AutoencoderConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> AutoencoderConfig:
-        if (self.name == "kl") != (self.path is not None):
-            raise ValueError("name: kl needs a path, and a path needs name: kl")
+        if (self.name == "none") != (self.path is None):
+            raise ValueError("name: conv or kl needs a path, and a path needs one of these names")
         return self
 
 

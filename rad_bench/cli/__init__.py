@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from rad_bench import __version__
+from rad_bench.cli.autoencoder import autoencoder
 from rad_bench.cli.blocks import bench, blocks, check
 from rad_bench.cli.data import data
 from rad_bench.cli.look import play, rollout
@@ -16,7 +17,23 @@ from rad_bench.cli.sweep import cancel, compare, merge, plan, report, status, sw
 from rad_bench.cli.weights import weights
 from rad_bench.errors import UserError, did_you_mean
 
-VERBS = (sweep, plan, status, cancel, report, merge, compare, rollout, play, data, weights, check, blocks, bench)
+VERBS = (
+    sweep,
+    plan,
+    status,
+    cancel,
+    report,
+    merge,
+    compare,
+    rollout,
+    play,
+    data,
+    autoencoder,
+    weights,
+    check,
+    blocks,
+    bench,
+)
 
 
 class _Verbs(click.Group):

@@ -1,4 +1,4 @@
-"""The trunk's inputs: pixels, or the latents of a pretrained, frozen autoencoder.
+"""The trunk's inputs: pixels, or the latents of a trained, frozen autoencoder.
 
 A codec turns frames [..., 3, H, W] uint8 into the trunk's [..., C, h, w] float32, and back.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rad_bench.config import AutoencoderConfig
 from rad_bench.errors import UserError
+from rad_bench.model.autoencoder import Conv
 
 FRAMES_AT_ONCE = 64  # in one call of an autoencoder
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -108,7 +109,9 @@ class KL:
 
 def open_codec(config: AutoencoderConfig, frame_shape: tuple[int, int, int]) -> Codec:
     """Return the codec of a run, for frames of the given shape."""
-    return Pixels(frame_shape) if config.name == "none" else KL(config, frame_shape)
+    if config.name == "none":
+        return Pixels(frame_shape)
+    return Conv(config, frame_shape) if config.name == "conv" else KL(config, frame_shape)
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

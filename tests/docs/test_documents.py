@@ -56,6 +56,7 @@ SMALLER = (  # what is asked for, and what is run instead
     (r"^(rad-bench play .*)$", r"\1 --port 0"),
     (r"^python (examples/\S+)$", rf"{sys.executable} \1 {' '.join(SIZES)}"),
     (r"^(rad-bench plan .*)$", r"\1 --no-probe"),
+    (r"^(rad-bench autoencoder train .*)$", r"\1 --steps 3 --threads 1"),
 )
 MADE = {  # by the commands of a document
     "README.md": "results/mine/report/index.html",
@@ -204,7 +205,7 @@ def test_the_table_of_commands_has_every_command_and_names_their_options():
         assert set(re.findall(r"`(--[\w-]+)`", options)) <= known, words
         shown.add(verb)
     verbs = {verb for verb in cli.commands.values() if not isinstance(verb, click.Group)}
-    assert shown == verbs | {*cli.commands["data"].commands.values()}
+    assert shown == verbs.union(*(cli.commands[group].commands.values() for group in ("data", "autoencoder")))
 
 
 def test_the_settings_in_the_documents_are_those_of_the_sweep():
