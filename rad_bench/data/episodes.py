@@ -8,7 +8,7 @@ frame t-1 to frame t in the body frame of t-1: (forward, sideways to the left, t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +24,21 @@ class Hidden:
 
 
 @dataclass(frozen=True)
+class Palette:
+    """The colours of B worlds' surfaces, each one of Q, and where a frame shows them.
+
+    P surfaces, whose numbers are the identities in `Episodes.surfaces`; a frame has one ray a column.
+    """
+
+    candidates: Tensor  # [P, Q, 3] in 0..255: a surface in each of its possible colours
+    colours: Tensor  # [B, P] int64: which of them it has
+    rows: slice  # pixel rows in which a column shows nothing but the surface that its ray meets
+
+    def __getitem__(self, index: slice) -> Palette:
+        return replace(self, colours=self.colours[index])
+
+
+@dataclass(frozen=True)
 class Episodes:
     """B episodes (or clips) of T frames each."""
 
@@ -36,6 +51,7 @@ class Episodes:
     latents: Tensor | None = None  # [B, T, c, h, w] float32: the encoded frames, with an autoencoder
     hidden: dict[str, Hidden] | None = None  # probe targets by name; only probe clips have them
     recordings: tuple[str, ...] | None = None  # [B] recording of each; None if each has its own world
+    palette: Palette | None = None  # of B worlds, where surfaces have one of a few colours
 
     def __len__(self) -> int:
         return len(self.names)

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from rad_bench.config import RoomsData
-from rad_bench.data.episodes import Episodes, Hidden, egomotion_from_poses
+from rad_bench.data.episodes import Episodes, Hidden, Palette, egomotion_from_poses
 from rad_bench.data.raycast import FloatArray, IntArray, bearings, meet_circle, meet_square
 
 VERSION = 2  # of the drawing and the paths; part of the data's identity
@@ -41,6 +41,7 @@ PALETTE = (  # the first N are used
     (214, 39, 40), (44, 160, 44), (31, 70, 200), (245, 210, 50), (150, 60, 180), (240, 240, 240),
     (30, 30, 34), (240, 130, 30), (40, 190, 190), (240, 130, 190), (120, 75, 40), (150, 200, 60),
 )  # fmt: skip
+LONGEST_VIEW = 2 * math.sqrt(2)  # the room's diagonal
 STRIPES = 4  # on a panel with texture
 SUBCOLUMNS = 2  # rays averaged into each column, for antialiasing
 TRAINING, HELD_OUT, PROBE = 1, 2, 3  # first word of every random key, so that they never share a stream
@@ -51,6 +52,7 @@ class _Layout:
     """B rooms."""
 
     colours: FloatArray  # [B, 4 * panels * stripes + 1, 3] in 0..255; the last is the pillar's
+    numbers: IntArray  # [B, 4 * panels + 1] of the palette's colours; zeros without a palette
     pillar: FloatArray  # [B, 2] centre
 
 
@@ -75,7 +77,7 @@ class Rooms:
         turns = np.stack([self._training_turns(rng, frames) for _ in range(batch)])
         actions, poses = self._move(rng, turns, layout)
         names = tuple(f"rooms/{seed}/{step}/{b}" for b in range(batch))
-        layout = _Layout(layout.colours[rows], layout.pillar[rows])
+        layout = _Layout(layout.colours[rows], layout.numbers[rows], layout.pillar[rows])
         surfaces = self._surfaces(layout, poses[rows]) if with_surfaces else None
         return self._episodes(layout, actions[rows], poses[rows], names[rows], surfaces)
 
@@ -88,9 +90,9 @@ class Rooms:
         for e in range(episodes):
             rng, layout = self._held_out_layout(e, frames, context)
             actions, poses = self._move(rng, self._held_out_turns(rng, frames, context)[None], layout)
-            drawn.append((layout.colours, layout.pillar, actions, poses))
-        colours, pillar, actions, poses = (np.concatenate(arrays) for arrays in zip(*drawn, strict=True))
-        layout = _Layout(colours, pillar)
+            drawn.append((layout.colours, layout.numbers, layout.pillar, actions, poses))
+        *parts, actions, poses = (np.concatenate(arrays) for arrays in zip(*drawn, strict=True))
+        layout = _Layout(*parts)
         names = tuple(f"rooms/held-out/{e}" for e in range(episodes))
         return self._episodes(layout, actions, poses, names, surfaces=self._surfaces(layout, poses))
 
@@ -140,26 +142,45 @@ class Rooms:
             poses=pose,
             surfaces=torch.zeros(*actions.shape, 0).long() if surfaces is None else torch.from_numpy(surfaces),
             names=names,
+            palette=self._palette(layout),
         )
+
+    def _palette(self, layout: _Layout) -> Palette | None:
+        """Return the colours of the rooms' surfaces; None if they are not plain colours of a palette.
+
+        The rows just above the horizon show plain wall, however far away it is: the baseboard lies below.
+        """
+        spread = math.tan(math.radians(self.config.fov) / 2)
+        rows = int(EYE / spread * self.config.size / 2 / LONGEST_VIEW)
+        if self.config.palette is None or self.config.texture or not rows:
+            return None
+        candidates = self._shade()[:, None] * np.array(PALETTE[: self.config.palette])
+        middle = self.config.size // 2
+        return Palette(torch.from_numpy(candidates), torch.from_numpy(layout.numbers), slice(middle - rows, middle))
+
+    def _shade(self) -> FloatArray:
+        """Return the brightness of each surface, [4 * panels + 1, 1]."""
+        return np.append(np.repeat(WALL_SHADE, self.config.panels), 1)[:, None]
 
     # -- rooms and paths -------------------------------------------------------------------------------------------
 
     def _layouts(self, rng: np.random.Generator, count: int) -> _Layout:
         surfaces = 4 * self.config.panels + 1
-        shade = np.append(np.repeat(WALL_SHADE, self.config.panels), 1)[:, None]
+        shade, numbers = self._shade(), np.zeros((count, surfaces), np.int64)
         if self.config.palette is None:
             hue = rng.random((count, surfaces, 1)) * 6
             saturation, value = rng.uniform(0.5, 1, (2, count, surfaces, 1))
             ramp = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
             colours = 255 * shade * value * (1 - saturation * (1 - ramp))
         else:
-            colours = shade * np.array(PALETTE)[rng.integers(self.config.palette, size=(count, surfaces))]
+            numbers = rng.integers(self.config.palette, size=(count, surfaces))
+            colours = shade * np.array(PALETTE)[numbers]
         angle, distance = rng.uniform(0, 2 * math.pi, count), rng.uniform(*PILLAR_RING, count)
         if self.stripes > 1:
             walls = np.repeat(colours[:, :-1], self.stripes, 1)
             walls = walls * (1 - self.config.texture * rng.random((*walls.shape[:2], 1)))
             colours = np.concatenate([walls, colours[:, -1:]], 1)
-        return _Layout(colours, pillar=distance[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1))
+        return _Layout(colours, numbers, distance[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1))
 
     def _look_around(self, rng: np.random.Generator) -> list[int]:
         direction, headings = int(rng.choice((-1, 1))), self.config.headings

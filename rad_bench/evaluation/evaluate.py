@@ -19,6 +19,7 @@ from rad_bench.evaluation.consistency import self_similarity
 from rad_bench.evaluation.controls import CEILING, COPY_LAST
 from rad_bench.evaluation.interventions import roll_out
 from rad_bench.evaluation.metrics import DECODED, METRICS, SSIM_SMALLEST, few_at_a_time, metric_card
+from rad_bench.evaluation.recall import recall
 from rad_bench.evaluation.revisits import classify_task
 from rad_bench.evaluation.tasks import Task, make_task
 from rad_bench.model.codec import Codec
@@ -64,7 +65,7 @@ def evaluate(experiment: Experiment, report: Callable[[int, int], None]) -> Eval
         kinds, gaps = classify_task(task, reach(run), dataset.has_poses, dataset.same_view)
         truth = task.truth[:, task.context :]
         decoded = None if codec.lossless else encode_and_decode(codec, truth, device)
-        score = functools.partial(_score, task, truth, decoded, kinds, gaps, device)
+        score = functools.partial(_score, task, truth, decoded, kinds, gaps, reach(run), device)
         tables.append(score("keep", task.truth[:, task.context - 1 : task.context]).assign(block=COPY_LAST))
         if decoded is not None:
             tables.append(score("keep", decoded).assign(block=CEILING))
@@ -98,8 +99,8 @@ def encode_and_decode(codec: Codec, videos: Tensor, device: torch.device) -> Ten
 
 
 def _score(
-    task: Task, truth: Tensor, decoded: Tensor | None, kinds: np.ndarray, gaps: np.ndarray, device: torch.device,
-    intervention: str, frames: Tensor,
+    task: Task, truth: Tensor, decoded: Tensor | None, kinds: np.ndarray, gaps: np.ndarray, reach: int,
+    device: torch.device, intervention: str, frames: Tensor,
 ) -> pd.DataFrame:  # fmt: skip
     B, H = truth.shape[:2]
     columns: dict[str, Any] = {
@@ -115,6 +116,8 @@ def _score(
     if decoded is not None:  # also score against the decoded truth, which is what the trunk learns to predict
         decoded_scores = frame_metrics(frames.expand_as(truth), decoded, device)
         columns |= {name + DECODED: values for name, values in decoded_scores.items()}
+    recalled = recall(task, frames.expand_as(truth), reach)
+    columns |= {name: values.reshape(-1) for name, values in recalled.items()}
     return pd.DataFrame({**columns, "card": metric_card()["card"]})
 
 

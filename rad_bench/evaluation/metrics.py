@@ -28,24 +28,30 @@ SMALLEST_MSE = 1 / 255**2  # one 8-bit grey level; identical frames would have a
 DECODED = "_decoded"  # suffix of columns that score against the encoded and decoded truth
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A score of single frames, and how the report formats it."""
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A column of scores of generated frames, and how the report formats it."""
 
-    score: Callable[[Tensor, Tensor], Tensor]  # frames and their truth, [N, C, H, W] in [0, 1] -> [N]
     definition: str  # for the metric card; scores can be compared if its hash is the same
     label: str
     unit: str
     digits: int  # after the point
     higher_is_better: bool
-    smallest: int = 1  # side of the smallest frame, in pixels
-    unavailable: Callable[[], str | None] = lambda: None  # why it cannot be computed here
     reported: bool = True  # False: only stored in frames.parquet, for derived scores
 
     @property
     def title(self) -> str:
         """Return the label with the unit, for a column or an axis."""
         return f"{self.label}, {self.unit}" if self.unit else self.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Score):
+    """A score of a frame's pixels against the truth's."""
+
+    score: Callable[[Tensor, Tensor], Tensor]  # frames and their truth, [N, C, H, W] in [0, 1] -> [N]
+    smallest: int = 1  # side of the smallest frame, in pixels
+    unavailable: Callable[[], str | None] = lambda: None  # why it cannot be computed here
 
 
 def few_at_a_time(frames: Tensor, truth: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -106,28 +112,37 @@ def _window(size: int, device: torch.device) -> Tensor:
 
 METRICS = {
     "psnr": Metric(
-        psnr,
-        "10 log10(1 / MSE) of a frame, RGB in [0, 1] clamped, data range 1.0, MSE at least one 8-bit grey level "
-        "squared (48.13 dB); mean over frames, then over episodes",
-        "PSNR", "dB", 2, higher_is_better=True,
+        score=psnr,
+        definition="10 log10(1 / MSE) of a frame, RGB in [0, 1] clamped, data range 1.0, MSE at least one 8-bit grey "
+        "level squared (48.13 dB); mean over frames, then over episodes",
+        label="PSNR", unit="dB", digits=2, higher_is_better=True,
     ),
     "mse": Metric(
-        mse,
-        "mean squared error of a frame; the pooled PSNR is 10 log10(1 / mean MSE)",
-        "MSE", "", 4, higher_is_better=False, reported=False,
+        score=mse,
+        definition="mean squared error of a frame; the pooled PSNR is 10 log10(1 / mean MSE)",
+        label="MSE", unit="", digits=4, higher_is_better=False, reported=False,
     ),
     "ssim": Metric(
-        ssim,
-        "scikit-image structural_similarity of a frame: Gaussian weights, sigma 1.5, no sample covariance, data range "
-        "1.0, mean over channels; frames smaller than 11 pixels have none",
-        "SSIM", "", 3, higher_is_better=True, smallest=SSIM_SMALLEST,
+        score=ssim,
+        definition="scikit-image structural_similarity of a frame: Gaussian weights, sigma 1.5, no sample covariance, "
+        "data range 1.0, mean over channels; frames smaller than 11 pixels have none",
+        label="SSIM", unit="", digits=3, higher_is_better=True, smallest=SSIM_SMALLEST,
     ),
     "lpips": Metric(
-        lpips,
-        LPIPS_DEFINITION,
-        "LPIPS", "", 3, higher_is_better=False, smallest=LPIPS_SMALLEST, unavailable=lpips_unavailable,
+        score=lpips,
+        definition=LPIPS_DEFINITION,
+        label="LPIPS", unit="", digits=3, higher_is_better=False, smallest=LPIPS_SMALLEST,
+        unavailable=lpips_unavailable,
     ),
 }  # fmt: skip
+RECALL = Score(
+    definition="share of right colours among the surfaces of a frame that the true context has shown, that were then "
+    "out of sight for longer than attention reaches, and that at least 4 columns meet; read off the generated frame: "
+    "mean over these columns in the rows just above the horizon, nearest colour of the palette in that wall's shade; "
+    "bits: surfaces asked for in an episode, times the mutual information of a symmetric channel with as many symbols "
+    "as colours at that share, negative below chance",
+    label="recall of colours", unit="", digits=2, higher_is_better=True,
+)  # fmt: skip
 
 FURTHER_DEFINITIONS = {  # what the card defines in addition to the scores of single frames
     "revisit": "a frame of whose rays at least 90 % meet surfaces met in the true context, and whose gap is beyond "
@@ -148,15 +163,15 @@ def metric_card() -> dict[str, str]:
     for name, metric in METRICS.items():
         reason = metric.unavailable()
         scores[name] = metric.definition if reason is None else f"unavailable: {reason.split(':')[0]}"
-    definitions = {**scores, **FURTHER_DEFINITIONS}
+    definitions = {**scores, "recall": RECALL.definition, **FURTHER_DEFINITIONS}
     digest = hashlib.sha256(json.dumps(definitions, sort_keys=True).encode()).hexdigest()[:16]
     return {**definitions, "card": digest}
 
 
-def score_columns() -> dict[str, Metric]:
+def score_columns() -> dict[str, Score]:
     """Return the columns of scores that frames.parquet may hold, also those against decoded truth."""
     decoded = {
         name + DECODED: replace(metric, label=f"{metric.label} against decoded truth")
         for name, metric in METRICS.items()
     }
-    return {**METRICS, **decoded}
+    return {**METRICS, **decoded, "recall": RECALL}

@@ -79,7 +79,7 @@ def classify(surfaces: Tensor, context: int, reach: int) -> tuple[NDArray[np.str
     """
     ids_BTR = surfaces.cpu().numpy()
     B, T, _ = ids_BTR.shape
-    stretch_BTR = _longest_stretches(ids_BTR, context)[:, context:]
+    stretch_BTR = longest_stretches(ids_BTR, context)[:, context:]
     met = ids_BTR[:, context:] >= 0
     count = met.sum(-1)
     seen = np.isfinite(stretch_BTR).sum(-1) / np.maximum(count, 1)
@@ -120,7 +120,7 @@ def _last_stretches(ids_BTR: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.where(ids_BTR < 0, np.nan, stretch_BTR)
 
 
-def _longest_stretches(ids_BTR: NDArray[np.int64], context: int) -> NDArray[np.float64]:
+def longest_stretches(ids_BTR: NDArray[np.int64], context: int) -> NDArray[np.float64]:
     """Return the longest time that each ray's surface was out of sight since it was last met in the context, [B, T, R].
 
     It is infinite if the context never met the surface, NaN if the ray meets nothing.

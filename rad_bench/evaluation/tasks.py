@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rad_bench.config import EvaluationConfig
-from rad_bench.data.episodes import Episodes, invert_egomotion
+from rad_bench.data.episodes import Episodes, Palette, invert_egomotion
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Task:
     poses: Tensor  # [B, C + H, 3]
     surfaces: Tensor  # [B, C + H, R]
     recordings: tuple[str, ...] | None = None  # [B] recording of each; None if each has its own world
+    palette: Palette | None = None  # of the worlds' surfaces, where they have one of a few colours
 
     @property
     def horizon(self) -> int:
@@ -49,7 +50,7 @@ def make_task(name: str, episodes: Episodes, config: EvaluationConfig, frames_pe
         end = C + config.horizon
         return Task(
             name, C, episodes.frames[:, :end], episodes.actions[:, :end], episodes.egomotion[:, :end],
-            episodes.poses[:, :end], episodes.surfaces[:, :end], episodes.recordings,
+            episodes.poses[:, :end], episodes.surfaces[:, :end], episodes.recordings, episodes.palette,
         )  # fmt: skip
     back = (C - 1) // frames_per_step * frames_per_step  # the way back starts at the last context frame
     order = torch.arange(C - 2, C - 2 - back, -1)
@@ -67,4 +68,5 @@ def make_task(name: str, episodes: Episodes, config: EvaluationConfig, frames_pe
         there_and_back(episodes.poses, episodes.poses[:, order]),
         there_and_back(episodes.surfaces, episodes.surfaces[:, order]),
         episodes.recordings,
+        episodes.palette,
     )

@@ -26,8 +26,14 @@ def write_report(sweep_folder: Path) -> Path:
     curves = learning_curves(sweep)
     memory = memory_rows(sweep.frames, sweep.blocks, sweep.tasks)
     probe_scores = {block: probes(sweep.results_of(block)) for block in sweep.blocks}
-    written = [tables.headline(rows), tables.paper(rows), tables.interventions(rows), tables.memory(memory)]
-    written += [tables.probe(probe_scores), tables.cost(rows), tables.ablations(axes), tables.matrix(pairs)]
+    written = [tables.headline(rows), tables.paper(rows), tables.interventions(rows), tables.capacity(rows)]
+    written += [
+        tables.memory(memory),
+        tables.probe(probe_scores),
+        tables.cost(rows),
+        tables.ablations(axes),
+        tables.matrix(pairs),
+    ]
     written += [
         tables.pairs_table(pairs),
         need(sweep),

@@ -39,6 +39,7 @@ def answer(
             sentences += [_leader(sweep, "Of the memories of constant size", constant, pairs[task])]
             sentences += _gap_closed(constant[0])
             leaders.append(constant[0].block)
+        sentences += _recalled([ranked[0], *constant[:1]])
         which += [" ".join(sentences), *_by_axis(task, axes)]
         sure.append(" ".join([_lead(task, ranked, pairs[task]), *_usage(ranked)]))
     if any(np.isfinite(pair.p) for compared in pairs.values() for pair in compared):
@@ -73,6 +74,19 @@ def _gap_closed(row: Row) -> list[str]:
     if row.gap_closed is None or not np.isfinite(row.gap_closed.mean):
         return []
     return [f"It closes {show(row.gap_closed)} of the gap from none to full attention."]
+
+
+def _recalled(leaders: list[Row]) -> list[str]:
+    """Say how many bits of what the context has shown are right in the rollouts of the leading blocks."""
+    held = [(block, row.capacity) for block, row in {row.block: row for row in leaders}.items() if row.capacity]
+    if not held:
+        return []
+    bits = listing([f"{block} {show(capacity.bits, 1)}" for block, capacity in held])
+    _, first = held[0]
+    return [
+        f"Of the {first.offered:.0f} bits in the colours of {first.items:.0f} surfaces that only memory can know, "
+        f"generated frames hold: {bits}."
+    ]
 
 
 def _above_controls(ranked: list[Row], own: list[Row], pairs: list[Pair]) -> list[str]:

@@ -24,7 +24,8 @@ TEXTS = ("run", "block", "task", "intervention", "kind", "card")
 NUMBERS = ("seed", "episode", "frame", "gap", "psnr", "mse", "truth")
 CURVE_TEXTS, CURVE_NUMBERS = ("run", "block", "task", "kind"), ("seed", "step", "episode", "frame", "psnr", "truth")
 FRAME = ["task", "episode", "frame", "kind", "truth"]  # what frames of two models have in common if they are compared
-SELF_SIMILARITY = ("self_revisit", "self_other", "self_neighbour")  # present only if measured, as are further scores
+# Present only if measured, as are further scores.
+SELF_SIMILARITY, RECALL = ("self_revisit", "self_other", "self_neighbour"), ("items", "choices")
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _read_table(path: Path, texts: tuple[str, ...], numbers: tuple[str, ...]) ->
     missing = {*texts, *numbers} - {*frames}
     if missing or not len(frames):
         raise UserError(f"{path}: is not a table of frames: it has no {', '.join(sorted(missing)) or 'rows'}.")
-    for column in (*texts, *numbers, *score_columns(), *SELF_SIMILARITY):
+    for column in (*texts, *numbers, *score_columns(), *SELF_SIMILARITY, *RECALL):
         if column in frames and not _fits(frames[column], column):
             raise UserError(
                 f"{path}: is not a table of frames: column '{column}' is {frames[column].dtype}, or has missing values."

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from rad_bench.evaluation.controls import CONTROLS
-from rad_bench.evaluation.metrics import Metric, score_columns
+from rad_bench.evaluation.metrics import Score, score_columns
+from rad_bench.report.capacity import Capacity, capacity
 from rad_bench.report.intervals import (
     Estimate,
     Pair,
@@ -40,6 +41,7 @@ class Row:
     drops: dict[str, Estimate]  # swap, reset -> loss of revisit PSNR, dB
     over_none: Estimate | None
     gap_closed: Estimate | None  # share of the gap from none to attention
+    capacity: Capacity | None  # in a world whose colours can be asked for
     verdict: str
     best: dict[str, bool | None]  # metric -> not distinguishable from the best; None: unknown, on a single seed
     cost: dict[str, float]  # empty for controls
@@ -77,7 +79,7 @@ def summarise(sweep: Sweep) -> tuple[list[Row], dict[str, list[Pair]]]:
     return rows, pairs
 
 
-def reported_metrics(sweep: Sweep) -> dict[str, Metric]:
+def reported_metrics(sweep: Sweep) -> dict[str, Score]:
     """Return the metrics that the report shows, by their column in the frames."""
     return {name: m for name, m in score_columns().items() if m.reported and name in sweep.frames}
 
@@ -118,6 +120,7 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
         drops=drops,
         over_none=over_none,
         gap_closed=gap_closed,
+        capacity=capacity(sweep, task, block),
         verdict=memory_verdict(swap, memoryless),
         best=best,
         cost=_cost(results),
@@ -166,6 +169,9 @@ def summary_table(rows: list[Row]) -> pd.DataFrame:
             line |= _columns("over_none", row.over_none)
         if row.gap_closed is not None:
             line |= _columns("gap_closed", row.gap_closed)
+        if row.capacity is not None:
+            line |= {"items": row.capacity.items, "bits_offered": row.capacity.offered}
+            line |= _columns("bits", row.capacity.bits)
         flat.append(line | {"verdict": row.verdict, "not_distinguishable_from_best": row.best["psnr"]} | row.cost)
     return pd.DataFrame(flat).astype({"seeds": "Int64"})
 

@@ -97,6 +97,28 @@ def interventions(rows: list[Row]) -> Table:
     return Table("interventions", caption, header, cells).without_empty_columns()
 
 
+def capacity(rows: list[Row]) -> Table:
+    """How many colours each block gets right, in bits, and per byte of state."""
+    cells = []
+    for row in rows:
+        if row.capacity is None:
+            continue
+        state, bits = row.cost.get("state_bytes_end", 0), row.capacity.bits
+        cells.append(
+            [row.block, row.task, f"{row.capacity.items:.1f}", _shown(row, "recall", 2)]
+            + [number_text(row.capacity.offered, 1)]
+            + [number_text(bits.mean, 1) if row.block in CONTROLS else show(bits, 1)]
+            + [show_bytes(state) if state else "", f"{bits.mean / state:.1g}" if state else ""]
+        )
+    header = ["block", "task", "surfaces", "recall", "bits offered", "bits recovered", "state", "bits per byte"]
+    caption = (
+        "Colours of surfaces in revisit frames that only a memory can know, read off the generated frames. Surfaces: "
+        "asked for in an episode; recall: share of right colours; bits recovered: surfaces times what an answer "
+        "carries at that recall, 0 at chance; state: at the end of the horizon"
+    )
+    return Table("capacity", caption, header, cells)
+
+
 def memory(rows: list[MemoryRow]) -> Table:
     """Consistency of rollouts with themselves, and how long memory is used."""
     cells = [[row.block, row.task, _nmr(row), str(row.pairs), _lives(row)] for row in rows if row.block not in CONTROLS]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import torch
 
 from rad_bench.config import RoomsData
 from rad_bench.data import Episodes, open_dataset
-from rad_bench.data.episodes import egomotion_from_poses
+from rad_bench.data.episodes import Palette, egomotion_from_poses
 from rad_bench.data.rooms import (
     FLOOR,
     FORWARD,
@@ -33,8 +33,13 @@ every = pytest.mark.parametrize("preset", ["smooth", "rotation", "walking"])
 
 
 def equal(a: Episodes, b: Episodes) -> bool:
-    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in fields(Episodes)]
-    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
+    return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(Episodes))
+
+
+def same(x: Any, y: Any) -> bool:
+    if isinstance(x, Palette):
+        return all(same(getattr(x, name), getattr(y, name)) for name in vars(x))
+    return torch.equal(x, y) if isinstance(x, torch.Tensor) else bool(x == y)
 
 
 @every

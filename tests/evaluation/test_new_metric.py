@@ -19,13 +19,16 @@ def mae(frames, truth):
 
 @pytest.fixture
 def with_mae(monkeypatch):
-    entry = Metric(mae, "mean absolute error", "MAE", "levels", 1, higher_is_better=False, smallest=8)
+    entry = Metric(
+        score=mae, definition="mean absolute error", label="MAE", unit="levels", digits=1, higher_is_better=False,
+        smallest=8,
+    )  # fmt: skip
     monkeypatch.setitem(METRICS, "mae", entry)
 
 
-def test_a_card_defines_it_and_is_another(monkeypatch):
+def test_a_card_defines_it_and_is_another(request):
     before = metric_card()
-    monkeypatch.setitem(METRICS, "mae", Metric(mae, "mean absolute error", "MAE", "", 3, higher_is_better=False))
+    request.getfixturevalue("with_mae")
     assert metric_card()["mae"] == "mean absolute error" and metric_card()["card"] != before["card"]
 
 

@@ -187,6 +187,9 @@ def test_frames_have_the_contract_columns_and_every_task_and_intervention(finish
         "self_revisit",
         "self_other",
         "self_neighbour",
+        "recall",
+        "items",
+        "choices",
     }
     assert set(frames.columns) == columns  # no LPIPS column without its weights
     counts = frames.groupby(["block", "task", "intervention"]).size().to_dict()
