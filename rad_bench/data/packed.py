@@ -132,7 +132,7 @@ def _write(data: Recordings, items: list[Item], folder: Path, report: Callable[[
     if layouts:
         np.savez(folder / "layouts.npz", **layouts)  # type: ignore[arg-type]
     height, width = data.frame_shape[1:]
-    sized_items = [{**asdict(item), "height": height, "width": width} for item in items]
+    sized_items = [{**asdict(item), "height": height, "width": width, "key_frames": []} for item in items]
     index = {"format": FORMAT, "kind": data.source.kind, "action_size": data.action_size, "has_poses": data.has_poses}
     (folder / INDEX).write_text(json.dumps({**index, "items": sized_items}, indent=1))
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rad_bench.data.episodes import Episodes, Hidden, egomotion_from_poses, poses_from_egomotion
+from rad_bench.data.files import count_by_suffix
 from rad_bench.data.source import UNREADABLE, Item, Listing, Recording, Source
 from rad_bench.errors import UserError
 
@@ -51,12 +52,13 @@ class Recordings:
     def __init__(self, source: Source, config: FilesConfig, same_view: tuple[float, float] | None = None) -> None:
         self.source, self.config = source, config
         items, self.left_out = _uniform(_strided(source.listing, config.stride), config.size)
-        reasons = _reasons(self.left_out)
+        reasons, others = _reasons(self.left_out), source.listing.others
         if len(items) < 2:
             good = f"{len(items)} good episode{'' if len(items) == 1 else 's'}"
             raise UserError(
                 f"data.path {config.path} holds {good}, but two are needed: one to train on and one to hold out."
                 + (f" Left out: {reasons}." if reasons else "")
+                + (f" It holds {count_by_suffix(others)} besides; {source.listing.wanted}." if others else "")
             )
         if reasons:
             bad, files = len(self.left_out), len(items) + len(self.left_out)
