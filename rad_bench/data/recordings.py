@@ -11,7 +11,7 @@ import hashlib
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Protocol
@@ -146,6 +146,22 @@ class Recordings:
         if item.name not in self._kept:
             self._kept[item.name] = self._read(item, 0, item.length)
         return self._kept[item.name].slice(start, stop)
+
+    def read_through(
+        self, items: Sequence[Item], unread: list[str], report: Callable[[int, int], None] = lambda done, of: None
+    ) -> Iterator[tuple[Item, Recording]]:
+        """Read whole items, one after the other; `report(done, of)` is called after each.
+
+        Those that cannot be read are appended to `unread` with reasons, so that all of them are named at once.
+        """
+        for done, item in enumerate(items, 1):
+            try:
+                recording = self.clip(item, 0, item.length)
+            except UserError as error:
+                unread.append(f"{item.name}: cannot be read ({error.__cause__ or error})")
+            else:
+                yield item, recording
+            report(done, len(items))
 
     def _read(self, item: Item, start: int, stop: int) -> Recording:
         stride = self.config.stride
