@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rad_bench.data.episodes import Episodes, Hidden, egomotion_from_poses, poses_from_egomotion
-from rad_bench.data.files import count_by_suffix
+from rad_bench.data.files import HELD_OUT_FOLDERS, TRAINING_FOLDERS, count_by_suffix, top_folder
 from rad_bench.data.source import UNREADABLE, Item, Listing, Recording, Source
 from rad_bench.errors import UserError
 
@@ -30,7 +30,6 @@ VERSION = 2  # of the conversion from recordings to episodes; part of the data's
 CACHE_BYTES = 1 << 30  # a data set that is smaller, decoded and resized, is decoded once and kept
 PROBE = 3  # first word of the random key of probe clips
 NAMED = 10  # bad files that a message names; the rest is counted
-TRAINING_FOLDERS, HELD_OUT_FOLDERS = {"train", "training"}, {"test", "validation", "eval"}
 
 
 class FilesConfig(Protocol):
@@ -218,7 +217,7 @@ class Recordings:
 def split(items: list[Item], held_out: float) -> tuple[list[Item], list[Item]]:
     """Return training and held-out items: by folder if there are folders of both kinds, else by a hash of names."""
     if _comes_split(items):
-        held_out_items = [item for item in items if _top_folder(item) in HELD_OUT_FOLDERS]
+        held_out_items = [item for item in items if top_folder(item.name) in HELD_OUT_FOLDERS]
         return [item for item in items if item not in held_out_items], held_out_items
     by_hash = sorted(items, key=lambda item: hashlib.sha256(PurePosixPath(item.name).name.encode()).digest())
     # Rounding must not turn a share of exactly k items into k + 1.
@@ -267,10 +266,6 @@ def _reasons(left_out: list[str]) -> str:
     return "; ".join(left_out[:NAMED]) + (f"; and {len(left_out) - NAMED} more" if len(left_out) > NAMED else "")
 
 
-def _top_folder(item: Item) -> str:
-    return item.name.split("/")[0] if "/" in item.name else ""
-
-
 def _comes_split(items: list[Item]) -> bool:
-    folders = {_top_folder(item) for item in items}
+    folders = {top_folder(item.name) for item in items}
     return bool(folders & TRAINING_FOLDERS) and bool(folders & HELD_OUT_FOLDERS)
