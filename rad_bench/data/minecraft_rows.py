@@ -38,7 +38,7 @@ MINEDOJO = (3, 3, 4, 25, 25, 8, 244, 36)  # values of each of its numbers
 NO_TURN = 12  # MineDojo's bin
 KNOWN = (
     "Known are actions (T,) from 0 to 3 (TECO); actions (T, 4), keys, or (T, 8), keys and then x, y, z, yaw (VRAG); "
-    "and actions (T, 8) in MineDojo's coding with poses (T, 5): x, y, z, pitch, yaw (WorldMem)."
+    "and actions (T, 8) in MineDojo's coding with poses (T, 5): x, y, z, pitch, yaw (WorldMem)"
 )
 
 
