@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from rad_bench.errors import one_line
+
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 
 
@@ -31,30 +33,28 @@ def collect(world: str, size: str, episodes: int, steps: int, out: Path, workers
 
     with _progress("episodes") as report:
         outcome = collect_memory_maze(size, episodes, steps, out, workers, seed, report)
-    click.echo(f"{out}: {outcome.collected} episodes collected, {outcome.kept} already existed.")
+    click.echo(one_line(f"{out}: {outcome.collected} episodes collected, {outcome.kept} already existed."))
 
 
 @data.command()
 @FOLDER
 def check(folder: Path) -> None:
     """Read all recordings in FOLDER, list each bad file, and summarise the good ones."""
-    from rich.console import Console
     from rich.table import Table
 
+    from rad_bench.cli.console import print_table
     from rad_bench.data import open_folder
     from rad_bench.look.survey import survey
 
     recordings = open_folder(folder)
     with _progress("episodes read") as report:
         findings = survey(recordings, report)
-    table = Table("what", "found", title=f"{folder}: {recordings.source.kind}")
+    table = Table("what", "found", title=one_line(f"{folder}: {recordings.source.kind}"))
     for what, text in findings.lines():
         table.add_row(what, text)
-    Console(width=120).print(table)
-    for line in findings.left_out:
-        click.echo(f"left out: {line}", err=True)
-    for line in findings.suspects:
-        click.echo(f"look at: {line}", err=True)
+    print_table(table, width=120)
+    _list("left out", findings.left_out)
+    _list("look at", findings.suspects)
     if not findings.clean:
         raise SystemExit(1)
 
@@ -69,8 +69,10 @@ def show(folder: Path, out: Path, episodes: int, frames: int) -> None:
     from rad_bench.data import open_folder
     from rad_bench.look.survey import draw
 
-    draw(open_folder(folder), out, episodes, frames)
-    click.echo(f"{out}: written.")
+    recordings = open_folder(folder)
+    unread = draw(recordings, out, episodes, frames)
+    _list("left out", [*recordings.left_out, *unread])
+    click.echo(one_line(f"{out}: written."))
 
 
 @data.command()
@@ -82,9 +84,16 @@ def pack(folder: Path, out: Path, size: int | None) -> None:
     from rad_bench.data import open_folder
     from rad_bench.data.packed import pack as write
 
+    recordings = open_folder(folder, size)
+    _list("left out", recordings.left_out)
     with _progress("episodes packed") as report:
-        write(open_folder(folder, size), out, report)
-    click.echo(f"{out}: written. Use it as data.path, with the same data.name.")
+        write(recordings, out, report)
+    click.echo(one_line(f"{out}: written. Use it as data.path, with data.name: {recordings.source.kind}."))
+
+
+def _list(what: str, lines: list[str]) -> None:
+    for line in lines:
+        click.echo(one_line(f"{what}: {line}"), err=True)
 
 
 @contextmanager

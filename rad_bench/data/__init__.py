@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from pathlib import Path
 
@@ -26,13 +27,8 @@ def open_dataset(config: DataConfig) -> Dataset:
 
 
 def open_folder(folder: Path, size: int | None = None) -> Recordings:
-    """Open a folder of recordings; its files tell which kind of data it is."""
-    from rad_bench.data.packed import Packed, is_packed
-
-    if is_packed(folder):
-        kind = Packed(folder).kind
-    else:
-        kind = "minecraft" if any(folder.rglob("*.mp4")) else "memory_maze"
+    """Open a folder of recordings; its files tell which kind of data it is. Raises `UserError` if it holds none."""
+    kind = _kind(folder)
     config: MinecraftData | MemoryMazeData = MemoryMazeData(name="memory_maze", path=str(folder), size=size)
     if kind == "minecraft":
         config = MinecraftData(name="minecraft", path=str(folder), size=size)
@@ -41,6 +37,28 @@ def open_folder(folder: Path, size: int | None = None) -> Recordings:
         data = open_dataset(config)
     assert isinstance(data, Recordings)
     return data
+
+
+def _kind(folder: Path) -> str:
+    """Return the `data.name` that fits a folder: by most of its files where several would."""
+    from rad_bench.data.files import count_by_suffix, find_files, suffix
+    from rad_bench.data.packed import Packed, is_packed
+    from rad_bench.data.video import SUFFIXES
+
+    if is_packed(folder):
+        return Packed(folder).kind
+    files = find_files(folder)
+    videos = {os.path.splitext(name)[0] for name in files.paths if suffix(name) in SUFFIXES}
+    arrays = {os.path.splitext(name)[0] for name in files.paths if suffix(name) == ".npz"}
+    if not videos and not arrays:
+        holds = count_by_suffix(files.paths) or "no files"
+        reasons = f" Left out: {'; '.join(files.left_out[:10])}." if files.left_out else ""
+        raise UserError(
+            f"{folder} holds {holds}, and no recordings.{reasons} Recordings are npz files in Memory Maze's layout, or "
+            "videos (.mp4, .mkv, .webm, .mov, .avi ...), each with an npz of the same name beside it. Pictures have to "
+            "be made into a video first: examples/own_clips.py shows how."
+        )
+    return "minecraft" if videos & arrays or not arrays else "memory_maze"
 
 
 def open_source(kind: str, folder: Path) -> Source:

@@ -1,4 +1,4 @@
-"""List a folder of recordings. Each file is inspected once; the result is cached until the file changes."""
+"""List a folder of recordings. Each item is inspected once; the result is cached until one of its files changes."""
 
 from __future__ import annotations
 
@@ -10,47 +10,53 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from rad_bench.data.files import Files
 from rad_bench.data.source import UNREADABLE, Item, Listing
-from rad_bench.errors import UserError
 from rad_bench.store.atomic import write_atomically
 
 
-def list_files(folder: Path, patterns: Iterable[str], inspect: Callable[[Path, str], Item], kind: str) -> Listing:
-    """Inspect the files below `folder` that match a pattern. Raises `UserError` if the folder cannot be read.
+def list_items(
+    folder: Path,
+    files: Files,
+    names: Iterable[str],
+    inspect: Callable[[Path, str], Item],
+    kind: str,
+    beside: Callable[[Path], list[Path]] = lambda path: [],
+) -> Listing:
+    """Inspect the files `names`, each of which is an item.
 
-    `inspect(path, name)` returns an item or raises one of `UNREADABLE`. `kind` is its name and version.
+    `inspect(path, name)` returns an item or raises one of `UNREADABLE`. `kind` is its name and version. `beside(path)`
+    returns the other files that an item is read from: a change of any of them is a change of the item.
     """
-    try:
-        paths = sorted({path for pattern in patterns for path in _walk(folder, pattern)})
-    except OSError as error:
-        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise UserError(f"data.path {folder} {what}; it should be a folder of recorded episodes.") from None
     cache_file = _cache_file(folder, kind)
     cached = _load(cache_file)
-    items, left_out, changed = [], [], False
-    for path in paths:
-        name = path.relative_to(folder).as_posix()
-        try:
-            status = path.stat()
-            stamp = [status.st_size, status.st_mtime_ns]
-            if cached.get(name, {}).get("stamp") != stamp:
-                cached[name] = {"stamp": stamp, "item": vars(inspect(path, name))}
-                changed = True
-            items.append(Item(**cached[name]["item"]))
-        except UNREADABLE as error:
-            left_out.append(f"{name}: {error or type(error).__name__}")
-    if changed:
-        with contextlib.suppress(OSError):  # without a cache, the next call is slower
-            cache_file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(cache_file, json.dumps(cached).encode())
+    items, left_out, changed = [], list(files.left_out), False
+    try:
+        for name in names:
+            path = files.paths[name]
+            try:
+                stamp = [_stamp(file) for file in (path, *beside(path))]
+                if cached.get(name, {}).get("stamp") != stamp:
+                    cached[name] = {"stamp": stamp, "item": vars(inspect(path, name))}
+                    changed = True
+                items.append(Item(**cached[name]["item"]))
+            except UNREADABLE as error:
+                left_out.append(f"{name}: {error or type(error).__name__}")
+    finally:  # also after Ctrl-C: inspection of videos takes long
+        if changed:
+            with contextlib.suppress(OSError):  # without a cache, the next call is slower
+                cache_file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(cache_file, json.dumps(cached).encode())
     return Listing(items, left_out)
 
 
-def _walk(folder: Path, pattern: str) -> list[Path]:
-    if not folder.is_dir():
-        raise NotADirectoryError(20, "is not a folder") if folder.exists() else FileNotFoundError(folder)
-    os.listdir(folder)  # raises without permission, where rglob would find nothing
-    return [path for path in folder.rglob(pattern) if not path.name.startswith(".")]
+def _stamp(path: Path) -> list[int] | None:
+    """Return what changes when a file does: also when it is replaced by one of equal size and time."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def cache_folder() -> Path:
@@ -59,7 +65,8 @@ def cache_folder() -> Path:
 
 
 def _cache_file(folder: Path, kind: str) -> Path:
-    return cache_folder() / "folders" / f"{hashlib.sha256(f'{kind} {folder.resolve()}'.encode()).hexdigest()[:32]}.json"
+    digest = hashlib.sha256(os.fsencode(f"{kind} {folder.resolve()}")).hexdigest()
+    return cache_folder() / "folders" / f"{digest[:32]}.json"
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -10,23 +10,33 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rad_bench.data.index import list_files
+from rad_bench.data.files import find_files, suffix
+from rad_bench.data.index import list_items
 from rad_bench.data.maze_view import maze_around, maze_surfaces
 from rad_bench.data.raycast import IntArray
 from rad_bench.data.source import Item, Recording
 
-INSPECTION = "memory_maze 2"
+INSPECTION = "memory_maze 3"
+WANTED = "memory_maze reads .npz files, one an episode; videos, each with an npz beside it, are data.name: minecraft"
 ACTIONS = 6
 SKIP = 1 << 22  # bytes read at a time while skipping to a clip
 KEYS = ("image", "action", "agent_pos", "agent_dir", "maze_layout")
-Header = tuple[tuple[int, ...], np.dtype[Any]]
+
+
+class Header(NamedTuple):
+    """What an npy header says of its array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool  # stored column by column
 
 
 class MemoryMazeFiles:
@@ -37,18 +47,20 @@ class MemoryMazeFiles:
     has_poses = True
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.listing = list_files(folder, ["*.npz"], _inspect, INSPECTION)
+        files = find_files(folder)
+        self.paths = files.paths
+        episodes = [name for name in files.paths if suffix(name) == ".npz"]
+        others = [name for name in files.paths if suffix(name) != ".npz"]
+        listing = list_items(folder, files, episodes, _inspect, INSPECTION)
+        self.listing = replace(listing, others=others, wanted=WANTED)
 
     def read(self, item: Item, start: int, stop: int) -> Recording:
-        path = self.folder / item.name
+        path = self.paths[item.name]
         with zipfile.ZipFile(path) as archive:
             _check_shapes({key: _header(archive, key) for key in KEYS})
             frames, actions, place, direction = (_rows(path, archive, key, start, stop) for key in KEYS[:4])
-            (layout_shape, _), T = _header(archive, "maze_layout"), item.length
-            layout = _rows(path, archive, "maze_layout", 0, T if len(layout_shape) == 3 else layout_shape[0]).astype(
-                bool
-            )
+            rows = _header(archive, "maze_layout").shape[0]  # of the map, or a map for each frame
+            layout = _rows(path, archive, "maze_layout", 0, rows).astype(bool)
         if layout.ndim == 3 and (layout != layout[0]).any():
             raise ValueError("maze_layout changes within the episode")
         return Recording(
@@ -78,7 +90,7 @@ def _inspect(path: Path, name: str) -> Item:
         members = [archive.getinfo(f"{key}.npy") for key in KEYS]
     with np.load(path, allow_pickle=False) as arrays:
         _poses(arrays["agent_pos"], arrays["agent_dir"])
-    length, height, width = headers["image"][0][:3]
+    length, height, width = headers["image"].shape[:3]
     return Item(name, length, height, width, "-".join(f"{m.CRC:08x}.{m.file_size:x}" for m in members))
 
 
@@ -86,9 +98,7 @@ def _read_header(member: IO[bytes]) -> Header:
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(member)
-    if fortran and len(shape) > 1:
-        raise ValueError("holds an array in Fortran order")
-    return shape, dtype
+    return Header(shape, dtype, fortran and len(shape) > 1)
 
 
 def _header(archive: zipfile.ZipFile, key: str) -> Header:
@@ -97,20 +107,27 @@ def _header(archive: zipfile.ZipFile, key: str) -> Header:
 
 
 def _rows(path: Path, archive: zipfile.ZipFile, key: str, start: int, stop: int) -> NDArray[Any]:
-    """Read rows start..stop-1 of an array: memory-mapped if it is not compressed, else decompressed from its start."""
+    """Read rows start..stop-1 of an array: memory-mapped if it is not compressed, else decompressed from its start.
+
+    An array in Fortran order, whose rows are not stored one after the other, is read as a whole.
+    """
     info = archive.getinfo(f"{key}.npy")
     with archive.open(info) as member:
-        shape, dtype = _read_header(member)
-        row = math.prod(shape[1:]) * dtype.itemsize
-        if member.tell() + stop * row > info.file_size:
+        header = _read_header(member)
+        width = math.prod(header.shape[1:])
+        row = width * header.dtype.itemsize
+        if member.tell() + max(stop, header.shape[0] * header.fortran) * row > info.file_size:
             raise ValueError(f"{key} ends early")
+        if header.fortran:
+            content = member.read(header.shape[0] * row)
+            return np.frombuffer(content, header.dtype).reshape(header.shape, order="F")[start:stop].copy("C")
         if info.compress_type == zipfile.ZIP_STORED:
             with path.open("rb") as file:
                 # Bytes 26 to 29 of the member's local header are the lengths of its name and of its extra field.
                 file.seek(info.header_offset + 26)
                 name, extra = np.frombuffer(file.read(4), "<u2")
             offset = info.header_offset + 30 + int(name) + int(extra) + member.tell() + start * row
-            return np.array(np.memmap(path, dtype, "r", offset, (stop - start, *shape[1:])))
+            return np.array(np.memmap(path, header.dtype, "r", offset, (stop - start, *header.shape[1:])))
         skip = start * row
         while skip:
             skipped = len(member.read(min(skip, SKIP)))
@@ -120,19 +137,25 @@ def _rows(path: Path, archive: zipfile.ZipFile, key: str, start: int, stop: int)
         content = member.read((stop - start) * row)
     if len(content) < (stop - start) * row:
         raise ValueError(f"{key} ends early")
-    return np.frombuffer(content, dtype).reshape(stop - start, *shape[1:]).copy()
+    return np.frombuffer(content, header.dtype).reshape(stop - start, *header.shape[1:]).copy()
 
 
 def _check_shapes(headers: Mapping[str, Header]) -> None:
-    image, kind = headers["image"]
+    image, kind = headers["image"].shape, headers["image"].dtype
     if kind != np.uint8 or len(image) != 4 or image[3] != 3 or image[1] != image[2] or image[0] < 2:
         raise ValueError(f"image is {kind} {image}, should be uint8 (frames, side, side, 3)")
     frames = image[0]
-    for key, width, kinds in (("action", ACTIONS, "buif"), ("agent_pos", 2, "f"), ("agent_dir", 2, "f")):
-        shape, dtype = headers[key]
-        if shape != (frames, width) or dtype.kind not in kinds:
+    for key, width, kinds, wanted in (
+        ("action", ACTIONS, "buif", "one-hot numbers"),
+        ("agent_pos", 2, "f", "floats: x and y in cells, where 0.5 is the middle of the first cell"),
+        ("agent_dir", 2, "if", "numbers: unit vectors"),
+    ):
+        shape, dtype = headers[key].shape, headers[key].dtype
+        if shape != (frames, width):
             raise ValueError(f"{key} is {dtype} {shape}, should be ({frames}, {width}) as there are {frames} frames")
-    layout, dtype = headers["maze_layout"]
+        if dtype.kind not in kinds:
+            raise ValueError(f"{key} is {dtype}, should be {wanted}")
+    layout, dtype = headers["maze_layout"].shape, headers["maze_layout"].dtype
     fits = len(layout) == 2 or (len(layout) == 3 and layout[0] == frames)
     if not fits or 0 in layout or dtype.kind not in "buif":
         raise ValueError(f"maze_layout is {dtype} {layout}, should be (N, N) or ({frames}, N, N)")

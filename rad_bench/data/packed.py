@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from rad_bench.data.maze_view import maze_around, maze_surfaces
-from rad_bench.data.recordings import Recordings
+from rad_bench.data.recordings import NAMED, Recordings
 from rad_bench.data.source import Item, Listing, Recording
 from rad_bench.errors import UserError
 
@@ -91,7 +91,8 @@ def is_packed(folder: Path) -> bool:
 def pack(data: Recordings, out: Path, report: Callable[[int, int], None]) -> None:
     """Write a data set's items into `out`, which must not exist; `report(done, of)` is called after each item.
 
-    The folder is written completely or not at all. Raises `UserError` if it cannot be written.
+    The folder is written completely or not at all. Raises `UserError` if it cannot be written, or an
+    episode cannot be read.
     """
     if out.exists():
         raise UserError(f"{out}: exists already. Pack into a new folder, or remove this one first.")
@@ -112,6 +113,7 @@ def pack(data: Recordings, out: Path, report: Callable[[int, int], None]) -> Non
 def _write(data: Recordings, items: list[Item], folder: Path, report: Callable[[int, int], None]) -> None:
     total = sum(item.length for item in items)
     layouts: dict[str, NDArray[np.bool_]] = {}
+    bad: list[str] = []
     with contextlib.ExitStack() as files:
 
         def open_array(name: str, shape: tuple[int, ...], dtype: type) -> IO[bytes]:
@@ -120,19 +122,24 @@ def _write(data: Recordings, items: list[Item], folder: Path, report: Callable[[
         frames = open_array("frames", data.frame_shape, np.uint8)
         actions = open_array("actions", (data.action_size,), np.float32)
         poses = open_array("poses", (3,), np.float64) if data.has_poses else None
-        for done, item in enumerate(items, 1):
-            recording = data.clip(item, 0, item.length)
+        for item, recording in data.read_through(items, bad, report):
+            if bad:  # nothing will be kept; read on, to name all of them
+                continue
             frames.write(recording.frames.contiguous().numpy().tobytes())
             actions.write(recording.actions.contiguous().numpy().tobytes())
             if poses is not None and recording.poses is not None:
                 poses.write(recording.poses.contiguous().numpy().tobytes())
             if recording.layout is not None:
                 layouts[item.name] = recording.layout
-            report(done, len(items))
+    if bad:
+        raise UserError(
+            f"{len(bad)} of {len(items)} episodes cannot be packed: {'; '.join(bad[:NAMED])}. Copy them again from "
+            "their source or remove them. Nothing was kept."
+        )
     if layouts:
         np.savez(folder / "layouts.npz", **layouts)  # type: ignore[arg-type]
     height, width = data.frame_shape[1:]
-    sized_items = [{**asdict(item), "height": height, "width": width} for item in items]
+    sized_items = [{**asdict(item), "height": height, "width": width, "key_frames": []} for item in items]
     index = {"format": FORMAT, "kind": data.source.kind, "action_size": data.action_size, "has_poses": data.has_poses}
     (folder / INDEX).write_text(json.dumps({**index, "items": sized_items}, indent=1))
 

@@ -11,7 +11,7 @@ import hashlib
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Protocol
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rad_bench.data.episodes import Episodes, Hidden, egomotion_from_poses, poses_from_egomotion
+from rad_bench.data.files import HELD_OUT_FOLDERS, TRAINING_FOLDERS, count_by_suffix, top_folder
 from rad_bench.data.source import UNREADABLE, Item, Listing, Recording, Source
 from rad_bench.errors import UserError
 
@@ -29,7 +30,6 @@ VERSION = 2  # of the conversion from recordings to episodes; part of the data's
 CACHE_BYTES = 1 << 30  # a data set that is smaller, decoded and resized, is decoded once and kept
 PROBE = 3  # first word of the random key of probe clips
 NAMED = 10  # bad files that a message names; the rest is counted
-TRAINING_FOLDERS, HELD_OUT_FOLDERS = {"train", "training"}, {"test", "validation", "eval"}
 
 
 class FilesConfig(Protocol):
@@ -51,12 +51,13 @@ class Recordings:
     def __init__(self, source: Source, config: FilesConfig, same_view: tuple[float, float] | None = None) -> None:
         self.source, self.config = source, config
         items, self.left_out = _uniform(_strided(source.listing, config.stride), config.size)
-        reasons = _reasons(self.left_out)
+        reasons, others = _reasons(self.left_out), source.listing.others
         if len(items) < 2:
             good = f"{len(items)} good episode{'' if len(items) == 1 else 's'}"
             raise UserError(
                 f"data.path {config.path} holds {good}, but two are needed: one to train on and one to hold out."
                 + (f" Left out: {reasons}." if reasons else "")
+                + (f" It holds {count_by_suffix(others)} besides; {source.listing.wanted}." if others else "")
             )
         if reasons:
             bad, files = len(self.left_out), len(items) + len(self.left_out)
@@ -150,6 +151,22 @@ class Recordings:
             self._kept[item.name] = self._read(item, 0, item.length)
         return self._kept[item.name].slice(start, stop)
 
+    def read_through(
+        self, items: Sequence[Item], unread: list[str], report: Callable[[int, int], None] = lambda done, of: None
+    ) -> Iterator[tuple[Item, Recording]]:
+        """Read whole items, one after the other; `report(done, of)` is called after each.
+
+        Those that cannot be read are appended to `unread` with reasons, so that all of them are named at once.
+        """
+        for done, item in enumerate(items, 1):
+            try:
+                recording = self.clip(item, 0, item.length)
+            except UserError as error:
+                unread.append(f"{item.name}: cannot be read ({error.__cause__ or error})")
+            else:
+                yield item, recording
+            report(done, len(items))
+
     def _read(self, item: Item, start: int, stop: int) -> Recording:
         stride = self.config.stride
         try:
@@ -205,7 +222,7 @@ class Recordings:
 def split(items: list[Item], held_out: float) -> tuple[list[Item], list[Item]]:
     """Return training and held-out items: by folder if there are folders of both kinds, else by a hash of names."""
     if _comes_split(items):
-        held_out_items = [item for item in items if _top_folder(item) in HELD_OUT_FOLDERS]
+        held_out_items = [item for item in items if top_folder(item.name) in HELD_OUT_FOLDERS]
         return [item for item in items if item not in held_out_items], held_out_items
     by_hash = sorted(items, key=lambda item: hashlib.sha256(PurePosixPath(item.name).name.encode()).digest())
     # Rounding must not turn a share of exactly k items into k + 1.
@@ -254,10 +271,6 @@ def _reasons(left_out: list[str]) -> str:
     return "; ".join(left_out[:NAMED]) + (f"; and {len(left_out) - NAMED} more" if len(left_out) > NAMED else "")
 
 
-def _top_folder(item: Item) -> str:
-    return item.name.split("/")[0] if "/" in item.name else ""
-
-
 def _comes_split(items: list[Item]) -> bool:
-    folders = {_top_folder(item) for item in items}
+    folders = {top_folder(item.name) for item in items}
     return bool(folders & TRAINING_FOLDERS) and bool(folders & HELD_OUT_FOLDERS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ class Item:
     width: int
     content: str  # hash or checksums of the content; part of the data's identity
     variant: str = ""  # of the format; all items of a data set have the same
+    key_frames: list[list[int]] = field(default_factory=list, compare=False)  # of a video: see `video.Video`
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Listing:
 
     items: list[Item]
     left_out: list[str]
+    others: list[str] = field(default_factory=list)  # names of files that are no part of any item
+    wanted: str = ""  # which files are items
 
 
 class Source(Protocol):

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from rad_bench.config import EvaluationConfig
 from rad_bench.data.episodes import Episodes, egomotion_from_poses
-from rad_bench.data.recordings import Recordings
+from rad_bench.data.files import count_by_suffix
+from rad_bench.data.recordings import NAMED, Recordings
 from rad_bench.data.source import Item, Recording
 from rad_bench.errors import UserError
+from rad_bench.look.plausible import OutOfStep, pose_faults
 
 GAP_EDGES = (0, 6, 12, 25, 50, 100, 200, 400, 1000, 10_000)
 JUMP = 10.0  # a step is a jump if it is this many times the data set's median step
@@ -28,6 +30,7 @@ class Survey:
     episodes: int = 0
     frames: int = 0
     left_out: list[str] = field(default_factory=list)  # files, with reasons
+    others: str = ""  # files of other kinds: numbers by suffix
     suspects: list[str] = field(default_factory=list)  # good files with suspicious content
     lengths: tuple[int, float, int] = (0, 0.0, 0)  # shortest, median, longest
     sizes: dict[str, int] = field(default_factory=dict)  # "height x width" -> episodes
@@ -52,6 +55,8 @@ class Survey:
             ("pixels", f"{low} to {high}, mean {mean:.1f}"),
             ("actions, mean of each column", ", ".join(f"{mean:.3f}" for mean in self.actions)),
         ]
+        if self.others:
+            lines.insert(1, ("not read", self.others))
         if not self.kinds:
             return [
                 *lines,
@@ -72,16 +77,16 @@ class Survey:
 
 def survey(data: Recordings, report: Callable[[int, int], None]) -> Survey:
     """Read every frame of every item once; `report(done, of)` is called after each."""
-    items = sorted([*data.training, *data.held_out_items], key=lambda item: item.name)
-    result = Survey(len(items), sum(item.length for item in items), list(data.left_out))
-    lengths = [item.length for item in items]
-    result.lengths = min(lengths), float(np.median(lengths)), max(lengths)
+    items = _items(data)
+    result = Survey(left_out=list(data.left_out), others=count_by_suffix(data.source.listing.others))
+    good: list[Item] = []
+    out_of_step = OutOfStep()
     steps: list[NDArray[np.float64]] = []
     kinds: list[NDArray[Any]] = []
     gaps: list[NDArray[np.float64]] = []
     means, actions, low, high = [], np.zeros(data.action_size), 255, 0
-    for done, item in enumerate(items, 1):
-        recording = data.clip(item, 0, item.length)
+    for item, recording in data.read_through(items, result.left_out, report):
+        good.append(item)
         size = f"{item.height} x {item.width}"
         result.sizes[size] = result.sizes.get(size, 0) + 1
         brightness = recording.frames.float().mean((1, 2, 3))
@@ -89,18 +94,30 @@ def survey(data: Recordings, report: Callable[[int, int], None]) -> Survey:
         means.append(float(brightness.mean()))
         if (black := int((brightness < DARK).sum())) > 0:
             result.suspects.append(f"{item.name}: {black} black frames")
-        actions += recording.actions[1:].double().mean(0).numpy() / len(items)
+        actions += recording.actions[1:].double().mean(0).numpy()
         if recording.poses is not None:
             steps.append(np.linalg.norm(egomotion_from_poses(recording.poses)[1:, :2].numpy(), axis=1))
             kind, gap = _revisits(data, item, recording)
             kinds.append(kind.ravel())
             gaps.append(gap.ravel()[kind.ravel() == "revisit"])
-        report(done, len(items))
-    result.pixels, result.actions = (low, float(np.mean(means)), high), actions.tolist()
+            faults = pose_faults(recording, degrees=data.source.kind == "minecraft")
+            result.suspects += [f"{item.name}: {fault}" for fault in faults]
+            out_of_step.add(item.name, recording)
+    if not good:
+        raise UserError(f"none of the episodes can be read: {'; '.join(result.left_out[:NAMED])}.")
+    lengths = [item.length for item in good]
+    result.episodes, result.frames = len(good), sum(lengths)
+    result.lengths = min(lengths), float(np.median(lengths)), max(lengths)
+    result.pixels, result.actions = (low, float(np.mean(means)), high), (actions / len(good)).tolist()
+    result.suspects += out_of_step.faults()
     if steps:
-        _add_motion(result, items, steps)
+        _add_motion(result, good, steps)
         _add_revisits(result, np.concatenate(kinds), np.concatenate(gaps))
     return result
+
+
+def _items(data: Recordings) -> list[Item]:
+    return sorted([*data.training, *data.held_out_items], key=lambda item: item.name)
 
 
 def _revisits(data: Recordings, item: Item, recording: Recording) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
@@ -135,20 +152,23 @@ def _add_revisits(result: Survey, kinds: NDArray[Any], gaps: NDArray[np.float64]
     result.gaps = {f"{low} to {high}": float(c / max(len(gaps), 1)) for low, high, c in bins if c}
 
 
-def draw(data: Recordings, out: Path, episodes: int = 6, frames: int = 12) -> None:
-    """Write a PNG: a row an episode, with evenly spaced frames and, where there are poses, the path from above."""
+def draw(data: Recordings, out: Path, episodes: int = 6, frames: int = 12) -> list[str]:
+    """Write a PNG: a row an episode, with evenly spaced frames and, where there are poses, the path from above.
+
+    Returns the episodes that cannot be read, with reasons. Raises `UserError` if the file cannot be written.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    items = sorted([*data.training, *data.held_out_items], key=lambda item: item.name)
+    items = _items(data)
+    unread: list[str] = []
     items = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(episodes, len(items))).round().astype(int))]
     with plt.rc_context({"font.size": 7}):
         figure = plt.figure(figsize=(1.1 * frames + 2.6, 1.5 * len(items)), layout="constrained")
         grid = figure.add_gridspec(len(items), frames + 2)
-        for row, item in enumerate(items):
-            recording = data.clip(item, 0, item.length)
+        for row, (item, recording) in enumerate(data.read_through(items, unread)):
             shown = np.linspace(0, item.length - 1, min(frames, item.length)).round().astype(int)
             for column, number in enumerate(shown):
                 axes = figure.add_subplot(grid[row, column])
@@ -165,6 +185,7 @@ def draw(data: Recordings, out: Path, episodes: int = 6, frames: int = 12) -> No
             raise UserError(f"--out {out}: cannot be written: {getattr(error, 'strerror', None) or error}.") from None
         finally:
             plt.close(figure)
+    return unread
 
 
 def _draw_path(axes: Any, recording: Recording, shown: NDArray[np.int64]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,53 @@ def test_a_layout_may_be_given_once_an_episode(folder: Path) -> None:
     assert torch.equal(opened(folder).held_out(4, 10, 5).surfaces, before)
 
 
+def stored(array: NDArray[Any], version: tuple[int, int] | None) -> bytes:
+    content = io.BytesIO()
+    np.lib.format.write_array(content, array, version)
+    return content.getvalue()
+
+
+STORED: dict[str, tuple[Callable[[NDArray[Any]], NDArray[Any]], tuple[int, int] | None, int]] = {
+    "Fortran order": (np.asfortranarray, None, zipfile.ZIP_DEFLATED),
+    "Fortran order, not compressed": (np.asfortranarray, None, zipfile.ZIP_STORED),
+    "big-endian": (lambda a: a.astype(a.dtype.newbyteorder(">")), None, zipfile.ZIP_STORED),
+    "npy 2.0": (lambda a: a, (2, 0), zipfile.ZIP_STORED),
+    "npy 3.0": (lambda a: a, (3, 0), zipfile.ZIP_DEFLATED),
+    "bzip2": (lambda a: a, None, zipfile.ZIP_BZIP2),
+    "doubles": (lambda a: a.astype(np.float64) if a.dtype.kind == "f" else a, None, zipfile.ZIP_STORED),
+    "bytes for truths": (lambda a: a.astype(np.uint8) if a.dtype.kind == "b" else a, None, zipfile.ZIP_DEFLATED),
+}
+
+
+@pytest.mark.parametrize("how", STORED)
+def test_arrays_are_read_however_they_are_stored(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "CACHE_BYTES", 1)  # read each clip anew
+    good = opened(folder)
+    before = [good.clip(item, 7, 19) for item in good.training]
+    convert, version, compression = STORED[how]
+    for number in range(5):
+        with zipfile.ZipFile(folder / f"episode{number}.npz", "w", compression) as archive:
+            for key, array in episode(number).items():
+                archive.writestr(f"{key}.npy", stored(convert(array), version))
+    data = opened(folder)
+    assert len(data.training) == len(before)
+    for item, clip in zip(data.training, before, strict=True):
+        again = data.clip(item, 7, 19)
+        assert torch.equal(again.frames, clip.frames) and torch.equal(again.actions, clip.actions)
+        assert again.poses is not None and clip.poses is not None
+        torch.testing.assert_close(again.poses, clip.poses, atol=1e-6, rtol=0)
+        assert again.layout is not None and clip.layout is not None and (again.layout == clip.layout).all()
+
+
+def test_content_of_arrays_in_rows_is_what_it_always_was(tmp_path: Path) -> None:
+    """Results are published with these identities."""
+    for number in range(2):
+        save(tmp_path, f"{number}.npz", **episode(number))
+    contents = [item.content for item in opened(tmp_path).source.listing.items]
+    others = "2597d1d7.170-af53c928.1c0-f4a566aa.1c0-532044c5.300"  # all but the images: CRC and length of each array
+    assert contents == [f"3a301407.7880-{others}", f"4dfb5517.7880-{others}"]
+
+
 def broken(key: str, value: NDArray[Any]) -> dict[str, NDArray[Any]]:
     return {**episode(9), key: value}
 
@@ -170,6 +219,10 @@ BROKEN = {
     "other size": (broken("image", np.zeros((40, 32, 32, 3), np.uint8)), "frames are 32 x 32 pixels.*data.size"),
     "few actions": (broken("action", np.zeros((39, 6))), "action is float64 \\(39, 6\\), should be \\(40, 6\\)"),
     "action numbers": (broken("action", np.zeros(40, np.int64)), "action is int64 \\(40,\\)"),
+    "whole cells": (
+        broken("agent_pos", np.ones((40, 2), int)),
+        "agent_pos is int64, should be floats: x and y in cells",
+    ),
     "NaN pose": (broken("agent_pos", np.full((40, 2), np.nan)), "not finite"),
     "no direction": (broken("agent_dir", np.zeros((40, 2))), "not of length 1"),
     "flat layout": (broken("maze_layout", np.zeros(16)), "maze_layout is float64"),

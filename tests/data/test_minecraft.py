@@ -1,8 +1,9 @@
-"""Minecraft in its two published layouts, on real mp4 files made here."""
+"""Minecraft in its published layouts, on real mp4 files made here."""
 
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,124 @@ def test_frames_are_cropped_to_a_square_and_averaged() -> None:
     assert square.shape == (2, 3, 12, 12) and (square - middle).abs().max() <= 0.5
 
 
+def worldmem_arrays(number: int = 0, frames: int = FRAMES) -> dict[str, NDArray[Any]]:
+    """WorldMem's arrays: turning right by 15 degrees a frame, then ahead along yaw 0, looking up once."""
+    actions = np.tile([0, 0, 0, 12, 12, 0, 0, 0], (frames, 1)).astype(np.int32)
+    poses = np.tile([100.5 + number, 64, -20.5, 0, 0], (frames, 1))
+    actions[1:25, 4], poses[:25, 4] = 13, 15 * np.arange(25)
+    actions[25:, 0], poses[25:, 2] = 1, -20.5 + 0.25 * np.arange(1, frames - 24)
+    actions[3, 3], poses[3:, 3] = 11, -15
+    return {"actions": actions, "poses": poses}
+
+
+def test_worldmems_poses_are_read_from_their_own_array(tmp_path: Path) -> None:
+    vrag(tmp_path, 2)
+    for number in range(2):
+        np.savez(tmp_path / "batch0" / f"{number:06d}.npz", **worldmem_arrays(number))
+    data = opened(tmp_path)
+    assert (data.action_size, data.has_poses) == (16, True)
+    clip = data.clip(data.training[0], 0, FRAMES)
+    egomotion = data.held_out(1, FRAMES, 20).egomotion[0]
+    torch.testing.assert_close(egomotion[1:25, 2], torch.full((24,), -math.radians(15)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(egomotion[25:, 0], torch.full((FRAMES - 25,), 0.25), atol=1e-5, rtol=0)
+    assert clip.poses is not None and float(clip.poses[0, 0]) == -20.5  # x is Minecraft's z
+    forward, pitch, yaw = clip.actions[:, 0], clip.actions[:, 7], clip.actions[:, 8]
+    assert forward.tolist() == [0] * 25 + [1] * 5 and yaw.tolist() == [0] + [1] * 24 + [0] * 5
+    assert pitch.nonzero().tolist() == [[3]] and pitch[3] == -1
+    assert not clip.actions[:, [1, 2, 3, 4, 5, 6, *range(9, 16)]].any()
+
+
+def with_layout(**changes: Any) -> dict[str, NDArray[Any]]:
+    arrays = worldmem_arrays()
+    return {key: value for key, value in {**arrays, **changes}.items() if value is not None}
+
+
+BINS, POSES = worldmem_arrays()["actions"], worldmem_arrays()["poses"]
+AMBIGUOUS = {
+    "bins without poses": (with_layout(poses=None), "look like MineDojo's coding"),
+    "bins as floats": (with_layout(poses=None, actions=BINS.astype(np.float64)), "look like MineDojo's coding"),
+    "bins counted from none": (
+        with_layout(poses=None, actions=BINS - [0, 0, 0, 12, 12, 0, 0, 0]),
+        "look like MineDojo's coding",
+    ),
+    "four of the bins": (with_layout(poses=None, actions=BINS[:, :4]), "look like MineDojo's coding"),
+    "poses first": (
+        {"actions": np.concatenate([POSES[:, [0, 1, 2, 4]], np.zeros((FRAMES, 4))], 1)},
+        "should begin with the keys.*from 100.5 to 100.5",
+    ),
+    "poses twice": (with_layout(actions=walk()), "not in MineDojo's coding"),
+    "poses and TECO's actions": (with_layout(actions=np.zeros(FRAMES, int)), "not in MineDojo's coding"),
+    "bins beyond their range": (with_layout(actions=BINS * 3), "not in MineDojo's coding: .*36 to 39"),
+    "six columns": (with_layout(poses=np.zeros((FRAMES, 6))), r"poses float64 \(30, 6\): it is not known"),
+    "matrices": (with_layout(poses=np.zeros((FRAMES, 4, 4))), r"poses float64 \(30, 4, 4\): it is not known"),
+    "a row less": (with_layout(poses=POSES[1:]), r"poses float64 \(29, 5\): it is not known"),
+    "another name": (with_layout(poses=None, camera_poses=POSES), "camera_poses float64.*it is not known"),
+    "yaw before pitch": (with_layout(poses=POSES[:, [0, 1, 2, 4, 3]]), "fourth column is from 0 to 360: no pitch"),
+    "poses of NaN": (with_layout(poses=POSES * np.nan), "poses are not finite"),
+}
+
+
+@pytest.mark.parametrize("fault", AMBIGUOUS)
+def test_an_ambiguous_layout_is_left_out_with_what_it_holds(tmp_path: Path, fault: str) -> None:
+    vrag(tmp_path, 3)
+    arrays, reason = AMBIGUOUS[fault]
+    np.savez(tmp_path / "batch0" / "000001.npz", **arrays)
+    with pytest.warns(UserWarning, match=f"left out 1 of 3 files .*000001.mp4: 000001.npz: .*{reason}"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("count", [FRAMES, FRAMES + 1])
+def test_whole_numbers_that_cannot_be_bins_are_keys_and_poses(tmp_path: Path, count: int) -> None:
+    vrag(tmp_path, 2)
+    rows = np.zeros((count, 8), np.int64)
+    rows[:, 4], rows[:, 7] = 10 * np.arange(count), 90
+    for number in range(2):
+        np.savez(tmp_path / "batch0" / f"{number:06d}.npz", actions=rows)
+    assert opened(tmp_path).has_poses
+
+
+def test_every_byte_of_both_files_is_part_of_the_identity(tmp_path: Path) -> None:
+    vrag(tmp_path, 3, columns=4)
+    without_poses = opened(tmp_path)
+    for number in range(3):
+        rows = walk()
+        rows[:, 4:7] += number
+        np.savez(tmp_path / "batch0" / f"{number:06d}.npz", actions=rows)
+    with_poses = opened(tmp_path)
+    assert with_poses.has_poses and not without_poses.has_poses
+    rows[20, 6] += 0.125
+    status = (tmp_path / "batch0" / "000002.npz").stat()
+    np.savez(tmp_path / "batch0" / "000002.npz", actions=rows)
+    os.utime(tmp_path / "batch0" / "000002.npz", ns=(status.st_atime_ns, status.st_mtime_ns))  # as `cp -p` would
+    corrected = opened(tmp_path)
+    path = tmp_path / "batch0" / "000001.mp4"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"x264 - core")] = ord("y")  # a comment of the encoder
+    path.write_bytes(content)
+    identities = [data.identity for data in (without_poses, with_poses, corrected, opened(tmp_path))]
+    assert len(set(identities)) == 4
+
+
+def test_rows_and_a_video_of_other_lengths_do_not_belong_together(tmp_path: Path) -> None:
+    vrag(tmp_path, 3)
+    np.savez(tmp_path / "batch0" / "000001.npz", actions=walk(FRAMES + 9))
+    with pytest.warns(UserWarning, match="has 30 frames and actions for 39; it is not known which"):
+        opened(tmp_path)
+
+
+def test_videos_of_every_suffix_are_read(tmp_path: Path) -> None:
+    for number, suffix in enumerate((".mp4", ".MP4", ".mkv", ".Mov", ".avi")):
+        video(tmp_path / f"{number}.mkv", number)
+        (tmp_path / f"{number}.mkv").rename(tmp_path / f"{number}{suffix}")  # the content tells the container
+        np.savez(tmp_path / f"{number}.npz", actions=walk())
+    (tmp_path / "1.npz").rename(tmp_path / "1.NPZ")
+    data = opened(tmp_path)
+    assert len(data.training) + len(data.held_out_items) == 5
+    video(tmp_path / "0.avi", 7)
+    with pytest.warns(UserWarning, match="0.mp4: 0.npz lies beside 0.avi too"):
+        opened(tmp_path)
+
+
 BROKEN = {
     "no actions": (lambda p: p.with_suffix(".npz").unlink(), "has no 000009.npz beside it"),
     "other key": (lambda p: np.savez(p.with_suffix(".npz"), action=walk()), "has no actions, only action"),
@@ -141,6 +260,9 @@ BROKEN = {
         lambda p: np.savez(p.with_suffix(".npz"), actions=np.zeros((30, 5))),
         r"should be whole numbers \(T,\), or numbers \(T, 4\)",
     ),
+    "text": (lambda p: p.with_suffix(".npz").write_text("actions"), "000009.npz: is not an npz archive"),
+    "an array": (lambda p: np.save(p.with_suffix(".npz").open("wb"), walk()), "000009.npz: is not an npz archive"),
+    "objects": (lambda p: np.savez(p.with_suffix(".npz"), actions=np.full(30, None)), "000009.npz: .*allow_pickle"),
     "NaN": (lambda p: np.savez(p.with_suffix(".npz"), actions=np.full((30, 8), np.nan)), "not finite"),
     "other layout": (lambda p: np.savez(p.with_suffix(".npz"), actions=walk()[:, :4]), "has actions of 4 columns"),
     "no video": (lambda p: p.write_text("nothing"), "is not a readable video"),

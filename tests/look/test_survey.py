@@ -69,6 +69,57 @@ def test_bad_files_are_named_and_the_exit_status_tells(folder: Path) -> None:
     assert "look at: jumping.npz: jumps 3.00 at frame 40 (1 jumps)" in result.output
 
 
+def corrupt(path: Path) -> None:
+    """Change a byte in the middle of an archive, where the images are: its header stays right."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 255
+    path.write_bytes(content)
+
+
+def test_all_files_that_cannot_be_read_to_their_end_are_named_at_once(folder: Path, tmp_path: Path) -> None:
+    for number in range(3, 6):
+        np.savez_compressed(folder / f"{number}.npz", **episode(number))
+    corrupt(folder / "3.npz")
+    corrupt(folder / "5.npz")
+    result = run("data", "check", folder)
+    assert result.exit_code == 1 and "4 good, 2 left out" in result.output
+    assert "left out: 3.npz: cannot be read (" in result.output and "left out: 5.npz: " in result.output
+    result = run("data", "show", folder, "--out", tmp_path / "sheet.png")
+    assert result.exit_code == 0 and (tmp_path / "sheet.png").exists()
+    assert "left out: 3.npz: " in result.output and "left out: 5.npz: " in result.output
+    error = run("data", "pack", folder, tmp_path / "packed").exception
+    assert isinstance(error, UserError) and "2 of 6 episodes cannot be packed: 3.npz: " in str(error)
+    assert "5.npz: " in str(error) and not (tmp_path / "packed").exists()
+
+
+def test_pack_and_show_name_what_is_left_out(folder: Path, tmp_path: Path) -> None:
+    for name in ("torn", "worn"):
+        (folder / f"{name}.npz").write_bytes((folder / "0.npz").read_bytes()[:500])
+    for command in (("pack", folder, tmp_path / "packed"), ("show", folder, "--out", tmp_path / "sheet.png")):
+        result = run("data", *command)
+        assert result.exit_code == 0
+        assert "left out: torn.npz: File is not a zip" in result.output and "left out: worn.npz" in result.output
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_one_paragraph(folder: Path) -> None:
+    for number in range(3):
+        np.savez_compressed(folder / f"{number}.npz", **episode(number))
+        corrupt(folder / f"{number}.npz")
+    error = run("data", "check", folder).exception
+    assert isinstance(error, UserError) and "none of the episodes can be read: 0.npz: " in str(error)
+
+
+def test_other_files_are_counted_and_names_are_printed_as_they_are(folder: Path) -> None:
+    (folder / "notes [draft].txt").touch()
+    (folder / "[red]").mkdir()
+    (folder / "[red]" / "torn\nline.npz").write_text("")
+    (folder / "preview.png").touch()
+    result = run("data", "check", folder.rename(folder.with_name("[bold]maze")))
+    assert "1 .txt file, 1 .png file" in result.output or "1 .png file, 1 .txt file" in result.output
+    assert "[bold]" in result.output  # not taken for markup
+    assert "left out: [red]/torn line.npz: " in result.output
+
+
 def test_a_picture_that_cannot_be_written_is_one_paragraph(folder: Path, tmp_path: Path) -> None:
     for out in (tmp_path / "nowhere" / "sheet.png", tmp_path / "sheet.xyz"):
         error = run("data", "show", folder, "--out", out).exception
