@@ -145,6 +145,7 @@ class DiffusionConfig(Config):
 
     prediction: Literal["x0", "v"] = "x0"
     schedule: Literal["cosine", "sigmoid"] = "cosine"
+    shift: float = Field(1.0, gt=0, le=1e3, description="factor of signal over noise at every level; below 1: noisier")
     sampler_steps: int = Field(4, ge=1, le=100_000, description="DDIM steps a frame")
     stabilisation: float = Field(0.0, ge=0, lt=1, description="noise level given to the network for clean frames")
 

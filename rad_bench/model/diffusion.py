@@ -2,6 +2,7 @@
 
 x_t = alpha(t) x_0 + sigma(t) noise,   alpha^2 + sigma^2 = 1,   t in [0, 1], 0 = clean
 prediction x0: the clean frame;   v: alpha noise - sigma x_0 (Salimans & Ho 2022, arXiv 2202.00512)
+shift: alpha / sigma is multiplied by it at every level (Hoogeboom et al. 2023, arXiv 2301.11093)
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ class Diffusion:
 
     def alpha_sigma(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """Return signal and noise amplitudes at the given noise levels."""
+        alpha, sigma = self._schedule(level)
+        if self.config.shift == 1:
+            return alpha, sigma
+        norm = torch.hypot(self.config.shift * alpha, sigma)
+        return self.config.shift * alpha / norm, sigma / norm
+
+    def _schedule(self, level: Tensor) -> tuple[Tensor, Tensor]:
         if self.config.schedule == "cosine":
             return torch.cos(0.5 * torch.pi * level), torch.sin(0.5 * torch.pi * level)
         # sigmoid schedule (Jabri et al. 2022, arXiv 2212.11972), start -3, end 3, tau 1

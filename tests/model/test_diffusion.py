@@ -7,9 +7,10 @@ from rad_bench.model.rollout import frame_noise
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "sigmoid"])
-def test_signal_and_noise_power_add_to_one_and_fall_from_clean_to_noise(schedule):
+@pytest.mark.parametrize("shift", [1.0, 0.125, 3.0])
+def test_signal_and_noise_power_add_to_one_and_fall_from_clean_to_noise(schedule, shift):
     level = torch.linspace(0, 1, 101)
-    alpha, sigma = Diffusion(DiffusionConfig(schedule=schedule)).alpha_sigma(level)
+    alpha, sigma = Diffusion(DiffusionConfig(schedule=schedule, shift=shift)).alpha_sigma(level)
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(101))
     assert (alpha.diff() < 0).all()
     assert alpha[0] == 1
@@ -17,9 +18,19 @@ def test_signal_and_noise_power_add_to_one_and_fall_from_clean_to_noise(schedule
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "sigmoid"])
+@pytest.mark.parametrize("shift", [1.0, 0.125])
+def test_a_shift_multiplies_signal_over_noise_at_every_level(schedule, shift):
+    level = torch.linspace(0.01, 0.99, 50).double()
+    alpha, sigma = Diffusion(DiffusionConfig(schedule=schedule, shift=shift)).alpha_sigma(level)
+    plain_alpha, plain_sigma = Diffusion(DiffusionConfig(schedule=schedule)).alpha_sigma(level)
+    torch.testing.assert_close(alpha / sigma, shift * plain_alpha / plain_sigma)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "sigmoid"])
 @pytest.mark.parametrize("prediction", ["x0", "v"])
-def test_sampling_with_the_true_answer_returns_it(prediction, schedule):
-    diffusion = Diffusion(DiffusionConfig(prediction=prediction, schedule=schedule, sampler_steps=5))
+@pytest.mark.parametrize("shift", [1.0, 0.125])
+def test_sampling_with_the_true_answer_returns_it(prediction, schedule, shift):
+    diffusion = Diffusion(DiffusionConfig(prediction=prediction, schedule=schedule, shift=shift, sampler_steps=5))
     target = torch.rand(2, 1, 3, 8, 8) * 1.6 - 0.8
 
     def oracle(x, level):
