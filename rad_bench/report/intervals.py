@@ -1,7 +1,9 @@
 """The statistics of the report: pure functions from frames to estimates with intervals.
 
 A block's value for a seed is the mean over frames, then over episodes. Intervals are over seeds, because only seeds are
-independent. Differences are paired within a seed (same trunk, same episodes, same sampling noise).
+independent: they hold for the episodes that were evaluated. `over_episodes` gives the wider interval that holds for
+other episodes of the same kind too. Differences are paired within a seed (same trunk, same episodes, same sampling
+noise).
 """
 
 from __future__ import annotations
@@ -69,6 +71,34 @@ def by_seed(values: Mapping[Any, float]) -> Estimate:
     return estimate(pd.Series(finite, index))
 
 
+def over_episodes(by_episode: pd.Series) -> Estimate:
+    """Return the mean with an interval over trainings and episodes together; NaN bounds with one seed or one episode.
+
+    Seeds and episodes are crossed random effects: every training is evaluated on every episode. The variance of the
+    mean is (MS_seeds + MS_episodes - MS_rest) / (seeds x episodes), its degrees of freedom are Satterthwaite's
+    (Brennan 2001, Generalizability Theory, ch. 6). Only episodes that all seeds have are used.
+    """
+    table = by_episode.dropna().unstack("seed").dropna().to_numpy()  # [episodes, seeds]
+    E, S = table.shape
+    if not table.size:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    mean = float(table.mean())
+    if min(E, S) < 2:
+        return Estimate(mean, np.nan, np.nan, S)
+    rest = table - table.mean(0) - table.mean(1, keepdims=True) + mean
+    squares = np.array([E * table.mean(0).var(ddof=1), S * table.mean(1).var(ddof=1)])
+    degrees = np.array([S - 1, E - 1])
+    rest_degrees = (S - 1) * (E - 1)
+    rest_square = float((rest**2).sum()) / rest_degrees
+    total = float(squares.sum()) - rest_square
+    if total > squares.max():
+        df = total**2 / float((squares**2 / degrees).sum() + rest_square**2 / rest_degrees)
+    else:  # one of the effects is not seen: the other alone decides
+        total, df = float(squares.max()), float(degrees[squares.argmax()])
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, df)) * np.sqrt(total / (S * E))
+    return Estimate(mean, mean - half, mean + half, S)
+
+
 def difference(a: pd.Series, b: pd.Series) -> Estimate:
     """Estimate a - b, paired by seed and episode, over equal sets of frames."""
     return estimate((a - b).dropna())
@@ -100,6 +130,7 @@ class Pair:
     first: str
     second: str
     difference: Estimate  # first - second
+    over_episodes: Estimate  # the same, with an interval that holds for other episodes too
     p: float  # of the paired t test over seeds, before correction; NaN with fewer than two seeds
     p_holm: float
 
@@ -113,7 +144,7 @@ def compare_pairs(by_block: dict[str, pd.Series]) -> list[Pair]:
         p = np.nan
         if len(values) >= 2:
             p = float(stats.ttest_1samp(values, 0.0).pvalue) if np.ptp(values) else float(values[0] == 0)
-        pairs.append((first, second, estimate(gap), p))
+        pairs.append((first, second, estimate(gap), over_episodes(gap), p))
     corrected = holm([p for *_, p in pairs])
     return [Pair(*pair, q) for pair, q in zip(pairs, corrected, strict=True)]
 
@@ -124,9 +155,12 @@ def find_pair(first: str, second: str, pairs: Sequence[Pair]) -> Pair | None:
         if pair.difference.seeds and (pair.first, pair.second) == (first, second):
             return pair
         if pair.difference.seeds and (pair.first, pair.second) == (second, first):
-            d = pair.difference
-            return Pair(first, second, Estimate(-d.mean, -d.high, -d.low, d.seeds), pair.p, pair.p_holm)
+            return Pair(first, second, _negative(pair.difference), _negative(pair.over_episodes), pair.p, pair.p_holm)
     return None
+
+
+def _negative(value: Estimate) -> Estimate:
+    return Estimate(-value.mean, -value.high, -value.low, value.seeds)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -187,7 +221,8 @@ def seeds_note(seeds: int, episodes: str) -> str:
     note = (
         f"{seeds} seeds: intervals are Student t over seed means, differences are paired by seed. All seeds share one "
         f"set of held-out episodes and one draw of sampling noise: intervals are over trainings, for these {episodes} "
-        "episodes and this sampling noise."
+        "episodes and this sampling noise. Where an interval is said to hold for other episodes too, it is over "
+        "trainings and episodes together."
     )
     if seeds < SEEDS_FOR_PERMUTATION:
         smallest = 2 / 2**seeds

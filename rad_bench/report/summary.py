@@ -22,6 +22,7 @@ from rad_bench.report.intervals import (
     episode_means,
     estimate,
     memory_verdict,
+    over_episodes,
     share_closed,
 )
 from rad_bench.report.reading import Sweep, base_name
@@ -40,6 +41,7 @@ class Row:
     pooled_psnr: float  # 10 log10(1 / mean MSE) over revisit frames
     drops: dict[str, Estimate]  # swap, reset -> loss of revisit PSNR, dB
     over_none: Estimate | None
+    over_none_elsewhere: Estimate | None  # the same, with an interval that holds for other episodes too
     gap_closed: Estimate | None  # share of the gap from none to attention
     capacity: Capacity | None  # in a world whose colours can be asked for
     verdict: str
@@ -103,9 +105,10 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
     results = sweep.results_of(block)
     memoryless = not results or all(not any(r.state_bytes.values()) for r in results)
     none, ceiling = matching("none", block, kept), matching("attention", block, kept)
-    over_none = gap_closed = None
+    over_none = over_none_elsewhere = gap_closed = None
     if none and base_name(block) != "none":
         over_none = difference(kept[block], kept[none])
+        over_none_elsewhere = over_episodes(kept[block] - kept[none])
         if ceiling and block not in (ceiling, *CONTROLS):
             gap_closed = share_closed(kept[block], kept[none], kept[ceiling])
     swap = drops.get("swap", Estimate(np.nan, np.nan, np.nan, 0))
@@ -119,6 +122,7 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
         pooled_psnr=float(-10 * np.log10(revisits["mse"].mean())) if len(revisits) else np.nan,
         drops=drops,
         over_none=over_none,
+        over_none_elsewhere=over_none_elsewhere,
         gap_closed=gap_closed,
         capacity=capacity(sweep, task, block),
         verdict=memory_verdict(swap, memoryless),
@@ -167,6 +171,9 @@ def summary_table(rows: list[Row]) -> pd.DataFrame:
             line |= _columns(f"{intervention}_drop", value)
         if row.over_none is not None and not control:
             line |= _columns("over_none", row.over_none)
+            assert row.over_none_elsewhere is not None
+            low, high = row.over_none_elsewhere.low, row.over_none_elsewhere.high
+            line |= {"over_none_low_other_episodes": low, "over_none_high_other_episodes": high}
         if row.gap_closed is not None:
             line |= _columns("gap_closed", row.gap_closed)
         if row.capacity is not None:

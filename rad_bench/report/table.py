@@ -93,6 +93,13 @@ def show(value: Estimate | None, digits: int = 2, signed: bool = False) -> str:
     return f"{mean} [{number_text(value.low, digits)}, {number_text(value.high, digits)}]"
 
 
+def bounds(value: Estimate | None, digits: int = 2) -> str:
+    """Format an estimate's interval alone, `[low, high]`; an empty text if it has none."""
+    if value is None or not np.isfinite(value.low):
+        return ""
+    return f"[{number_text(value.low, digits)}, {number_text(value.high, digits)}]"
+
+
 def p_text(p: float) -> str:
     """Format a p-value; NaN means a single seed, which has none."""
     if not np.isfinite(p):

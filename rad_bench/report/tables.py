@@ -9,7 +9,7 @@ from rad_bench.evaluation.metrics import score_columns
 from rad_bench.report.ablation import AblationRow
 from rad_bench.report.intervals import LEAST_LOSS, Estimate, Pair
 from rad_bench.report.summary import Row
-from rad_bench.report.table import Table, number_text, p_text, show
+from rad_bench.report.table import Table, bounds, number_text, p_text, show
 from rad_bench.report.usage import MemoryRow
 from rad_bench.units import show_bytes
 
@@ -23,6 +23,7 @@ def headline(rows: list[Row]) -> Table:
     columns = {column for row in rows for column in row.revisit}
     metrics = {name: metric for name, metric in score_columns().items() if name in columns and name != "psnr"}
     header = ["block", "task", "seeds", "revisit PSNR, dB", "over none, dB", "share of the gap"]
+    header += ["over none, other episodes too"]
     header += [f"revisit {metric.title}" for metric in metrics.values()]
     header += ["pooled PSNR", "recent", "partial", "novel", "all"]
     cells, bold = [], set()
@@ -31,13 +32,15 @@ def headline(rows: list[Row]) -> Table:
         control = row.block in CONTROLS
         line = [row.block, row.task, "" if control else str(row.seeds), _shown(row, "psnr", 2)]
         line += ["" if control else show(row.over_none, signed=True), show(row.gap_closed)]
+        line += ["" if control else bounds(row.over_none_elsewhere)]
         line += [_shown(row, name, metric.digits) for name, metric in metrics.items()]
         line += [number_text(row.pooled_psnr), *(number_text(value) for value in row.kinds.values())]
         cells.append(line)
-        bold |= {(number, 6 + place) for place, metric in enumerate(metrics) if row.best.get(metric)}
+        bold |= {(number, 7 + place) for place, metric in enumerate(metrics) if row.best.get(metric)}
         if row.best["psnr"]:
             bold |= {(number, 0), (number, 3)}
     caption = f"PSNR by frame class; {BOLD if bold else NO_BOLD}; over none: difference to none, not corrected; "
+    caption += "other episodes too: its interval over trainings and episodes together; "
     caption += "share of the gap: (block - none) / (attention - none) in revisit PSNR"
     return Table("headline", caption, header, cells, bold).without_empty_columns()
 
@@ -237,8 +240,11 @@ def pairs_table(pairs: dict[str, list[Pair]]) -> Table:
             if pair.p_holm < 0.05:
                 bold |= {(len(cells), 2), (len(cells), 4)}
             p = [p_text(value) for value in (pair.p, pair.p_holm)]
-            cells.append([f"{pair.first} - {pair.second}", task, show(pair.difference, signed=True), *p])
+            elsewhere = bounds(pair.over_episodes)
+            cells.append([f"{pair.first} - {pair.second}", task, show(pair.difference, signed=True), *p, elsewhere])
     caption = (
-        "Differences of revisit PSNR, paired by seed; bold: p below 0.05 after Holm's correction over the task's pairs"
+        "Differences of revisit PSNR, paired by seed; bold: p below 0.05 after Holm's correction over the task's "
+        "pairs; other episodes too: the interval over trainings and episodes together, not corrected"
     )
-    return Table("pairs", caption, ["pair", "task", "difference, dB", "p", "p (Holm)"], cells, bold)
+    header = ["pair", "task", "difference, dB", "p", "p (Holm)", "other episodes too"]
+    return Table("pairs", caption, header, cells, bold).without_empty_columns()

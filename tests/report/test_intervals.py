@@ -11,6 +11,7 @@ from rad_bench.report.intervals import (
     estimate,
     holm,
     memory_verdict,
+    over_episodes,
     seeds_note,
     share_closed,
     smallest_shown,
@@ -153,3 +154,44 @@ def test_the_share_of_a_gap_is_a_ratio_of_means_for_each_seed():
     assert share.mean == pytest.approx(0.5) and share.low < 0.25 < 0.75 < share.high
     assert share_closed(none, none, ceiling).mean == 0 and share_closed(ceiling, none, ceiling).mean == 1
     assert np.isnan(share_closed(none, none, none + 0.5).mean)
+
+
+def crossed(rng, seeds, episodes, of_seeds, of_episodes, rest=0.5):
+    """One table of a crossed design with mean 0: every training is evaluated on every episode."""
+    effects = [rng.normal(0, deviation, shape) for deviation, shape in (
+        (of_seeds, (seeds, 1)), (of_episodes, (1, episodes)), (rest, (seeds, episodes)))]  # fmt: skip
+    index = pd.MultiIndex.from_product([range(seeds), range(episodes)], names=["seed", "episode"])
+    return pd.Series(sum(effects).ravel(), index)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "episodes", "of_seeds", "of_episodes"),
+    [(3, 32, 0.05, 1.0), (3, 32, 0.3, 0.3), (6, 12, 0.5, 2.0), (3, 12, 1.0, 0.1), (2, 32, 0.1, 1.0)],
+)
+def test_an_interval_over_episodes_too_covers_the_mean_over_all_trainings_and_episodes(
+    seeds, episodes, of_seeds, of_episodes
+):
+    rng, trials = np.random.default_rng(0), 2000
+    found = [over_episodes(crossed(rng, seeds, episodes, of_seeds, of_episodes)) for _ in range(trials)]
+    covered = np.mean([estimate.low < 0 < estimate.high for estimate in found])
+    assert 0.93 < covered < 0.99, covered
+
+
+def test_an_interval_over_seeds_alone_does_not_cover_other_episodes():
+    rng = np.random.default_rng(0)
+    found = [estimate(crossed(rng, 3, 32, 0.05, 1.0)) for _ in range(500)]
+    assert np.mean([one.low < 0 < one.high for one in found]) < 0.9
+
+
+def test_an_interval_over_episodes_too_against_numbers_worked_out_by_hand():
+    table = np.array([[1.0, 2.0, 6.0], [3.0, 4.0, 8.0]])  # no interaction: rows differ by 2, columns by 1 and 4
+    index = pd.MultiIndex.from_product([range(2), range(3)], names=["seed", "episode"])
+    found = over_episodes(pd.Series(table.ravel(), index))
+    # MS_seeds = 3 * 2 = 6, MS_episodes = 2 * 7 = 14, MS_rest = 0: variance 20 / 6, df = 400 / (36 / 1 + 196 / 2)
+    half = 3.1885 * np.sqrt(20 / 6)  # t(0.975, 2.985)
+    assert found.mean == pytest.approx(4.0) and found.high - found.mean == pytest.approx(half, rel=2e-3)
+
+
+def test_one_seed_or_one_episode_has_no_interval_over_both():
+    assert np.isnan(over_episodes(by_seed(10.0, episodes=20)).low)
+    assert np.isnan(over_episodes(by_seed(10.0, 12.0, episodes=1)).low)
