@@ -137,15 +137,12 @@ def _add_revisits(result: Survey, kinds: NDArray[Any], gaps: NDArray[np.float64]
 
 def draw(data: Recordings, out: Path, episodes: int = 6, frames: int = 12) -> None:
     """Write a PNG: a row an episode, with evenly spaced frames and, where there are poses, the path from above."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from rad_bench.drawing import Figure, settings
 
     items = sorted([*data.training, *data.held_out_items], key=lambda item: item.name)
     items = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(episodes, len(items))).round().astype(int))]
-    with plt.rc_context({"font.size": 7}):
-        figure = plt.figure(figsize=(1.1 * frames + 2.6, 1.5 * len(items)), layout="constrained")
+    with settings({"font.size": 7}):
+        figure = Figure(figsize=(1.1 * frames + 2.6, 1.5 * len(items)), layout="constrained")
         grid = figure.add_gridspec(len(items), frames + 2)
         for row, item in enumerate(items):
             recording = data.clip(item, 0, item.length)
@@ -163,8 +160,6 @@ def draw(data: Recordings, out: Path, episodes: int = 6, frames: int = 12) -> No
             figure.savefig(out, dpi=110)
         except (OSError, ValueError) as error:
             raise UserError(f"--out {out}: cannot be written: {getattr(error, 'strerror', None) or error}.") from None
-        finally:
-            plt.close(figure)
 
 
 def _draw_path(axes: Any, recording: Recording, shown: NDArray[np.int64]) -> None:
