@@ -90,7 +90,7 @@ def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Data
         settings = named[value] if isinstance(named, dict) else {axis: value}
         for path, setting in settings.items():
             set_at(tree, path.split("."), setting, f"{where}: grid.{axis}")
-    config = absolute_paths(validate(RunConfig, tree, where, "run"))
+    config = absolute_paths(validate(RunConfig, tree, where, "run"), sweep.folders)
     try:
         check_options(config.memory)
     except UserError as error:

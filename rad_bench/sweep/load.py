@@ -14,21 +14,35 @@ from pydantic import BaseModel, ValidationError
 
 from rad_bench.config import FilesData, RunConfig, SweepConfig
 from rad_bench.errors import UserError, did_you_mean
+from rad_bench.paths import absolute_path, block_path, user_path
 from rad_bench.store import strict_yaml
+from rad_bench.sweep import shipped
 
 LARGEST_FILE = 1 << 20  # bytes; a sweep is written by hand
 LONGEST_CHAIN = 8  # of `extends`
 PROBLEMS_NAMED = 3  # of a config; the others are counted
 
 
-def load_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
-    """Read a sweep file, apply `PATH=VALUE` overrides, and check it. Raises `UserError`."""
-    tree = {**_read(path, (), {})}
-    if isinstance(tree.get("grid"), dict):  # `memory: null` removes an axis of an extended file
-        tree["grid"] = {axis: values for axis, values in tree["grid"].items() if values is not None}
+def load_sweep(path: Path | str, overrides: Iterable[str] = ()) -> SweepConfig:
+    """Read a sweep file, or one that comes with rad-bench, apply `PATH=VALUE` overrides, and check it.
+
+    Raises `UserError`.
+    """
+    path = shipped.find(Path(path))
+    files: dict[Path, dict[str, Any]] = {}
+    tree = read_tree(path, files)
     for override in overrides:
         _override(tree, override)
-    return validate(SweepConfig, tree, str(path))
+    sweep: SweepConfig = validate(SweepConfig, tree, str(path))
+    return sweep.read_from({path.parent: None, **{file.parent: None for file in files}})
+
+
+def read_tree(path: Path, files: dict[Path, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Return a sweep file merged with what it extends; `files` is filled with all files that are read."""
+    tree = {**_read(path, (), {} if files is None else files)}
+    if isinstance(tree.get("grid"), dict):  # `memory: null` removes an axis of an extended file
+        tree["grid"] = {axis: values for axis, values in tree["grid"].items() if values is not None}
+    return tree
 
 
 def validate(model: type[Any], tree: Any, where: str, prefix: str = "") -> Any:
@@ -100,7 +114,7 @@ def _extended(
         )
     merged: dict[str, Any] = {}
     for parent in parents:
-        merged = merge(merged, _read(path.parent / parent, chain, known))
+        merged = merge(merged, _read(shipped.find(user_path(parent, f"{path}: extends"), path.parent), chain, known))
     return merge(merged, own)
 
 
@@ -207,15 +221,16 @@ def _accepted(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     return sorted({name for m in models for name in m.model_fields})
 
 
-def absolute_paths(config: RunConfig) -> RunConfig:
-    """Return the config with its files and folders made absolute: jobs may run from elsewhere."""
+def absolute_paths(config: RunConfig, folders: Iterable[Path] = ()) -> RunConfig:
+    """Return the config with its files and folders made absolute: jobs may run from elsewhere.
+
+    A block's file may also lie in one of `folders`, those of the sweep's files.
+    """
     data, memory, autoencoder = config.data, config.memory, config.autoencoder
     if isinstance(data, FilesData):
-        data = data.model_copy(update={"path": str(Path(data.path).expanduser().absolute())})
+        data = data.model_copy(update={"path": absolute_path(data.path, "run.data.path")})
     if autoencoder.path is not None:
-        path = str(Path(autoencoder.path).expanduser().absolute())
+        path = absolute_path(autoencoder.path, "run.autoencoder.path")
         autoencoder = autoencoder.model_copy(update={"path": path})
-    place, colon, name = memory.name.rpartition(":")
-    if colon and place.endswith(".py"):
-        memory = memory.model_copy(update={"name": f"{Path(place).absolute()}:{name}"})
+    memory = memory.model_copy(update={"name": block_path(memory.name, folders)})
     return config.model_copy(update={"data": data, "memory": memory, "autoencoder": autoencoder})
