@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -55,16 +56,20 @@ def _walk(folder: Path, pattern: str) -> list[Path]:
 
 def cache_folder() -> Path:
     """Return the user's cache folder, for files that can be computed again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rad-bench"
+    for folder in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
+        if os.path.isabs(folder):  # not without a home; a relative one is to be ignored, says XDG
+            return Path(folder) / "rad-bench"
+    return Path(tempfile.gettempdir()) / f"rad-bench-{os.getuid()}"
 
 
 def _cache_file(folder: Path, kind: str) -> Path:
-    return cache_folder() / "folders" / f"{hashlib.sha256(f'{kind} {folder.resolve()}'.encode()).hexdigest()[:32]}.json"
+    place = hashlib.sha256(os.fsencode(f"{kind} {folder.resolve()}")).hexdigest()[:32]
+    return cache_folder() / "folders" / f"{place}.json"
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        cached = json.loads(path.read_text())
+        cached = json.loads(path.read_text(encoding="utf-8"))
         return cached if isinstance(cached, dict) else {}
     except (OSError, ValueError):
         return {}

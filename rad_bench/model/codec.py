@@ -114,7 +114,7 @@ def open_codec(config: AutoencoderConfig, frame_shape: tuple[int, int, int]) -> 
 def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        settings: dict[str, Any] = json.loads(path.read_text())
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         channels, latent = settings["block_out_channels"], settings["latent_channels"]
         if not (isinstance(channels, list) and channels and isinstance(latent, int)):
             raise ValueError("block_out_channels or latent_channels is missing")
