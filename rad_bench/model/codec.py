@@ -97,8 +97,8 @@ class KL:
         import_torchvision()
         try:
             from diffusers import AutoencoderKL
-        except ImportError:
-            raise UserError("autoencoder: kl needs diffusers: pip install 'rad-bench[latents]'.") from None
+        except ImportError as error:
+            raise UserError(f"autoencoder: kl needs diffusers ({error}): pip install 'rad-bench[latents]'.") from None
         try:
             model = AutoencoderKL.from_pretrained(str(self.folder), local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rad_bench.errors import UserError, did_you_mean
 from rad_bench.paths import absolute_path, block_path, user_path
 from rad_bench.store import strict_yaml
 from rad_bench.sweep import shipped
+from rad_bench.sweep.origin import Origins
 
 LARGEST_FILE = 1 << 20  # bytes; a sweep is written by hand
 LONGEST_CHAIN = 8  # of `extends`
@@ -29,31 +31,37 @@ def load_sweep(path: Path | str, overrides: Iterable[str] = ()) -> SweepConfig:
     Raises `UserError`.
     """
     path = shipped.find(Path(path))
-    files: dict[Path, dict[str, Any]] = {}
-    tree = read_tree(path, files)
+    origins = Origins(str(path))
+    tree = read_tree(path, origins)
+    folders = dict.fromkeys(Path(name).parent for name, _ in reversed(origins.layers))
     for override in overrides:
-        _override(tree, override)
-    sweep: SweepConfig = validate(SweepConfig, tree, str(path))
-    return sweep.read_from({path.parent: None, **{file.parent: None for file in files}})
+        origins.layers.append((f"--set {override:.200}", _override(tree, override)))
+    sweep: SweepConfig = validate(SweepConfig, tree, origins.of)
+    return sweep.read_from(folders, origins.of)
 
 
-def read_tree(path: Path, files: dict[Path, dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Return a sweep file merged with what it extends; `files` is filled with all files that are read."""
-    tree = {**_read(path, (), {} if files is None else files)}
+def read_tree(path: Path, origins: Origins) -> dict[str, Any]:
+    """Return a sweep file merged with what it extends; all files that are read are added to `origins`."""
+    tree = {**_read(path, (), {}, origins)}
     if isinstance(tree.get("grid"), dict):  # `memory: null` removes an axis of an extended file
         tree["grid"] = {axis: values for axis, values in tree["grid"].items() if values is not None}
     return tree
 
 
-def validate(model: type[Any], tree: Any, where: str, prefix: str = "") -> Any:
-    """Validate against a pydantic model. Its errors become one `UserError`."""
+def validate(model: type[Any], tree: Any, where: Callable[[Sequence[str]], str], prefix: str = "") -> Any:
+    """Validate against a pydantic model. Its errors become one `UserError`; `where` tells where a key was set."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        problems = [_explain(model, problem, prefix) for problem in errors[:PROBLEMS_NAMED]]
         more = f" ({len(errors) - PROBLEMS_NAMED} more problems follow.)" if len(errors) > PROBLEMS_NAMED else ""
-        raise UserError(f"{where}: " + " ".join(problems) + more) from None
+        text, before = "", None
+        for problem in errors[:PROBLEMS_NAMED]:
+            key = [*filter(None, prefix.split(".")), *_location(model, problem)]
+            place, sentence = where(key), _explain(model, problem, key)
+            text += f" {sentence}" if place == before else f" {place}: {sentence}"
+            before = place
+        raise UserError(text.strip() + more) from None
 
 
 def parse_value(text: str) -> Any:
@@ -72,14 +80,16 @@ def split_assignment(text: str, option: str) -> tuple[str, Any]:
     return path.strip(), parse_value(value)
 
 
-def _read(path: Path, chain: tuple[Path, ...], known: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+def _read(path: Path, chain: tuple[Path, ...], known: dict[Path, dict[str, Any]], origins: Origins) -> dict[str, Any]:
     """Return a sweep file merged with the files it extends. `known` caches files, so each is read once."""
     real = Path(os.path.realpath(path))  # unlike Path.resolve, it accepts links that form a circle
     if real in chain or len(chain) >= LONGEST_CHAIN:
         names = " -> ".join(p.name for p in (*chain, path))
         raise UserError(f"{path}: 'extends' forms a circle, or a chain longer than {LONGEST_CHAIN}: {names}.")
     if real not in known:
-        known[real] = _extended(path, _parse(path), (*chain, real), known)
+        own = _parse(path)
+        known[real] = _extended(path, own, (*chain, real), known, origins)
+        origins.layers.append((str(path), copy.deepcopy(own)))
     return known[real]
 
 
@@ -104,7 +114,11 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _extended(
-    path: Path, own: dict[str, Any], chain: tuple[Path, ...], known: dict[Path, dict[str, Any]]
+    path: Path,
+    own: dict[str, Any],
+    chain: tuple[Path, ...],
+    known: dict[Path, dict[str, Any]],
+    origins: Origins,
 ) -> dict[str, Any]:
     extends = own.pop("extends", [])
     parents = [extends] if isinstance(extends, str) else extends
@@ -114,7 +128,8 @@ def _extended(
         )
     merged: dict[str, Any] = {}
     for parent in parents:
-        merged = merge(merged, _read(shipped.find(user_path(parent, f"{path}: extends"), path.parent), chain, known))
+        file = shipped.find(user_path(parent, f"{path}: extends"), path.parent)
+        merged = merge(merged, _read(file, chain, known, origins))
     return merge(merged, own)
 
 
@@ -130,7 +145,8 @@ def merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _override(tree: dict[str, Any], assignment: str) -> None:
+def _override(tree: dict[str, Any], assignment: str) -> dict[str, Any]:
+    """Change the tree, and return the change as a tree."""
     path, value = split_assignment(assignment, "--set")
     parts = path.split(".")
     if parts[0] not in SweepConfig.model_fields:
@@ -148,6 +164,9 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
         if isinstance(grid, dict):
             grid.pop(".".join(parts[1:]), None)  # a fixed value replaces an axis
     set_at(tree, parts, value, f"--set {assignment:.200}")
+    change: dict[str, Any] = {}
+    set_at(change, parts, value, assignment)
+    return change
 
 
 def set_at(tree: dict[str, Any], path: list[str], value: Any, where: str) -> None:
@@ -165,10 +184,13 @@ def set_at(tree: dict[str, Any], path: list[str], value: Any, where: str) -> Non
     tree[last] = value
 
 
-def _explain(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) -> str:
+def _location(model: type[BaseModel], problem: Mapping[str, Any]) -> list[str]:
+    return [str(part) for at, part in enumerate(problem["loc"]) if not _is_tag(at, problem["loc"], model)]
+
+
+def _explain(model: type[BaseModel], problem: Mapping[str, Any], path: list[str]) -> str:
     """Return a pydantic error as a sentence."""
-    location = [str(part) for at, part in enumerate(problem["loc"]) if not _is_tag(at, problem["loc"], model)]
-    key = ".".join([prefix, *location] if prefix else location) or "the file"
+    location, key = _location(model, problem), ".".join(path) or "the file"
     kind, reason = problem["type"], problem["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         return f"{key}: there is no such key{did_you_mean(location[-1], _accepted(model, problem['loc'][:-1]))}"

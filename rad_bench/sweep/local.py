@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 
 from rad_bench.config import LaunchConfig
-from rad_bench.errors import unwritten
 from rad_bench.sweep import inherited
 from rad_bench.sweep.job import Missing, Notes, RunJob
 from rad_bench.sweep.last_words import last_words
@@ -67,7 +66,8 @@ def launch_here(missing: list[Missing], parallel: int, watch: Callable[[], None]
                         start(places[place], gpus_of(place, run.launch, visible_gpus()))
                     except OSError as error:
                         end(places.pop(place).processes)
-                        notes[run.folder.name] = str(unwritten(error, run.folder))
+                        place_of = error.filename or run.folder
+                        notes[run.folder.name] = f"it cannot be started: {error.strerror or error} ({place_of})"
             watch()
             time.sleep(POLL_SECONDS)
             for place, attempt in list(places.items()):

@@ -10,6 +10,7 @@ from rad_bench.errors import UserError, unwritten
 from rad_bench.store import strict_yaml
 from rad_bench.store.atomic import write_atomically
 from rad_bench.sweep.load import read_tree
+from rad_bench.sweep.origin import Origins
 from rad_bench.sweep.shipped import file_of
 
 
@@ -18,7 +19,7 @@ def write_copy(name: str, target: Path) -> None:
     file = file_of(name)
     comment = itertools.takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
     origin = f"# Copied from sweeps/{name}.yaml of rad-bench {__version__}, together with what that extends."
-    text = "\n".join([*comment, origin, strict_yaml.dump(read_tree(file))])
+    text = "\n".join([*comment, origin, strict_yaml.dump(read_tree(file, Origins()))])
     if target.exists():
         raise UserError(f"{target}: exists already; delete it, or name another file with --to.")
     try:

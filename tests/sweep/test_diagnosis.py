@@ -95,7 +95,7 @@ def test_a_run_whose_folder_is_bad_leaves_the_others_alone(tmp_path):
     folder = missing_run(tmp_path)
     (folder / "output.txt").mkdir(parents=True)
     told = run_here("sweep", "tiny.yaml", "--only", "memory=none", cwd=tmp_path, expect=1).stderr
-    assert f"{folder.name}: missing" in told and "output.txt: cannot be written: Is a directory" in told
+    assert f"{folder.name}: missing" in told and "it cannot be started: Is a directory (" in told
     assert "1 of 2 runs are not done" in told
 
 
@@ -158,6 +158,39 @@ def test_a_package_that_is_missing_in_the_job_is_named(tmp_path, monkeypatch):
 )
 def test_the_last_words_of_a_process_are_its_error(output, words):
     assert last_words(output) == words
+
+
+# Which file is wrong
+
+
+BASE = "name: base\nrun: {trunk: {window: 2}, training: {steps: 4}}\ngrid: {memory: [none], training.batch: [2]}\n"
+
+
+@pytest.mark.parametrize(
+    ("base", "child", "options", "place"),
+    [
+        ({"window: 2": "windw: 2"}, "", (), "base.yaml: run.trunk.windw"),
+        ({}, "run: {trunk: {windw: 2}}", (), "child.yaml: run.trunk.windw"),
+        ({"steps: 4": "steps: none"}, "", (), "base.yaml: run.training.steps"),
+        ({"steps: 4": "steps: none"}, "run: {training: {steps: never}}", (), "child.yaml: run.training.steps"),
+        ({}, "", ("--set", "run.trunk.window=wide"), "--set run.trunk.window=wide: run.trunk.window"),
+        ({"[2]": "[two]"}, "", (), "base.yaml: run.training.batch"),
+        ({}, "grid: {training.batch: [two]}", (), "child.yaml: run.training.batch"),
+        ({}, "", ("--set", "grid.training.batch=[two]"), "--set grid.training.batch=[two]: run.training.batch"),
+        ({"[none]": "[nune]"}, "", (), "base.yaml: run.memory: there is no block 'nune'"),
+        ({}, "", ("--set", "grid.memory=[nune]"), "--set grid.memory=[nune]: run.memory: there is no block"),
+        ({"name: base": "name: ../x"}, "", (), "base.yaml: name"),
+        ({}, "launch: {threads: many}", (), "child.yaml: launch.threads"),
+    ],
+)
+def test_a_mistake_is_put_down_to_the_file_or_option_that_makes_it(tmp_path, base, child, options, place):
+    text = BASE
+    for right, wrong in base.items():
+        text = text.replace(right, wrong)
+    (tmp_path / "base.yaml").write_text(text)
+    (tmp_path / "child.yaml").write_text(f"extends: base.yaml\n{child}\n")
+    told = run_here("plan", "child.yaml", "--no-probe", *options, cwd=tmp_path, expect=2).stderr
+    assert told.startswith(f"error: {place}") and len(told.strip().splitlines()) == 1
 
 
 # SLURM

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from rad_bench.store.run_folder import load_run
 from rad_bench.sweep import shipped
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep, read_tree
+from rad_bench.sweep.origin import Origins
 from rad_bench.sweep.own_copy import write_copy
 from tests.sweep.tiny import GRU, ROOT, TINY, command, rad_bench, run_here
 
@@ -59,7 +61,7 @@ def test_a_folder_of_that_name_is_in_nobodys_way(desk):
 def test_a_sweep_of_the_user_may_extend_one_by_name(desk, extends):
     (desk / "base.yaml").write_text("run: {training: {steps: 7}}\n")
     (desk / "mine.yaml").write_text(f"extends: {extends}\nname: mine\n")
-    tree = read_tree(desk / "mine.yaml")
+    tree = read_tree(desk / "mine.yaml", Origins())
     assert tree["name"] == "mine" and tree["run"]["training"]["batch"] == 4
 
 
@@ -115,7 +117,8 @@ def test_a_block_may_lie_beside_the_sweep_or_where_one_works(desk, name, place):
     (desk / "b" / "base.yaml").write_text(SHORT)
     (desk / "a" / "mine.yaml").write_text(f"extends: ../b/base.yaml\ngrid: {{memory: ['{name}'], seed: [0]}}\n")
     (run,) = plan_runs(load_sweep("a/mine.yaml"))
-    assert run.config.memory.name == f"{lies / 'my_block.py'}:GRU" and run.label == "GRU"
+    file, _, name = run.config.memory.name.rpartition(":")
+    assert Path(file).is_absolute() and Path(file).resolve() == lies / "my_block.py" and name == run.label == "GRU"
 
 
 def test_where_one_works_goes_before_the_sweeps_folder(desk):
