@@ -20,9 +20,12 @@ def settle() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        os.getcwd()
+        here = os.getcwd()
     except OSError as error:
         raise UserError(f"the current directory cannot be used ({error.strerror}); cd to another one.") from None
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if len(entries) > 1 and "" in entries:  # as `PYTHONPATH=$PYTHONPATH:/mine` leaves one: it is this directory
+        sys.path[:] = [folder for folder in sys.path if folder not in ("", here)]
 
 
 def _restart_in_utf8() -> None:

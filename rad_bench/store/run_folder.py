@@ -113,7 +113,7 @@ class RunFolder:
 
     def write_failure(self, reason: str, details: str = "") -> None:
         """Write why the run failed, if the fence allows: the details, and as the last line the reason."""
-        text = f"{details.rstrip()}\n{one_line(reason)}\n".lstrip()
+        text = f"{details.rstrip()}\n{one_line(reason)}".lstrip()
         self.replace(self.failure, lambda file: file.write(text.encode(errors="backslashreplace")))
 
     def read_failure(self) -> str | None:

@@ -134,13 +134,13 @@ def test_a_sweep_launched_from_an_interactive_job_runs_as_from_outside(tmp_path,
 def test_files_in_the_working_directory_shadow_nothing(tmp_path, cluster):
     """Neither for the launcher nor for the processes that it starts."""
     (tmp_path / "tiny.yaml").write_text(SHORT)
-    for name in ("blocks", "yaml", "torch", "random", "numpy", "rad_bench", "submitit"):
+    for name in ("blocks", "yaml", "torch", "random", "numpy", "submitit"):
         (tmp_path / f"{name}.py").write_text(f"open('imported', 'w').write({name!r})\nraise RuntimeError('not me')\n")
     script = tmp_path / "bin" / "rad-bench"  # what pip installs, whose folder comes first on the path
     script.parent.mkdir()
     script.write_text("from rad_bench.cli import main\nmain()\n")
     argv = [sys.executable, str(script), "sweep", "tiny.yaml", "--cluster", cluster, *ONE]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": f"{os.pathsep}{ROOT}"}  # an empty entry is the working directory
     done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (tmp_path / "imported").exists()
