@@ -7,9 +7,11 @@ and is not part of a run's identity.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 SCIENCE_VERSION = 2  # increase when the same config means a different experiment
 # Upper bounds catch typing errors, such as a digit too many. They are not recommendations.
@@ -421,3 +423,19 @@ class SweepConfig(Config):
     run: dict[str, Any] = {}
     grid: dict[str, list[Any] | dict[str, dict[str, Any]]] = {}
     launch: LaunchConfig = LaunchConfig()
+    _folders: tuple[Path, ...] = PrivateAttr(())
+    _origin: Callable[[Sequence[str]], str] | None = PrivateAttr(None)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Return the folders of the files that the sweep was read from; a block may be a file in one of them."""
+        return self._folders
+
+    def origin(self, key: Sequence[str], otherwise: str) -> str:
+        """Return the file or option that set a key."""
+        return self._origin(key) if self._origin else otherwise
+
+    def read_from(self, folders: Iterable[Path], origin: Callable[[Sequence[str]], str]) -> SweepConfig:
+        """Return the sweep, with the folders of its files and what tells where a key comes from."""
+        self._folders, self._origin = tuple(folders), origin
+        return self

@@ -38,7 +38,7 @@ def comparisons(device: torch.device) -> Iterator[Comparison]:
 
 
 def _python(*arguments: str) -> Sequence[Tensor]:
-    subprocess.run([sys.executable, *arguments], env=_environment(), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-P", *arguments], env=_environment(), check=True, stdout=subprocess.DEVNULL)
     return []
 
 
@@ -48,7 +48,7 @@ def _first_step(device: torch.device) -> Sequence[Tensor]:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         save_run(Run("startup", MEMORY, {}, RunConfig.model_validate(config), ""), Path(folder))
         launch = LaunchConfig(device=device.type, threads=1).model_dump_json()
-        command = [sys.executable, "-m", "rad_bench.sweep.job", folder, launch]
+        command = [sys.executable, "-P", "-m", "rad_bench.sweep.job", folder, launch]
         with subprocess.Popen(command, env=_environment(), stdout=output, stderr=output) as process:
             log = RunFolder(Path(folder)).log
             while process.poll() is None and not (log.exists() and log.stat().st_size):
@@ -57,7 +57,7 @@ def _first_step(device: torch.device) -> Sequence[Tensor]:
         if not log.exists():
             output.seek(0)
             raise RuntimeError(f"the run took no step: {output.read().decode(errors='replace')}")
-        return [torch.tensor(json.loads(log.read_text().splitlines()[0])["loss"])]
+        return [torch.tensor(json.loads(log.read_text(encoding="utf-8").splitlines()[0])["loss"])]
 
 
 def _environment() -> dict[str, str]:

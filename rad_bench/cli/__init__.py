@@ -13,26 +13,15 @@ from rad_bench.cli.autoencoder import autoencoder
 from rad_bench.cli.blocks import bench, blocks, check
 from rad_bench.cli.data import data
 from rad_bench.cli.look import play, rollout
+from rad_bench.cli.start import settle
 from rad_bench.cli.sweep import cancel, compare, merge, plan, report, status, sweep
+from rad_bench.cli.sweeps import sweeps
 from rad_bench.cli.weights import weights
 from rad_bench.errors import UserError, did_you_mean
 
 VERBS = (
-    sweep,
-    plan,
-    status,
-    cancel,
-    report,
-    merge,
-    compare,
-    rollout,
-    play,
-    data,
-    autoencoder,
-    weights,
-    check,
-    blocks,
-    bench,
+    *(sweep, plan, sweeps, status, cancel, report, merge, compare),
+    *(rollout, play, data, autoencoder, weights, check, blocks, bench),
 )
 
 
@@ -62,6 +51,7 @@ def main() -> None:
     for end in (signal.SIGINT, signal.SIGTERM):
         signal.signal(end, signal.default_int_handler)
     try:
+        settle()
         cli(standalone_mode=False)
     except UserError as error:
         click.echo(f"error: {error}", err=True)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from rad_bench.cli.place import PLACE
+from rad_bench.errors import one_line
+
 TOLD = 20  # lines of progress where there is no terminal
 
 
@@ -15,8 +18,8 @@ def autoencoder() -> None:
 
 
 @autoencoder.command()
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the autoencoder.")
+@click.argument("data", type=PLACE)
+@click.option("--out", type=PLACE, required=True, help="Folder of the autoencoder.")
 @click.option("--size", type=click.IntRange(8, 512), help="Side of the frames, pixels. Default: as recorded.")
 @click.option("--channels", type=click.IntRange(1, 256), default=8, show_default=True, help="Numbers per token.")
 @click.option("--width", type=click.IntRange(8, 1024), default=32, show_default=True, help="Channels of the layers.")
@@ -50,4 +53,4 @@ def train(
 
     ceiling = make_autoencoder(open_folder(data, size), settings, out, where, report)
     scores = ", ".join(f"{name} {value:.3f}" for name, value in ceiling.items())
-    click.echo(f"{out}: held-out frames come back with {scores}")
+    click.echo(one_line(f"{out}: held-out frames come back with {scores}"))

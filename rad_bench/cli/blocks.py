@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from rad_bench.cli.console import print_table
+from rad_bench.cli.place import PLACE
 from rad_bench.errors import UserError
 
 
@@ -19,7 +20,7 @@ from rad_bench.errors import UserError
     show_default=True,
     help="auto, cpu or cuda. auto checks a BLOCK on the CPU, in fp64.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/check"), show_default=True,
+@click.option("--out", type=PLACE, default=Path("results/check"), show_default=True,
               help="Folder of the figures, if no BLOCK is given.")  # fmt: skip
 def check(block: str | None, options: tuple[str, ...], device: str, out: Path) -> None:
     """Check that BLOCK (a name, file.py:Class or module:Class) keeps the contract of memory blocks.
@@ -37,15 +38,17 @@ def check(block: str | None, options: tuple[str, ...], device: str, out: Path) -
     from rad_bench.blocks.contract import check_block
     from rad_bench.config import MemoryConfig
     from rad_bench.model.registry import check_options, find_block
+    from rad_bench.paths import block_path
     from rad_bench.sweep.load import split_assignment
     from rad_bench.training.device import choose_device
     from rad_bench.training.distributed import Group
 
+    name = block_path(block, ())
     assignments = dict(split_assignment(text, "--option") for text in options)
     place = choose_device("cpu" if device == "auto" else device, Group())
     precision = torch.float64 if place.type == "cpu" else torch.float32  # fast paths are written for fp32
     outcomes = check_block(
-        find_block(block), check_options(MemoryConfig(name=block, options=assignments)), place, precision
+        find_block(name), check_options(MemoryConfig(name=name, options=assignments)), place, precision
     )
     table = Table("check", "", "detail")
     for outcome in outcomes:
@@ -107,7 +110,7 @@ def blocks(device: str) -> None:
 @click.option(
     "--seconds", type=click.FloatRange(0.01, 600), default=2.0, show_default=True, help="Time per comparison."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/bench"), show_default=True,
+@click.option("--out", type=PLACE, default=Path("results/bench"), show_default=True,
               help="Folder of the figures.")  # fmt: skip
 def bench(kinds: tuple[str, ...], device: str, seconds: float, out: Path) -> None:
     """Compare speeds, as ratios of two versions timed in one process. Without KINDS: run all kinds.

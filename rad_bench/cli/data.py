@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
+from rad_bench.cli.place import PLACE
 from rad_bench.errors import one_line
 
-FOLDER = click.argument("folder", type=click.Path(path_type=Path))
+FOLDER = click.argument("folder", type=PLACE)
 
 
 @click.group()
@@ -24,7 +25,7 @@ def data() -> None:
 @click.option("--size", default="9x9", show_default=True, help="9x9, 11x11, 13x13 or 15x15.")
 @click.option("--episodes", type=click.IntRange(1), required=True, help="Number of episodes, including existing ones.")
 @click.option("--steps", type=click.IntRange(1), default=500, show_default=True, help="Steps per episode.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the episodes.")
+@click.option("--out", type=PLACE, required=True, help="Folder of the episodes.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of processes.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def collect(world: str, size: str, episodes: int, steps: int, out: Path, workers: int, seed: int) -> None:
@@ -61,7 +62,7 @@ def check(folder: Path) -> None:
 
 @data.command()
 @FOLDER
-@click.option("--out", type=click.Path(path_type=Path), default=Path("episodes.png"), show_default=True)
+@click.option("--out", type=PLACE, default=Path("episodes.png"), show_default=True)
 @click.option("--episodes", type=click.IntRange(1), default=6, show_default=True)
 @click.option("--frames", type=click.IntRange(1), default=12, show_default=True)
 def show(folder: Path, out: Path, episodes: int, frames: int) -> None:
@@ -77,7 +78,7 @@ def show(folder: Path, out: Path, episodes: int, frames: int) -> None:
 
 @data.command()
 @FOLDER
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PLACE)
 @click.option("--size", type=click.IntRange(8, 512), help="Crop to a square of this side, pixels. Default: no crop.")
 def pack(folder: Path, out: Path, size: int | None) -> None:
     """Decode and resize the recordings in FOLDER once, into OUT. The packed data is read much faster."""

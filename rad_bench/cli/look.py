@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from rad_bench.cli.place import PLACE
+
 
 @click.command()
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN...")
+@click.argument("runs", type=PLACE, nargs=-1, required=True, metavar="RUN...")
 @click.option(
     "--episode",
     "episodes",
@@ -24,9 +26,7 @@ import click
     show_default=True,
     help="What happens to the memory at the end of the context.",
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="A .gif or .mp4. Default: a GIF in the (first) run's folder."
-)
+@click.option("--out", type=PLACE, help="A .gif or .mp4. Default: a GIF in the (first) run's folder.")
 @click.option("--fps", type=click.IntRange(1, 50), default=5, show_default=True, help="Frames per second.")
 def rollout(
     runs: tuple[Path, ...], episodes: tuple[int, ...], task: str | None, intervention: str, out: Path | None, fps: int
@@ -45,7 +45,7 @@ def rollout(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PLACE)
 @click.option("--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="0: any free port.")
 def play(run: Path, port: int) -> None:
     """Walk with the arrow keys through the world that a finished RUN generates, in a browser on this machine."""

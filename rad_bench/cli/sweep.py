@@ -10,14 +10,17 @@ from typing import Any
 import click
 
 from rad_bench.cli.console import print_table
+from rad_bench.cli.place import PLACE
 from rad_bench.errors import one_line
+
+EXPLAINED = ("failed", "unreadable")  # states of runs whose detail is a paragraph
 
 
 def _plan_options(command: Any) -> Any:
     """Add the arguments that choose the runs of a sweep file."""
     for option in (
-        click.argument("file", type=click.Path(path_type=Path)),
-        click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+        click.argument("file", type=PLACE),
+        click.option("--out", type=PLACE, default=Path("results"), show_default=True,
                      help="Folder for the results of all sweeps."),
         click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE",
                      help="Change a value, such as run.training.steps=100. Repeatable."),
@@ -88,7 +91,7 @@ def plan(file: Path, out: Path, overrides: tuple[str, ...], only: tuple[str, ...
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PLACE)
 def status(folder: Path) -> None:
     """Show the progress of each run in a sweep's FOLDER."""
     from rich.table import Table
@@ -99,8 +102,12 @@ def status(folder: Path) -> None:
     statuses, silence = sweep_status(folder, planned_runs(folder))
     table = Table("run", "state", "progress", "detail")
     for run in statuses:
-        table.add_row(run.name, run.state, f"{run.share:.0%}", one_line(run.detail))
+        detail = "why: see below" if run.state in EXPLAINED else one_line(run.detail)
+        table.add_row(run.name, run.state, f"{run.share:.0%}", detail)
     print_table(table)
+    for run in statuses:
+        if run.state in EXPLAINED:
+            _print_reason(run)
     states = collections.Counter(run.state for run in statuses)
     click.echo(", ".join(f"{count} {state}" for state, count in states.items()))
     if silence:
@@ -108,7 +115,7 @@ def status(folder: Path) -> None:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PLACE)
 def cancel(folder: Path) -> None:
     """Stop the launcher and the jobs of a sweep's FOLDER. Checkpoints stay, so the sweep command can resume."""
     from rad_bench.store.sweep_folder import planned_runs
@@ -120,7 +127,7 @@ def cancel(folder: Path) -> None:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PLACE)
 def report(folder: Path) -> None:
     """Write the report of a sweep's FOLDER again, from its finished runs."""
     from rad_bench.store.sweep_folder import planned_runs
@@ -130,8 +137,8 @@ def report(folder: Path) -> None:
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
-@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("out", type=PLACE)
+@click.argument("folders", type=PLACE, nargs=-1, required=True)
 def merge(out: Path, folders: tuple[Path, ...]) -> None:
     """Join the finished runs of sweep FOLDERS into the new folder OUT, and report on all of them."""
     from rad_bench.sweep.merge import merge as join
@@ -140,8 +147,8 @@ def merge(out: Path, folders: tuple[Path, ...]) -> None:
 
 
 @click.command()
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("first", type=PLACE)
+@click.argument("second", type=PLACE)
 def compare(first: Path, second: Path) -> None:
     """Compare the blocks of two sweep folders: revisit PSNR of FIRST minus that of SECOND."""
     from rich.table import Table
@@ -167,6 +174,10 @@ def _print_models(runs: list[Any], sweep: Any, folder: Path) -> list[Any]:
     return models
 
 
+def _print_reason(run: Any, err: bool = False) -> None:
+    click.echo(f"{one_line(run.name)}: {run.state} {one_line(run.detail)}".rstrip(), err=err)
+
+
 def _print_outcome(outcome: Any) -> None:
     if outcome.report is not None:
         click.echo(f"report: {outcome.report}")
@@ -174,7 +185,7 @@ def _print_outcome(outcome: Any) -> None:
         click.echo("no run is done, so no report was written; one in the folder is older", err=True)
     if outcome.unfinished:
         for run in outcome.unfinished:
-            click.echo(one_line(f"{run.name}: {run.state} {run.detail}"), err=True)
+            _print_reason(run, err=True)
         total = outcome.done + len(outcome.unfinished)
         unreadable = sum(run.state == "unreadable" for run in outcome.unfinished)  # its detail says what to do
         exception = ", except the unreadable ones" if unreadable else ""

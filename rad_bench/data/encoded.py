@@ -60,6 +60,9 @@ class Encoded:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, lambda file: np.save(file, latents))
             except OSError as error:
-                raise UserError(f"{path.parent}: latents cannot be written there: {error.strerror}.") from None
+                raise UserError(
+                    f"{path.parent}: latents cannot be written there: {error.strerror}; set "
+                    "XDG_CACHE_HOME to a folder that can be written."
+                ) from None
         latents_on_disk: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         return latents_on_disk

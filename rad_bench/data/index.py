@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,10 @@ def _stamp(path: Path) -> list[int] | None:
 
 def cache_folder() -> Path:
     """Return the user's cache folder, for files that can be computed again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rad-bench"
+    for folder in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
+        if os.path.isabs(folder):  # not without a home; a relative one is to be ignored, says XDG
+            return Path(folder) / "rad-bench"
+    return Path(tempfile.gettempdir()) / f"rad-bench-{os.getuid()}"
 
 
 def _cache_file(folder: Path, kind: str) -> Path:
@@ -71,7 +75,7 @@ def _cache_file(folder: Path, kind: str) -> Path:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        cached = json.loads(path.read_text())
+        cached = json.loads(path.read_text(encoding="utf-8"))
         return cached if isinstance(cached, dict) else {}
     except (OSError, ValueError):
         return {}

@@ -38,7 +38,7 @@ class Packed:
 
     def __init__(self, folder: Path) -> None:
         try:
-            index = json.loads((folder / INDEX).read_text())
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             if index["format"] != FORMAT:
                 raise ValueError(f"its format is {index['format']}, but this version reads {FORMAT}")
             self.listing = Listing([Item(**item) for item in index["items"]], [])
@@ -141,7 +141,7 @@ def _write(data: Recordings, items: list[Item], folder: Path, report: Callable[[
     height, width = data.frame_shape[1:]
     sized_items = [{**asdict(item), "height": height, "width": width, "key_frames": []} for item in items]
     index = {"format": FORMAT, "kind": data.source.kind, "action_size": data.action_size, "has_poses": data.has_poses}
-    (folder / INDEX).write_text(json.dumps({**index, "items": sized_items}, indent=1))
+    (folder / INDEX).write_text(json.dumps({**index, "items": sized_items}, indent=1), encoding="utf-8")
 
 
 def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> IO[bytes]:

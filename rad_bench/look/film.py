@@ -223,6 +223,6 @@ def _mp4(pictures: Sequence[Image.Image], fps: int) -> bytes:
 def _pyav() -> Any:
     try:
         import av
-    except ImportError:
-        raise UserError("an .mp4 needs PyAV: pip install 'rad-bench[video]'. A .gif does not.") from None
+    except ImportError as error:
+        raise UserError(f"an .mp4 needs PyAV ({error}): pip install 'rad-bench[video]'. A .gif does not.") from None
     return av

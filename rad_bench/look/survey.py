@@ -157,16 +157,13 @@ def draw(data: Recordings, out: Path, episodes: int = 6, frames: int = 12) -> li
 
     Returns the episodes that cannot be read, with reasons. Raises `UserError` if the file cannot be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from rad_bench.drawing import Figure, settings
 
     items = _items(data)
     unread: list[str] = []
     items = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(episodes, len(items))).round().astype(int))]
-    with plt.rc_context({"font.size": 7}):
-        figure = plt.figure(figsize=(1.1 * frames + 2.6, 1.5 * len(items)), layout="constrained")
+    with settings({"font.size": 7}):
+        figure = Figure(figsize=(1.1 * frames + 2.6, 1.5 * len(items)), layout="constrained")
         grid = figure.add_gridspec(len(items), frames + 2)
         for row, (item, recording) in enumerate(data.read_through(items, unread)):
             shown = np.linspace(0, item.length - 1, min(frames, item.length)).round().astype(int)
@@ -183,8 +180,6 @@ def draw(data: Recordings, out: Path, episodes: int = 6, frames: int = 12) -> li
             figure.savefig(out, dpi=110)
         except (OSError, ValueError) as error:
             raise UserError(f"--out {out}: cannot be written: {getattr(error, 'strerror', None) or error}.") from None
-        finally:
-            plt.close(figure)
     return unread
 
 

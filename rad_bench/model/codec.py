@@ -98,8 +98,8 @@ class KL:
         import_torchvision()
         try:
             from diffusers import AutoencoderKL
-        except ImportError:
-            raise UserError("autoencoder: kl needs diffusers: pip install 'rad-bench[latents]'.") from None
+        except ImportError as error:
+            raise UserError(f"autoencoder: kl needs diffusers ({error}): pip install 'rad-bench[latents]'.") from None
         try:
             model = AutoencoderKL.from_pretrained(str(self.folder), local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -117,7 +117,7 @@ def open_codec(config: AutoencoderConfig, frame_shape: tuple[int, int, int]) -> 
 def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        settings: dict[str, Any] = json.loads(path.read_text())
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         channels, latent = settings["block_out_channels"], settings["latent_channels"]
         if not (isinstance(channels, list) and channels and isinstance(latent, int)):
             raise ValueError("block_out_channels or latent_channels is missing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -11,6 +12,7 @@ import os
 import pkgutil
 import sys
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from rad_bench.blocks.memory import MemoryBlock
 from rad_bench.config import MemoryConfig
 from rad_bench.errors import UserError, did_you_mean
 
+IMPORT = "The package is rad_bench.blocks: `from rad_bench.blocks.memory import MemoryBlock`."
 _NOT_BLOCKS = {"memory", "contract", "fast"}
 
 
@@ -41,16 +44,18 @@ def find_block(name: str) -> type[MemoryBlock]:
             raise UserError(f"memory: blocks/{name}.py must define exactly one block, but defines {len(classes)}.")
         return classes[0]
     source, _, class_name = name.rpartition(":")
-    module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
+    module = _load_file(Path(source), name) if source.endswith(".py") else _load_module(source, name)
     block = getattr(module, class_name, None)
     if block is None:
         names = [c.__name__ for c in _block_classes(module)]
         raise UserError(f"memory: {source} has no class '{class_name}'{did_you_mean(class_name, names)}")
     if not (inspect.isclass(block) and issubclass(block, MemoryBlock)):
-        raise UserError(f"memory: {class_name} in {source} is not a subclass of rad_bench.blocks.memory.MemoryBlock.")
+        old = inspect.isclass(block) and any(base.__module__ == "blocks.memory" for base in block.__mro__)
+        hint = f" {IMPORT}" if old else ""
+        raise UserError(f"memory: '{name}' is not a subclass of rad_bench.blocks.memory.MemoryBlock.{hint}")
     if inspect.isabstract(block):
         missing = ", ".join(sorted(block.__abstractmethods__))
-        raise UserError(f"memory: {class_name} in {source} lacks {missing}, which every block must define.")
+        raise UserError(f"memory: '{name}' lacks {missing}, which every block must define.")
     return block
 
 
@@ -139,36 +144,76 @@ def _block_classes(module: Any) -> list[type[MemoryBlock]]:
     ]
 
 
-def _load_module(name: str) -> Any:
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise UserError(f"memory: '{name}' is not a module name; own blocks: 'file.py:Class' or 'module:Class'.")
+def _load_module(source: str, name: str) -> Any:
+    if not all(part.isidentifier() for part in source.split(".")):
+        raise UserError(f"memory: '{source}' is not a module name; own blocks: 'file.py:Class' or 'module:Class'.")
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(source)
     except (Exception, SystemExit) as error:  # the user's code can raise anything
-        raise UserError(f"memory: cannot import '{name}': {_reason(error)}") from None
+        reason = _reason(error)
+        if isinstance(error, ModuleNotFoundError) and f"{source}.".startswith(f"{error.name}."):
+            file = "/".join(source.split(".")) + ".py"
+            reason += f" There is no {file} in {Path.cwd()} or beside the sweep either: give the file, as in "
+            reason += f"'folder/{file}:{name.rpartition(':')[2]}', or put its folder on PYTHONPATH."
+        raise UserError(f"memory: cannot import '{source}': {reason}") from None
 
 
-def _load_file(path: Path) -> Any:
+def _load_file(path: Path, name: str) -> Any:
     if not os.path.isfile(path):  # unlike Path.is_file, it accepts names that no file can have
         raise UserError(f"memory: there is no file '{path}' (looked in {Path.cwd()}).")
-    name = f"rad_bench_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
+    own = f"rad_bench_user_{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]}"
+    if own in sys.modules:
+        return sys.modules[own]
+    try:
+        sys.modules[own] = _in_package(path) or _alone(path, own)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(own, None)
+        raise UserError(f"memory: '{name}' cannot be loaded: {_reason(error)}") from None
+    return sys.modules[own]
+
+
+def _alone(path: Path, name: str) -> Any:
+    """Import a file under a name that nothing else has, so that it shadows no module of its name."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    with _last_on_the_path(path.parent):
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise UserError(f"memory: '{path}' cannot be loaded: {_reason(error)}") from None
     return module
+
+
+def _in_package(path: Path) -> Any:
+    """Import a file as a module of its package, for relative imports; None if it is in none that can be imported."""
+    root = path.resolve().parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    names = path.resolve().relative_to(root).with_suffix("").parts
+    if len(names) == 1:
+        return None
+    module_name = ".".join(names).removesuffix(".__init__")
+    with _last_on_the_path(root):
+        try:
+            if importlib.util.find_spec(module_name).origin != str(path.resolve()):  # type: ignore[union-attr]
+                return None  # another package has this name
+        except (ImportError, AttributeError, ValueError):
+            return None
+        return importlib.import_module(module_name)
+
+
+@contextlib.contextmanager
+def _last_on_the_path(folder: Path) -> Iterator[None]:
+    """Let a block import the files beside it. They come last, so none of them shadows an installed module."""
+    before = list(sys.path)
+    sys.path.append(str(folder))
+    importlib.invalidate_caches()  # the file may be newer than the last look into its folder
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _reason(error: BaseException) -> str:
     reason = f"{type(error).__name__}: {error}."
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "blocks":
-        return f"{reason} The package is rad_bench.blocks: `from rad_bench.blocks.memory import MemoryBlock`."
-    return reason
+    old = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "blocks"
+    return f"{reason} {IMPORT}" if old else reason

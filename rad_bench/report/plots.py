@@ -9,16 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from rad_bench.drawing import Axes, Figure, settings
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.evaluation.metrics import METRICS
 from rad_bench.report.curves import LEAST_EPISODES, Curve, gap_curves, horizon_curves, loss_curves
@@ -69,13 +63,12 @@ def draw_plots(sweep: Sweep, rows: list[Row], folder: Path, learning: Sequence[L
     plots: list[Plot] = []
 
     def add(part: str, name: str, caption: str, draw: Callable[..., tuple[Figure, str]], *arguments: Any) -> None:
-        with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        with settings({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             figure, text = draw(*arguments, styles)
             buffer = io.StringIO()
             figure.savefig(buffer, format="svg", metadata={"Date": None})
             figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-            plt.close(figure)
         (folder / f"{name}.svg").write_text(buffer.getvalue(), encoding="utf-8")
         plots.append(Plot(name, part, caption, text, buffer.getvalue()))
 
@@ -142,10 +135,8 @@ def _draw_curves(curves: list[Curve], x: str, y: str, scale: str, styles: dict[s
     rows = -(-len(names) // 2)
     lines = max(sum(base_name(label) == name for label in trained) for name in names) + len(labels) - len(trained)
     height = rows * (PANEL_HEIGHT + LEGEND_LINE * (lines + 1)) + 0.2
-    figure, grid = plt.subplots(
-        rows, 2, figsize=(WIDTH, height), sharex=True, sharey=True, layout="constrained", squeeze=False
-    )
-    panels = list(grid.flat)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    panels = list(figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat)
     for axes, name in zip(panels, names, strict=False):
         own = [curve for curve in curves if base_name(curve.label) in (name, *CONTROLS)]
         _fill(axes, own, styles, lambda label: form_name(label) or label)
@@ -179,7 +170,8 @@ def _fill(axes: Axes, curves: list[Curve], styles: dict[str, Style], name: Calla
 
 def _draw_drops(rows: list[Row], styles: dict[str, Style]) -> tuple[Figure, str]:
     shown = [row for row in rows if row.block not in CONTROLS and row.drops]
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.75 + 0.22 * max(len(shown), 2)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.75 + 0.22 * max(len(shown), 2)), layout="constrained")
+    axes = figure.subplots()
     values = []
     for offset, intervention, fill in ((-0.14, "swap", "full"), (0.14, "reset", "none")):
         for number, row in enumerate(shown):
@@ -243,7 +235,8 @@ def _columns(labels: list[str]) -> int:
 def _figure(labels: list[str]) -> tuple[Figure, Axes]:
     """Return a figure of a column's width, with room for the legend below the axes."""
     lines = -(-len(labels) // _columns(labels))
-    return plt.subplots(figsize=(WIDTH, HEIGHT + LEGEND_LINE * lines), layout="constrained")
+    figure = Figure(figsize=(WIDTH, HEIGHT + LEGEND_LINE * lines), layout="constrained")
+    return figure, figure.subplots()
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

@@ -216,8 +216,4 @@ def _why_missing(run: Path) -> str:
         except UserError as error:
             return str(error)
         return "finished, but not in the report yet; `rad-bench report` adds it"
-    try:
-        lines = RunFolder(run).failure.read_text(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return one_line(lines[-1]) if lines else "not finished"
+    return RunFolder(run).read_failure() or "not finished"

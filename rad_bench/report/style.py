@@ -11,8 +11,7 @@ import hashlib
 import itertools
 from dataclasses import dataclass
 
-from matplotlib.colors import to_hex, to_rgb
-
+from rad_bench.drawing import to_hex, to_rgb
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.report.reading import base_name
 

@@ -47,8 +47,8 @@ def commit() -> str | None:
         git = ["git", "-C", str(root)]
         if not (root / ".git").exists():
             return None
-        answer = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
+        answer = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True, timeout=10)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()[:12] + (" (dirty)" if dirty.stdout.strip() else "")
+    return answer.stdout.decode("ascii").strip()[:12] + (" (dirty)" if dirty.stdout.strip() else "")

@@ -144,7 +144,7 @@ def _check_progress(paths: RunFolder, run: Run, launch: LaunchConfig) -> None:
         return
     step = saved_step(paths)
     try:
-        first = json.loads(paths.start.read_text())
+        first = json.loads(paths.start.read_text(encoding="utf-8"))
         same_place = (first["job"], first["step"]) == (holder.job, step)
         starts = holder.restarts - first["restarts"] if same_place else 0
     except (OSError, ValueError, KeyError, TypeError):  # the job's first start, or a partly written file

@@ -36,6 +36,6 @@ def write_figures(path: Path, figures: dict[str, Any]) -> None:
     """Write figures as JSON; make the folder if needed. Raises `UserError` if the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=1) + "\n")
+        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise unwritten(error, path) from None

@@ -117,7 +117,9 @@ def ruling_claim(folder: Path, now: float | None = None) -> Claim | None:
     if not number:
         return None
     try:
-        with (folder / f"{number:04d}").open() as file:  # opening makes a network file system refresh the time
+        with (folder / f"{number:04d}").open(
+            encoding="utf-8"
+        ) as file:  # opening makes a network file system refresh the time
             beat = os.fstat(file.fileno()).st_mtime
             text = file.read()
     except OSError:
@@ -164,7 +166,7 @@ def _acquire(folder: Path, seconds: float, wait: float) -> Lease:
         if claim is None or not claim.is_alive() or claim.yields_to(me):
             lease = Lease(folder, (claim.number if claim else 0) + 1)
             try:
-                with lease.path.open("x") as file:
+                with lease.path.open("x", encoding="utf-8") as file:
                     json.dump({"seconds": seconds, "holder": asdict(me)}, file)
             except FileExistsError:
                 continue  # another process was faster
@@ -210,7 +212,7 @@ def _clock(folder: Path) -> float:
 def _machine() -> str:
     """Identify the processes that see each other's ids: one boot of a machine and one PID namespace."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
@@ -219,7 +221,7 @@ def _machine() -> str:
 def _started(process: int) -> str:
     """Return when a process started, in the system's own format; empty if there is no such process."""
     try:
-        stat = Path(f"/proc/{process}/stat").read_text()
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
         state, *rest = stat.rpartition(")")[2].split()
         return "" if state == "Z" else rest[18]  # field 22, starttime; a zombie has ended
     except (OSError, IndexError):

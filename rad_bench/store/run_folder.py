@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import yaml
 
 from rad_bench.config import RunConfig
-from rad_bench.errors import UserError
+from rad_bench.errors import UserError, one_line
 from rad_bench.store import strict_yaml
 from rad_bench.store.atomic import write_atomically
 
@@ -114,8 +114,21 @@ class RunFolder:
     def append(self, target: Path, line: str) -> None:
         """Add a line to a file of this folder, if the fence allows."""
         self.fence()
-        with target.open("a") as file:
+        with target.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def write_failure(self, reason: str, details: str = "") -> None:
+        """Write why the run failed, if the fence allows: the details, and as the last line the reason."""
+        text = f"{details.rstrip()}\n{one_line(reason)}".lstrip()
+        self.replace(self.failure, lambda file: file.write(text.encode(errors="backslashreplace")))
+
+    def read_failure(self) -> str | None:
+        """Return the reason in failure.txt; None if there is no such file."""
+        try:
+            lines = self.failure.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            return None
+        return one_line(lines[-1]) if lines else "unknown"
 
 
 def save_run(run: Run, folder: Path) -> None:

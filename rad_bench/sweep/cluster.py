@@ -7,6 +7,8 @@ still run.
 from __future__ import annotations
 
 import contextlib
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,9 +20,10 @@ import submitit
 from rad_bench.config import LaunchConfig
 from rad_bench.errors import UserError
 from rad_bench.store.lease import ruling_claim
-from rad_bench.sweep import squeue
+from rad_bench.sweep import inherited, squeue
 from rad_bench.sweep.job import Missing, Notes, RunJob
 from rad_bench.sweep.journal import Submission, new_submission, read_submissions
+from rad_bench.sweep.last_words import last_words
 from rad_bench.sweep.squeue import SilentError, Task
 
 CONFIRM_SECONDS = 3.0  # until SLURM is asked again about a job that seems to have ended without a result
@@ -117,29 +120,32 @@ class ClusterLaunch:
         if waiting.run.paths.failure.exists():  # deleted at submission, so this failure is new
             del self.runs[name]
         elif state in NOT_RETRIED:
-            self.notes[name] = NOT_RETRIED[state]
-            del self.runs[name]
+            self._give_up(name, NOT_RETRIED[state], failed=state != "CANCELLED")
         elif task and state == "FAILED" and not _has_begun(waiting.run, task):
             # Not a lost node, but a missing command or module: it would be missing the next time too.
-            self.notes[name] = f"its job failed before the run began{self._last_error(name, task)}"
-            del self.runs[name]
+            self._give_up(name, f"its job failed before the run began{self._last_error(name, task)}")
         elif waiting.attempts >= waiting.run.launch.attempts:
             ended = state.lower().replace("_", " ") or "gone from the queue"
             error = self._last_error(name, task)
-            self.notes[name] = f"its job was lost {waiting.attempts} times; the last one: {ended}{error}"
-            del self.runs[name]
+            self._give_up(name, f"its job was lost {waiting.attempts} times; the last one: {ended}{error}")
         else:
             self.to_submit.append(name)
 
+    def _give_up(self, name: str, reason: str, failed: bool = True) -> None:
+        """Wait no longer for a run, and say why: also in its folder, unless somebody stopped it."""
+        self.notes[name] = reason
+        run = self.runs.pop(name).run
+        if failed:
+            with contextlib.suppress(OSError):
+                run.paths.write_failure(reason)
+
     def _last_error(self, name: str, task: Task | None) -> str:
-        """Return the last line of a job's error log and the log's path; empty if there is none."""
+        """Return the last words of a job's error log and the log's path; empty if there are none."""
         folder = next(entry.folder for entry in reversed(self.submissions) if name in entry.runs)
         for log in sorted(folder.glob(f"{task.id}_*_log.err")) if task else ():
             with contextlib.suppress(OSError):
-                lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-                # srun's own lines only say that a task has exited.
-                if errors := [line for line in lines if not line.startswith("srun: error")] or lines:
-                    return f": {errors[-1]} ({log})"
+                if words := last_words(log.read_text(encoding="utf-8", errors="replace")):
+                    return f": {words} ({log})"
         return ""
 
     def _submit(self) -> None:
@@ -172,8 +178,8 @@ class ClusterLaunch:
         for run in runs:
             run.paths.failure.unlink(missing_ok=True)
         submission = new_submission(self.sweep_folder, names)
-        executor = make_executor(submission.folder, launch, submission.name)
-        with executor.batch():
+        executor = make_executor(submission.folder.absolute(), launch, submission.name)
+        with inherited.replaced_by(inherited.elsewhere()), executor.batch():
             for run in runs:
                 executor.submit(RunJob(), run.folder, run.launch)
         submission = replace(submission, submitted=True)
@@ -202,8 +208,9 @@ class ClusterLaunch:
 def make_executor(logs: Path, launch: LaunchConfig, name: str) -> submitit.AutoExecutor:
     """Return submitit's executor for jobs called `name`, whose files go to `logs`."""
     slurm = launch.slurm
-    python = {"slurm_python": slurm.python} if slurm.python else {}
-    executor = submitit.AutoExecutor(folder=logs, cluster="slurm", slurm_max_num_timeout=1000, **python)
+    # -P: a user's module in the working directory must not shadow one of Python's or ours.
+    python = f"{slurm.python or shlex.quote(sys.executable)} -P"
+    executor = submitit.AutoExecutor(folder=logs, cluster="slurm", slurm_max_num_timeout=1000, slurm_python=python)
     named = {"partition": slurm.partition, "account": slurm.account, "qos": slurm.qos, "constraint": slurm.constraint}
     options: dict[str, Any] = {f"slurm_{key}": value for key, value in named.items() if value is not None}
     if slurm.gpus:

@@ -86,7 +86,7 @@ def measured(folders: Iterable[Path], steps: int, device: str, threads: int) -> 
 def start_seconds() -> float:
     """Return how many seconds a run's process takes to start."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import rad_bench.run.execute"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-P", "-c", "import rad_bench.run.execute"], check=True, capture_output=True)
     return time.perf_counter() - began
 
 

@@ -79,7 +79,7 @@ def launch_of(sweep: SweepConfig, run: Run, where: str = "sweep") -> LaunchConfi
             run.axes[axis] in values for axis, values in _parse_only(sweep, [text], f"{where}: launch.where").items()
         ):
             tree = merge(tree, changes)
-    launch: LaunchConfig = validate(LaunchConfig, tree, where, "launch.where")
+    launch: LaunchConfig = validate(LaunchConfig, tree, lambda _: where, "launch.where")
     return launch
 
 
@@ -90,11 +90,16 @@ def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Data
         settings = named[value] if isinstance(named, dict) else {axis: value}
         for path, setting in settings.items():
             set_at(tree, path.split("."), setting, f"{where}: grid.{axis}")
-    config = absolute_paths(validate(RunConfig, tree, where, "run"))
+
+    def origin(key: Sequence[str]) -> str:
+        axis = next((axis for axis in axes if _sets(sweep, axis, key[1:])), None)
+        return sweep.origin(key if axis is None else ["grid", axis], where)
+
+    config = absolute_paths(validate(RunConfig, tree, origin, "run"), sweep.folders)
     try:
         check_options(config.memory)
     except UserError as error:
-        raise UserError(f"{where}: run.{error}") from None
+        raise UserError(f"{origin(['run', 'memory'])}: run.{error}") from None
     identity = config.data.model_dump_json()
     if identity not in datasets:
         datasets[identity] = open_dataset(config.data)
@@ -105,6 +110,13 @@ def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Data
     slug = re.sub(r"[^A-Za-z0-9.=]+", "-", label).strip("-.")[:80]
     name = f"{slug or 'run'}-seed{config.seed}-{key[:8]}"
     return Run(name, label, axes, config, key, block_identity(config.memory), dataset.identity)
+
+
+def _sets(sweep: SweepConfig, axis: str, key: Sequence[str]) -> bool:
+    """Return whether an axis of the grid sets a key below `run`, or something in it or above it."""
+    values = sweep.grid[axis]
+    paths = [axis] if isinstance(values, list) else [path for point in values.values() for path in point]
+    return any(all(a == b for a, b in zip(path.split("."), key, strict=False)) for path in paths if key)
 
 
 def _check_poses(config: RunConfig, dataset: Dataset, where: str) -> None:

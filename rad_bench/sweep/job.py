@@ -42,29 +42,44 @@ class RunJob(submitit.helpers.Checkpointable):
 
     def __call__(self, folder: Path, launch: LaunchConfig) -> str:
         """Return `done`, `SUPERSEDED`, or the error, which is also in failure.txt."""
-        from rad_bench.run.execute import execute
-        from rad_bench.training.distributed import join
-
-        paths, group = RunFolder(folder), join()
+        paths, rank = RunFolder(folder), None
         with contextlib.ExitStack() as stack:
-            if group.rank == 0:
-                # A job whose launcher was killed keeps running. A second job waits here, and then finds the run done.
-                lease = stack.enter_context(hold(paths.attempts, launch.lease, wait=math.inf))
-                paths = RunFolder(folder, lease.fence)
-                paths.failure.unlink(missing_ok=True)  # it is from an earlier attempt
             try:
+                from rad_bench.run.execute import execute
+                from rad_bench.training.distributed import join
+
+                group = join()
+                rank = group.rank
+                if rank == 0:
+                    # A job whose launcher was killed keeps running. A second job waits, and then finds the run done.
+                    lease = stack.enter_context(hold(paths.attempts, launch.lease, wait=math.inf))
+                    paths = RunFolder(folder, lease.fence)
+                    paths.failure.unlink(missing_ok=True)  # it is from an earlier attempt
                 execute(paths, launch, group)
             except SupersededError:
                 return SUPERSEDED
             except Exception as error:
-                text = str(error) if isinstance(error, UserError) else traceback.format_exc()
-                if not paths.failure.exists():  # the first process to fail has the cause
-                    with contextlib.suppress(OSError, SupersededError):  # the disk may be full
-                        paths.replace(paths.failure, lambda file: file.write(text.encode()))
-                if group.rank:
+                if not _write_failure(paths, error) or rank != 0:
                     raise  # srun ends the job's other processes when one exits with an error
-                return f"{type(error).__name__}: {error}"
+                return _reason(error)
         return "done"
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def _write_failure(paths: RunFolder, error: Exception) -> bool:
+    """Write why the run failed, and return whether that could be done: the disk may be full."""
+    details = "" if isinstance(error, UserError) else traceback.format_exc()
+    try:
+        if not paths.failure.exists():  # the first process to fail has the cause
+            paths.write_failure(_reason(error), details)
+    except SupersededError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def read_submissions(sweep_folder: Path) -> list[Submission]:
     submissions = []
     for path in (sweep_folder / "submitit").glob(f"*/{FILE}"):
         try:
-            record = json.loads(path.read_text())
+            record = json.loads(path.read_text(encoding="utf-8"))
             submission = Submission(path.parent, str(record["name"]), tuple(record["runs"]), bool(record["submitted"]))
             if submission.name.startswith(PREFIX):  # a copied folder must not name a user's other jobs
                 submissions.append((path.stat().st_mtime, submission))

@@ -28,12 +28,12 @@ from rad_bench.training.distributed import check_shares
 
 def choose_cluster(cluster: str, launch: LaunchConfig) -> str:
     """Resolve `auto`: SLURM where `sbatch` exists and the sweep names a partition, else this machine."""
-    has_slurm = shutil.which("sbatch") is not None
+    has_slurm = all(shutil.which(program) for program in ("sbatch", "srun"))
     if cluster == "auto":
         return "slurm" if has_slurm and launch.slurm.partition is not None else "local"
     if cluster == "slurm" and not has_slurm:
         raise UserError(
-            "--cluster slurm: there is no sbatch on this machine; use --cluster local, or log in where SLURM is."
+            "--cluster slurm: there is no sbatch or no srun here; use --cluster local, or log in where SLURM is."
         )
     return cluster
 

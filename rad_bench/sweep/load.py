@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +15,53 @@ from pydantic import BaseModel, ValidationError
 
 from rad_bench.config import FilesData, RunConfig, SweepConfig
 from rad_bench.errors import UserError, did_you_mean
+from rad_bench.paths import absolute_path, block_path, user_path
 from rad_bench.store import strict_yaml
+from rad_bench.sweep import shipped
+from rad_bench.sweep.origin import Origins
 
 LARGEST_FILE = 1 << 20  # bytes; a sweep is written by hand
 LONGEST_CHAIN = 8  # of `extends`
 PROBLEMS_NAMED = 3  # of a config; the others are counted
 
 
-def load_sweep(path: Path, overrides: Iterable[str] = ()) -> SweepConfig:
-    """Read a sweep file, apply `PATH=VALUE` overrides, and check it. Raises `UserError`."""
-    tree = {**_read(path, (), {})}
+def load_sweep(path: Path | str, overrides: Iterable[str] = ()) -> SweepConfig:
+    """Read a sweep file, or one that comes with rad-bench, apply `PATH=VALUE` overrides, and check it.
+
+    Raises `UserError`.
+    """
+    path = shipped.find(Path(path))
+    origins = Origins(str(path))
+    tree = read_tree(path, origins)
+    folders = dict.fromkeys(Path(name).parent for name, _ in reversed(origins.layers))
+    for override in overrides:
+        origins.layers.append((f"--set {override:.200}", _override(tree, override)))
+    sweep: SweepConfig = validate(SweepConfig, tree, origins.of)
+    return sweep.read_from(folders, origins.of)
+
+
+def read_tree(path: Path, origins: Origins) -> dict[str, Any]:
+    """Return a sweep file merged with what it extends; all files that are read are added to `origins`."""
+    tree = {**_read(path, (), {}, origins)}
     if isinstance(tree.get("grid"), dict):  # `memory: null` removes an axis of an extended file
         tree["grid"] = {axis: values for axis, values in tree["grid"].items() if values is not None}
-    for override in overrides:
-        _override(tree, override)
-    return validate(SweepConfig, tree, str(path))
+    return tree
 
 
-def validate(model: type[Any], tree: Any, where: str, prefix: str = "") -> Any:
-    """Validate against a pydantic model. Its errors become one `UserError`."""
+def validate(model: type[Any], tree: Any, where: Callable[[Sequence[str]], str], prefix: str = "") -> Any:
+    """Validate against a pydantic model. Its errors become one `UserError`; `where` tells where a key was set."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        problems = [_explain(model, problem, prefix) for problem in errors[:PROBLEMS_NAMED]]
         more = f" ({len(errors) - PROBLEMS_NAMED} more problems follow.)" if len(errors) > PROBLEMS_NAMED else ""
-        raise UserError(f"{where}: " + " ".join(problems) + more) from None
+        text, before = "", None
+        for problem in errors[:PROBLEMS_NAMED]:
+            key = [*filter(None, prefix.split(".")), *_location(model, problem)]
+            place, sentence = where(key), _explain(model, problem, key)
+            text += f" {sentence}" if place == before else f" {place}: {sentence}"
+            before = place
+        raise UserError(text.strip() + more) from None
 
 
 def parse_value(text: str) -> Any:
@@ -58,14 +80,16 @@ def split_assignment(text: str, option: str) -> tuple[str, Any]:
     return path.strip(), parse_value(value)
 
 
-def _read(path: Path, chain: tuple[Path, ...], known: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+def _read(path: Path, chain: tuple[Path, ...], known: dict[Path, dict[str, Any]], origins: Origins) -> dict[str, Any]:
     """Return a sweep file merged with the files it extends. `known` caches files, so each is read once."""
     real = Path(os.path.realpath(path))  # unlike Path.resolve, it accepts links that form a circle
     if real in chain or len(chain) >= LONGEST_CHAIN:
         names = " -> ".join(p.name for p in (*chain, path))
         raise UserError(f"{path}: 'extends' forms a circle, or a chain longer than {LONGEST_CHAIN}: {names}.")
     if real not in known:
-        known[real] = _extended(path, _parse(path), (*chain, real), known)
+        own = _parse(path)
+        known[real] = _extended(path, own, (*chain, real), known, origins)
+        origins.layers.append((str(path), copy.deepcopy(own)))
     return known[real]
 
 
@@ -90,7 +114,11 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _extended(
-    path: Path, own: dict[str, Any], chain: tuple[Path, ...], known: dict[Path, dict[str, Any]]
+    path: Path,
+    own: dict[str, Any],
+    chain: tuple[Path, ...],
+    known: dict[Path, dict[str, Any]],
+    origins: Origins,
 ) -> dict[str, Any]:
     extends = own.pop("extends", [])
     parents = [extends] if isinstance(extends, str) else extends
@@ -100,7 +128,8 @@ def _extended(
         )
     merged: dict[str, Any] = {}
     for parent in parents:
-        merged = merge(merged, _read(path.parent / parent, chain, known))
+        file = shipped.find(user_path(parent, f"{path}: extends"), path.parent)
+        merged = merge(merged, _read(file, chain, known, origins))
     return merge(merged, own)
 
 
@@ -116,7 +145,8 @@ def merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _override(tree: dict[str, Any], assignment: str) -> None:
+def _override(tree: dict[str, Any], assignment: str) -> dict[str, Any]:
+    """Change the tree, and return the change as a tree."""
     path, value = split_assignment(assignment, "--set")
     parts = path.split(".")
     if parts[0] not in SweepConfig.model_fields:
@@ -134,6 +164,9 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
         if isinstance(grid, dict):
             grid.pop(".".join(parts[1:]), None)  # a fixed value replaces an axis
     set_at(tree, parts, value, f"--set {assignment:.200}")
+    change: dict[str, Any] = {}
+    set_at(change, parts, value, assignment)
+    return change
 
 
 def set_at(tree: dict[str, Any], path: list[str], value: Any, where: str) -> None:
@@ -151,10 +184,13 @@ def set_at(tree: dict[str, Any], path: list[str], value: Any, where: str) -> Non
     tree[last] = value
 
 
-def _explain(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) -> str:
+def _location(model: type[BaseModel], problem: Mapping[str, Any]) -> list[str]:
+    return [str(part) for at, part in enumerate(problem["loc"]) if not _is_tag(at, problem["loc"], model)]
+
+
+def _explain(model: type[BaseModel], problem: Mapping[str, Any], path: list[str]) -> str:
     """Return a pydantic error as a sentence."""
-    location = [str(part) for at, part in enumerate(problem["loc"]) if not _is_tag(at, problem["loc"], model)]
-    key = ".".join([prefix, *location] if prefix else location) or "the file"
+    location, key = _location(model, problem), ".".join(path) or "the file"
     kind, reason = problem["type"], problem["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         return f"{key}: there is no such key{did_you_mean(location[-1], _accepted(model, problem['loc'][:-1]))}"
@@ -207,15 +243,16 @@ def _accepted(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     return sorted({name for m in models for name in m.model_fields})
 
 
-def absolute_paths(config: RunConfig) -> RunConfig:
-    """Return the config with its files and folders made absolute: jobs may run from elsewhere."""
+def absolute_paths(config: RunConfig, folders: Iterable[Path] = ()) -> RunConfig:
+    """Return the config with its files and folders made absolute: jobs may run from elsewhere.
+
+    A block's file may also lie in one of `folders`, those of the sweep's files.
+    """
     data, memory, autoencoder = config.data, config.memory, config.autoencoder
     if isinstance(data, FilesData):
-        data = data.model_copy(update={"path": str(Path(data.path).expanduser().absolute())})
+        data = data.model_copy(update={"path": absolute_path(data.path, "run.data.path")})
     if autoencoder.path is not None:
-        path = str(Path(autoencoder.path).expanduser().absolute())
+        path = absolute_path(autoencoder.path, "run.autoencoder.path")
         autoencoder = autoencoder.model_copy(update={"path": path})
-    place, colon, name = memory.name.rpartition(":")
-    if colon and place.endswith(".py"):
-        memory = memory.model_copy(update={"name": f"{Path(place).absolute()}:{name}"})
+    memory = memory.model_copy(update={"name": block_path(memory.name, folders)})
     return config.model_copy(update={"data": data, "memory": memory, "autoencoder": autoencoder})

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 
 from rad_bench.config import LaunchConfig
-from rad_bench.store.atomic import write_atomically
+from rad_bench.sweep import inherited
 from rad_bench.sweep.job import Missing, Notes, RunJob
+from rad_bench.sweep.last_words import last_words
 
 POLL_SECONDS = 0.5
 TAIL_BYTES = 1 << 14  # at the end of a run's output, searched for its error
@@ -61,7 +62,12 @@ def launch_here(missing: list[Missing], parallel: int, watch: Callable[[], None]
                 if waiting and place not in places:
                     run, number = waiting.popleft()
                     places[place] = Attempt(run, number, [])
-                    start(places[place], gpus_of(place, run.launch, visible_gpus()))
+                    try:
+                        start(places[place], gpus_of(place, run.launch, visible_gpus()))
+                    except OSError as error:
+                        end(places.pop(place).processes)
+                        place_of = error.filename or run.folder
+                        notes[run.folder.name] = f"it cannot be started: {error.strerror or error} ({place_of})"
             watch()
             time.sleep(POLL_SECONDS)
             for place, attempt in list(places.items()):
@@ -86,11 +92,10 @@ def start(attempt: Attempt, gpus: tuple[str, ...]) -> None:
     # -P: a user's module in the working directory must not shadow one of Python's or ours.
     command = [sys.executable, "-P", "-u", "-m", "rad_bench.sweep.job", str(run.folder), run.launch.model_dump_json()]
     threads = str(run.launch.threads)
-    environment = os.environ | {
+    environment = inherited.here() | {
         "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(_free_port()),
     }  # fmt: skip
-    environment.pop("SUBMITIT_EXECUTOR", None)  # the launcher may be a SLURM job; its runs are not
     with run.paths.output.open("ab") as output:
         for rank in map(str, range(count)):
             attempt.processes.append(
@@ -120,28 +125,31 @@ def end(processes: Iterable[Process]) -> None:
 def _reason(attempt: Attempt, status: int) -> str:
     """Return why a run has no result, and write it to failure.txt, unless the run did that itself."""
     paths = attempt.run.paths
-    reason = f"{_last_line(attempt)} ({paths.output})"
+    own = paths.read_failure()
+    if own is not None and status >= 0:
+        return own
+    reason = f"{_last_words(attempt)} ({paths.output})"
     if status < 0:
         memory = "; perhaps there was too little memory" if -status == signal.SIGKILL else f": {reason}"
         reason = f"its process was killed {attempt.number} times by {signal.Signals(-status).name}{memory}"
-    if status < 0 or (status > 0 and not paths.failure.exists()):
+    if status:
         with contextlib.suppress(OSError):
-            write_atomically(paths.failure, reason.encode())
+            paths.write_failure(reason)
     return reason
 
 
-def _last_line(attempt: Attempt) -> str:
+def _last_words(attempt: Attempt) -> str:
     with attempt.run.paths.output.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-        lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it ended without output"
+        return last_words(file.read().decode(errors="replace")) or "it ended without output"
 
 
 def launch_in_process(missing: list[Missing], watch: Callable[[], None]) -> Notes:
     """Execute runs one after the other in this process, for a debugger."""
     notes = {}
     for run in missing:
-        outcome = RunJob()(run.folder, run.launch)
+        with inherited.replaced_by(inherited.here()):
+            outcome = RunJob()(run.folder, run.launch)
         if outcome != "done":
             notes[run.folder.name] = outcome
         watch()

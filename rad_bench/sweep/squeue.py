@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
+import os
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rad_bench.sweep import inherited
 from rad_bench.sweep.journal import Submission
 
 TIMEOUT_SECONDS = 60  # of one SLURM command
@@ -48,7 +49,7 @@ def query(submissions: Iterable[Submission]) -> dict[str, Task]:
     if not submissions:
         return {}
     names = ",".join(submission.name for submission in submissions)
-    lines = _call("squeue", "-h", "-r", "-t", "all", "-u", getpass.getuser(), f"--name={names}", "-o", "%j|%K|%i|%T|%r")
+    lines = _call("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), f"--name={names}", "-o", "%j|%K|%i|%T|%r")
     known: dict[tuple[str, int], Task] = {}
     for line in lines:
         name, index, number, state, reason = line.split("|", 4)
@@ -105,7 +106,10 @@ def largest_array() -> int:
 
 def _call(*command: str) -> list[str]:
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+        answer = subprocess.run(
+            command, env=inherited.here(), capture_output=True, encoding="utf-8", errors="replace",
+            timeout=TIMEOUT_SECONDS, check=False,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SilentError(f"{command[0]} did not answer: {error}") from None
     if answer.returncode:

@@ -37,9 +37,8 @@ def run_status(folder: Path) -> RunStatus:
         return RunStatus(folder.name, "done", 1.0, "")
     claim, last = ruling_claim(paths.attempts), _last_record(paths.log)
     running = claim is not None and claim.is_alive()
-    if not running and paths.failure.exists():
-        lines = paths.failure.read_text(errors="replace").strip().splitlines() or ["unknown"]
-        return RunStatus(folder.name, "failed", 0.0, lines[-1])
+    if not running and (reason := paths.read_failure()) is not None:
+        return RunStatus(folder.name, "failed", 0.0, reason)
     if last is None:
         return RunStatus(folder.name, "running" if running else "missing", 0.0, "starting" if running else "")
     state = "running" if running else "stopped"

@@ -322,7 +322,7 @@ def _cut_log(folder: RunFolder, step: int) -> None:
     if not folder.log.exists():
         return
     kept = []
-    for line in folder.log.read_text(errors="replace").splitlines():
+    for line in folder.log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

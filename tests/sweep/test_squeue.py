@@ -130,7 +130,7 @@ def test_attempts_have_an_end(answers, tmp_path):
     for _ in range(2):
         launch._poll()
     assert launch.notes == {"a": "its job was lost 2 times; the last one: node fail"}
-    assert not RunFolder(folder).failure.exists()
+    assert RunFolder(folder).read_failure() == launch.notes["a"]
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def _open_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in WORLD}
     if path.exists():
         try:
-            manifest = json.loads(path.read_text())
+            manifest = json.loads(path.read_text(encoding="utf-8"))
             recorded = {**manifest, **manifest["versions"]}
             if not isinstance(manifest["files"], dict):
                 raise TypeError("files is not a mapping")
