@@ -25,6 +25,7 @@ from rad_bench.errors import UserError, did_you_mean
 
 IMPORT = "The package is rad_bench.blocks: `from rad_bench.blocks.memory import MemoryBlock`."
 _NOT_BLOCKS = {"memory", "contract", "fast"}
+_folders: set[Path] = set()  # of the users' files that were loaded
 
 
 def block_names() -> list[str]:
@@ -174,6 +175,7 @@ def _load_file(path: Path, name: str) -> Any:
 
 def _alone(path: Path, name: str) -> Any:
     """Import a file under a name that nothing else has, so that it shadows no module of its name."""
+    _check_siblings(path.parent.resolve())
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -181,6 +183,18 @@ def _alone(path: Path, name: str) -> Any:
     with _last_on_the_path(path.parent):
         spec.loader.exec_module(module)
     return module
+
+
+def _check_siblings(folder: Path) -> None:
+    """Raise `ImportError` if a block here would get another block's file of the same name: Python loads a name once."""
+    for file in sorted(folder.glob("*.py")):
+        other = _file_of(sys.modules.get(file.stem))
+        if other is not None and other.parent in _folders - {folder}:
+            raise ImportError(
+                f"{file.name} beside it would be taken for {other}, which a block of another folder has imported; "
+                "rename one of the two"
+            )
+    _folders.add(folder)
 
 
 def _in_package(path: Path) -> Any:

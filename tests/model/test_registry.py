@@ -66,6 +66,16 @@ def test_a_block_may_import_files_beside_it(folder):
     assert files == {"beside.py", "scales.py"}
 
 
+def test_blocks_of_two_folders_do_not_share_a_file_by_its_name(folder):
+    for number, place in enumerate(("one", "two")):
+        (folder / place).mkdir()
+        (folder / place / f"shared_{folder.name}.py").write_text(f"SCALE = {number + 2}\n")
+        (folder / place / "mine.py").write_text(f"from shared_{folder.name} import SCALE\n" + BASE)
+    assert find_block(f"{folder / 'one' / 'mine.py'}:Mine")(8).step(torch.ones(1, 1, 8), ())[0].max() == 2
+    with pytest.raises(UserError, match=r"would be taken for .*one.*rename one of the two"):
+        find_block(f"{folder / 'two' / 'mine.py'}:Mine")
+
+
 def test_a_block_may_be_part_of_a_package(folder):
     package = folder / "my_memories" / "fast"
     package.mkdir(parents=True)
@@ -77,7 +87,8 @@ def test_a_block_may_be_part_of_a_package(folder):
     assert block(8).step(torch.ones(1, 1, 8), ())[0].max() == 5
 
 
-def test_files_beside_a_block_shadow_nothing(folder):
+def test_files_beside_a_block_shadow_nothing(folder, monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path[1:])  # the folder itself, which no job has there
     for name in ("random", "torch", "yaml", "blocks"):
         (folder / f"{name}.py").write_text("raise RuntimeError('not me')\n")
     (folder / "shadow.py").write_text("import random, yaml\nSCALE = random.Random(0).randint(7, 7)\n" + BASE)
