@@ -165,12 +165,18 @@ def test_a_folder_from_elsewhere_does_not_choose_what_a_sweep_runs(tmp_path, mon
 
 
 def test_nothing_that_is_read_can_hold_code():
-    """No unsafe YAML, no pickles: of torch, of numpy, of pandas, of Python."""
+    """No unsafe YAML, no pickles: of torch, of numpy, of pandas, of Python.
+
+    One exception: the weights of LPIPS come as a pickle of known hash, for which a loader admits arrays alone.
+    """
     calls = []
     for path in [*(ROOT / "rad_bench").rglob("*.py"), *(ROOT / "blocks").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            assert not {"pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal"} & set(names), path
+            unsafe = {"pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal"} & set(names)
+            assert not unsafe or (path.name, unsafe) == ("fetch_weights.py", {"pickle"}), path
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
+                assert node.attr in ("Unpickler", "UnpicklingError"), path  # to restrict the one, and catch the other
             if isinstance(node, ast.Call):
                 given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 calls.append((path.name, ast.unparse(node.func), [ast.unparse(a) for a in node.args], given))
