@@ -9,24 +9,18 @@ Letters: N frames, C latent channels, H height, W width.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rad_bench.config import AutoencoderConfig
 from rad_bench.errors import UserError
 
 FACTOR = 8  # pixels a side of a token
 GROUPS = 8  # of a normalisation; `width` is a multiple of it
-FRAMES_AT_ONCE = 64
 RECORD, WEIGHTS = "autoencoder.json", "model.safetensors"
 
 
@@ -83,60 +77,6 @@ class Autoencoder(nn.Module):
         return frames
 
 
-class Conv:
-    """Implements `Codec` by an autoencoder that `rad-bench autoencoder train` wrote into the folder `config.path`.
-
-    Raises `UserError` if the folder does not hold one, or the frames' sides are not multiples of 8.
-    """
-
-    bound: float | None = None
-    lossless = False
-
-    def __init__(self, config: AutoencoderConfig, frame_shape: tuple[int, int, int]) -> None:
-        assert config.path is not None
-        self.folder = Path(config.path)
-        self._record = read_record(self.folder)
-        _, height, width = frame_shape
-        if height % FACTOR or width % FACTOR:
-            raise UserError(
-                f"autoencoder.path {config.path} divides sides by {FACTOR}, which does not divide frames of "
-                f"{height} x {width} pixels; set data.size to a multiple of {FACTOR}."
-            )
-        self.frame_shape = (int(self._record["channels"]), height // FACTOR, width // FACTOR)
-        self.identity = _hash_weights(self.folder)
-
-    @torch.no_grad()
-    def encode(self, frames: Tensor) -> Tensor:
-        model = self._model(str(frames.device))
-        batches = frames.flatten(0, -4).split(FRAMES_AT_ONCE)
-        return torch.cat([model.encode(to_input(batch)) for batch in batches]).unflatten(0, frames.shape[:-3])
-
-    @torch.no_grad()
-    def decode(self, inputs: Tensor) -> Tensor:
-        model = self._model(str(inputs.device))
-        batches = inputs.flatten(0, -4).split(FRAMES_AT_ONCE)
-        return torch.cat([to_frames(model.decode(batch)) for batch in batches]).unflatten(0, inputs.shape[:-3])
-
-    @functools.lru_cache(maxsize=2)  # noqa: B019  a run has one codec, on one or two devices
-    def _model(self, device: str) -> Autoencoder:
-        model = Autoencoder(int(self._record["channels"]), int(self._record["width"]))
-        try:
-            model.load_state_dict(load_file(self.folder / WEIGHTS))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise UserError(f"autoencoder.path {self.folder} cannot be loaded: {error}.") from None
-        return model.to(device).eval().requires_grad_(False)
-
-
-def to_input(frames: Tensor) -> Tensor:
-    """Scale frames, uint8, to [-1, 1]."""
-    return frames.float() / 127.5 - 1.0
-
-
-def to_frames(output: Tensor) -> Tensor:
-    """Return the frames, uint8, that an autoencoder's output in [-1, 1] shows."""
-    return ((output + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 def read_record(folder: Path) -> dict[str, Any]:
     """Return the record of a trained autoencoder: its settings, data and scores. Raises `UserError`."""
     try:
@@ -152,8 +92,3 @@ def read_record(folder: Path) -> dict[str, Any]:
             "`rad-bench autoencoder train` has finished."
         ) from None
     return record
-
-
-@functools.cache
-def _hash_weights(folder: Path) -> str:
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:16]

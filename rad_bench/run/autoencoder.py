@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from rad_bench.config import AutoencoderConfig
 from rad_bench.data.recordings import Recordings
 from rad_bench.errors import UserError, unwritten
 from rad_bench.evaluation.evaluate import encode_and_decode, frame_metrics
 from rad_bench.evaluation.metrics import METRICS, metric_card
-from rad_bench.model.autoencoder import FACTOR, GROUPS, RECORD, WEIGHTS, Autoencoder, Conv, read_record
+from rad_bench.model.autoencoder import FACTOR, GROUPS, RECORD, WEIGHTS, Autoencoder, read_record
+from rad_bench.model.codec import Conv
 from rad_bench.run.environment import commit
 from rad_bench.store.atomic import write_atomically
 from rad_bench.training.autoencoder import CHECKPOINT, Settings, claim, spread, train_autoencoder
@@ -56,7 +56,7 @@ def make_autoencoder(
 
 def score_ceiling(data: Recordings, folder: Path, device: torch.device) -> dict[str, float]:
     """Return the mean of each metric over held-out frames that were encoded and decoded."""
-    codec = Conv(AutoencoderConfig(name="conv", path=str(folder)), data.frame_shape)
+    codec = Conv(folder, data.frame_shape)
     each = math.ceil(SCORED / len(data.held_out_items))
     videos = [spread(data, item, each)[None] for item in data.held_out_items]
     scores = [frame_metrics(encode_and_decode(codec, video, device), video, device) for video in videos]

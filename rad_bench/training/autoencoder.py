@@ -7,20 +7,21 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rad_bench.data.recordings import Recordings
 from rad_bench.errors import UserError, unwritten
-from rad_bench.model.autoencoder import Autoencoder, to_input
+from rad_bench.model.autoencoder import Autoencoder
+from rad_bench.model.codec import to_input
 from rad_bench.store.atomic import write_atomically
+from rad_bench.training.loop import learning_rate, write_state
 
 CLIP = 4  # frames read together: single ones are slow to decode from video
 NOISE = 0.1  # deviation of the noise on latents in training
 PENALTY = 1e-4  # weight of the latents' mean square
-WARMUP = 50  # steps
 CLIP_NORM = 1.0  # of gradients
 SAVE_EVERY = 100  # steps
 SCALED_BY = 1024  # training frames that give the latents' mean and deviation, about
@@ -38,6 +39,7 @@ class Settings:
     batch: int = 32  # frames
     learning_rate: float = 2e-3
     seed: int = 0
+    warmup: int = 50  # steps
 
 
 def train_autoencoder(
@@ -52,7 +54,7 @@ def train_autoencoder(
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     for step in range(_resume(out, model, optimiser), settings.steps):
         for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(step, settings.steps)
+            group["lr"] = learning_rate(settings, step)
         loss = _loss(model, _batch(data, settings, step).to(device), settings.seed, step)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -78,11 +80,6 @@ def _batch(data: Recordings, settings: Settings, step: int) -> Tensor:
     """Return the frames of a training step, uint8 [batch, 3, H, W]."""
     clips = data.draw(settings.seed, step, math.ceil(settings.batch / CLIP), CLIP)
     return data.clips(clips, CLIP).frames.flatten(0, 1)[: settings.batch]
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Return the factor of the learning rate: a short rise, then a cosine down to zero."""
-    return min((step + 1) / WARMUP, 1.0) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @torch.no_grad()
@@ -126,11 +123,8 @@ def claim(out: Path, settings: Settings, data: str) -> None:
 def _save(out: Path, model: Autoencoder, optimiser: torch.optim.Optimizer, step: int) -> None:
     state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
 
-    def write(file: BinaryIO) -> None:
-        torch.save(state, file)
-
     try:
-        write_atomically(out / CHECKPOINT, write)
+        write_atomically(out / CHECKPOINT, lambda file: write_state(state, file))
     except OSError as error:
         raise unwritten(error, out / CHECKPOINT) from None
 

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from safetensors.torch import save
@@ -204,7 +204,18 @@ def make_optimiser(trunk: nn.Module, config: TrainingConfig) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def learning_rate(config: TrainingConfig, step: int) -> float:
+class Schedule(Protocol):
+    """What decides the learning rate."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def warmup(self) -> int: ...
+
+
+def learning_rate(config: Schedule, step: int) -> float:
     """Return the learning rate: linear warm-up, then a cosine to zero at the last step."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
@@ -265,10 +276,10 @@ def _save(folder: RunFolder, trainer: Trainer, progress: Progress) -> None:
     if folder.checkpoint.exists():
         folder.fence()
         os.replace(folder.checkpoint, folder.checkpoint_before)
-    folder.replace(folder.checkpoint, lambda file: _write(state, file))
+    folder.replace(folder.checkpoint, lambda file: write_state(state, file))
 
 
-def _write(state: dict[str, Any], file: BinaryIO) -> None:
+def write_state(state: dict[str, Any], file: BinaryIO) -> None:
     """Save to a file. torch hides the file's own error, such as a full disk; this raises it."""
     errors: list[OSError] = []
 

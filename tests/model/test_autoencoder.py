@@ -12,8 +12,8 @@ from rad_bench.config import AutoencoderConfig, MemoryMazeData
 from rad_bench.data import open_dataset, open_folder
 from rad_bench.errors import UserError
 from rad_bench.evaluation.controls import CEILING
-from rad_bench.model.autoencoder import Conv, read_record, to_input
-from rad_bench.model.codec import open_codec
+from rad_bench.model.autoencoder import read_record
+from rad_bench.model.codec import Conv, open_codec, to_input
 from rad_bench.run.autoencoder import make_autoencoder
 from rad_bench.training.autoencoder import CHECKPOINT, Settings, spread
 from tests.runs import finished

@@ -145,7 +145,7 @@ def test_identity_is_the_weights_not_their_place(vae, episodes, tmp_path):
     (copy / "config.json").write_text(json.dumps({**settings, "scaling_factor": 0.7}))
     from rad_bench.model import codec
 
-    codec._hash_folder.cache_clear()
+    codec._hash_files.cache_clear()
     assert key(copy) != key(vae[0])
 
 
