@@ -36,6 +36,9 @@ class Config(BaseModel):
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+Panels = Annotated[int, Field(ge=1, le=16)]
+
+
 class RoomsData(Config):
     """The embedded world: rooms with coloured walls, drawn on demand. A preset is a set of other defaults."""
 
@@ -44,7 +47,9 @@ class RoomsData(Config):
     size: int = Field(32, ge=8, le=512, description="frame height and width, pixels")
     headings: int = Field(24, ge=4, le=72, description="directions in a full turn; one turn is one of them")
     step: float = Field(0.0, ge=0, le=0.5, description="length of a step; a wall is 2 long; 0: turns on the spot")
-    panels: int = Field(2, ge=1, le=16, description="independently coloured panels on each wall")
+    panels: Panels | tuple[Panels, ...] = Field(
+        2, description="independently coloured panels on each wall; of a list, each room has one number"
+    )
     palette: int | None = Field(8, ge=2, le=12, description="colours a panel may have; null: any colour")
     texture: float = Field(0.0, ge=0, le=1, description="contrast of the random stripes on each panel")
     pillar: bool = True
@@ -65,6 +70,17 @@ class RoomsData(Config):
         coarse: dict[str, Any] = {"headings": 8, "panels": 1, "palette": None}
         presets: dict[str, dict[str, Any]] = {"rotation": coarse, "walking": {**coarse, "step": 0.15}}
         return {**presets.get(str(value.get("preset")), {}), **value}
+
+    @field_validator("panels")
+    @classmethod
+    def _panels_nest(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if isinstance(value, tuple):
+            most = max(value, default=0)
+            if len(set(value)) < 2 or len(set(value)) < len(value) or any(most % panels for panels in value):
+                raise ValueError(
+                    "a list needs two or more different numbers that all divide the largest, such as [1, 2, 4, 8]"
+                )
+        return value
 
 
 class FilesData(Config):
@@ -416,7 +432,8 @@ class SweepConfig(Config):
     """One experiment: the config that all runs share, a grid of changes to it, and how to launch.
 
     An axis is a path below `run` with its values, or a new name with named points, each of which sets several
-    paths: `regime: {frame-wise: {trunk.frames_per_step: 1, trunk.window: 3}, ...}`.
+    paths: `regime: {frame-wise: {trunk.frames_per_step: 1, trunk.window: 3}, ...}`. Points of the axis `memory` may be
+    named too, `memory: {lstm(4 kB): {memory: lstm, match.budget: 4096}, ...}`.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)

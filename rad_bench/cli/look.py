@@ -21,15 +21,18 @@ from rad_bench.cli.place import PLACE
 @click.option("--task", help="continuation or retrieval. Default: the first that the run was evaluated on.")
 @click.option(
     "--intervention",
+    "interventions",
     type=click.Choice(["keep", "reset", "swap"]),
-    default="keep",
+    multiple=True,
+    default=["keep"],
     show_default=True,
-    help="What happens to the memory at the end of the context.",
+    help="What happens to the memory at the end of the context. Repeatable.",
 )
 @click.option("--out", type=PLACE, help="A .gif or .mp4. Default: a GIF in the (first) run's folder.")
 @click.option("--fps", type=click.IntRange(1, 50), default=5, show_default=True, help="Frames per second.")
 def rollout(
-    runs: tuple[Path, ...], episodes: tuple[int, ...], task: str | None, intervention: str, out: Path | None, fps: int
+    runs: tuple[Path, ...], episodes: tuple[int, ...], task: str | None, interventions: tuple[str, ...],
+    out: Path | None, fps: int,
 ) -> None:  # fmt: skip
     """Make a video of finished runs (folders results/SWEEP/runs/NAME), side by side with the truth."""
     from rad_bench.look.film import check_format, draw, film, write_video
@@ -37,9 +40,9 @@ def rollout(
 
     if out is not None:
         check_format(out)
-    clip = film([load_trained(run) for run in runs], task, intervention, episodes)
+    clip = film([load_trained(run) for run in runs], task, list(dict.fromkeys(interventions)), episodes)
     numbers = "-".join(map(str, clip.episodes))
-    out = out or runs[0] / f"rollout-{clip.task}-{intervention}-{numbers}.gif"
+    out = out or runs[0] / f"rollout-{clip.task}-{'-'.join(dict.fromkeys(interventions))}-{numbers}.gif"
     write_video(draw(clip), out, fps)
     click.echo(f"{out}: {len(clip.kinds[0])} frames, of which the first {clip.context} are the context.")
 

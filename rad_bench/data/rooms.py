@@ -7,7 +7,8 @@ also lingers around one direction, for a few frames or many, so that gaps are sp
 it lingers for up to `linger` frames.
 
 Dials of difficulty: `headings` (how much neighbouring frames share), `panels`, `palette` and `texture` (how much there
-is to remember), `step` (whether views return exactly).
+is to remember), `step` (whether views return exactly). Of a list of `panels`, each training room has a random one, and
+held-out rooms have each in turn.
 
 Letters: B episodes, T frames, R rays (columns of a frame), S sub-columns that are averaged into one.
 """
@@ -25,10 +26,10 @@ from numpy.typing import NDArray
 from rad_bench.config import RoomsData
 from rad_bench.data.episodes import Episodes, Hidden, Palette, egomotion_from_poses
 from rad_bench.data.raycast import FloatArray, IntArray, bearings, meet_circle, meet_square
+from rad_bench.data.walks import held_out_turns, training_turns
 
 VERSION = 2  # of the drawing and the paths; part of the data's identity
 NONE, LEFT, RIGHT, FORWARD = range(4)  # the actions
-HALF_TURN_SHARE = 0.4  # of episodes, in which half of the room remains unseen
 STEP_SHARE = 0.4  # of frames, in worlds with steps
 START = 0.3  # the agent starts within this of the room's centre, in x and in y
 PILLAR_RADIUS, PILLAR_RING = 0.15, (0.7, 0.8)  # radius, and range of its distance from the room's centre
@@ -49,11 +50,15 @@ TRAINING, HELD_OUT, PROBE = 1, 2, 3  # first word of every random key, so that t
 
 @dataclass(frozen=True)
 class _Layout:
-    """B rooms."""
+    """B rooms. A wall is divided into the most panels that a room may have; neighbours may be one surface."""
 
     colours: FloatArray  # [B, 4 * panels * stripes + 1, 3] in 0..255; the last is the pillar's
     numbers: IntArray  # [B, 4 * panels + 1] of the palette's colours; zeros without a palette
+    surfaces: IntArray  # [B, 4 * panels + 1] the surface that a panel belongs to, by the number of its first panel
     pillar: FloatArray  # [B, 2] centre
+
+    def __getitem__(self, rows: slice) -> _Layout:
+        return _Layout(self.colours[rows], self.numbers[rows], self.surfaces[rows], self.pillar[rows])
 
 
 class Rooms:
@@ -61,6 +66,8 @@ class Rooms:
 
     def __init__(self, config: RoomsData) -> None:
         self.config = config
+        self.loads = (config.panels,) if isinstance(config.panels, int) else config.panels  # panels a wall, of a room
+        self.panels = max(self.loads)
         self.stripes = STRIPES if config.texture else 1  # on each panel
         self.frame_shape = (3, config.size, config.size)
         self.action_size = 4
@@ -74,10 +81,10 @@ class Rooms:
         """Return rows of `batch` clips: a pure function of the config and the arguments."""
         rng = np.random.default_rng([TRAINING, seed, step, batch, frames])
         layout = self._layouts(rng, batch)
-        turns = np.stack([self._training_turns(rng, frames) for _ in range(batch)])
+        turns = self._training_turns(rng, batch, frames)
         actions, poses = self._move(rng, turns, layout)
         names = tuple(f"rooms/{seed}/{step}/{b}" for b in range(batch))
-        layout = _Layout(layout.colours[rows], layout.numbers[rows], layout.pillar[rows])
+        layout = layout[rows]
         surfaces = self._surfaces(layout, poses[rows]) if with_surfaces else None
         return self._episodes(layout, actions[rows], poses[rows], names[rows], surfaces)
 
@@ -89,8 +96,8 @@ class Rooms:
         drawn = []
         for e in range(episodes):
             rng, layout = self._held_out_layout(e, frames, context)
-            actions, poses = self._move(rng, self._held_out_turns(rng, frames, context)[None], layout)
-            drawn.append((layout.colours, layout.numbers, layout.pillar, actions, poses))
+            actions, poses = self._move(rng, held_out_turns(rng, frames, context, self.config.headings)[None], layout)
+            drawn.append((layout.colours, layout.numbers, layout.surfaces, layout.pillar, actions, poses))
         *parts, actions, poses = (np.concatenate(arrays) for arrays in zip(*drawn, strict=True))
         layout = _Layout(*parts)
         names = tuple(f"rooms/held-out/{e}" for e in range(episodes))
@@ -102,7 +109,7 @@ class Rooms:
 
     def _held_out_layout(self, episode: int, frames: int, context: int) -> tuple[np.random.Generator, _Layout]:
         rng = np.random.default_rng([HELD_OUT, episode, frames, context])
-        return rng, self._layouts(rng, 1)
+        return rng, self._layouts(rng, 1, self.loads[episode % len(self.loads)])
 
     def probe_clips(self, training: bool, count: int, frames: int) -> Episodes:
         """Return clips with probe targets: the wall colour that each heading shows from the clip's first position.
@@ -111,7 +118,7 @@ class Rooms:
         """
         rng = np.random.default_rng([PROBE, training, count, frames])
         layout = self._layouts(rng, count)
-        turns = np.stack([self._training_turns(rng, frames) for _ in range(count)])
+        turns = self._training_turns(rng, count, frames)
         actions, poses = self._move(rng, turns, layout)
         angle = 2 * math.pi / self.config.headings
         start = np.repeat(poses[:, :1], self.config.headings, 1)
@@ -160,13 +167,15 @@ class Rooms:
 
     def _shade(self) -> FloatArray:
         """Return the brightness of each surface, [4 * panels + 1, 1]."""
-        return np.append(np.repeat(WALL_SHADE, self.config.panels), 1)[:, None]
+        return np.append(np.repeat(WALL_SHADE, self.panels), 1)[:, None]
 
     # -- rooms and paths -------------------------------------------------------------------------------------------
 
-    def _layouts(self, rng: np.random.Generator, count: int) -> _Layout:
-        surfaces = 4 * self.config.panels + 1
+    def _layouts(self, rng: np.random.Generator, count: int, panels: int | None = None) -> _Layout:
+        """Draw rooms, of `panels` panels a wall if they are given."""
+        surfaces = 4 * self.panels + 1
         shade, numbers = self._shade(), np.zeros((count, surfaces), np.int64)
+        surface = np.tile(np.arange(surfaces), (count, 1))
         if self.config.palette is None:
             hue = rng.random((count, surfaces, 1)) * 6
             saturation, value = rng.uniform(0.5, 1, (2, count, surfaces, 1))
@@ -175,40 +184,21 @@ class Rooms:
         else:
             numbers = rng.integers(self.config.palette, size=(count, surfaces))
             colours = shade * np.array(PALETTE)[numbers]
+        if len(self.loads) > 1:
+            own = rng.choice(self.loads, (count, 1)) if panels is None else np.full((count, 1), panels)
+            surface[:, :-1] -= surface[:, :-1] % (self.panels // own)  # panels that are one surface
+            numbers = np.take_along_axis(numbers, surface, 1)
+            colours = np.take_along_axis(colours, surface[..., None], 1)
         angle, distance = rng.uniform(0, 2 * math.pi, count), rng.uniform(*PILLAR_RING, count)
         if self.stripes > 1:
             walls = np.repeat(colours[:, :-1], self.stripes, 1)
             walls = walls * (1 - self.config.texture * rng.random((*walls.shape[:2], 1)))
             colours = np.concatenate([walls, colours[:, -1:]], 1)
-        return _Layout(colours, numbers, distance[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1))
+        return _Layout(colours, numbers, surface, distance[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1))
 
-    def _look_around(self, rng: np.random.Generator) -> list[int]:
-        direction, headings = int(rng.choice((-1, 1))), self.config.headings
-        return [direction] * (headings // 2 if rng.random() < HALF_TURN_SHARE else headings)
-
-    def _training_turns(self, rng: np.random.Generator, frames: int) -> IntArray:
-        """Return the turn that leads to each frame: -1, 0 or 1 headings; 0 for the first."""
-        turns = [0, *self._look_around(rng)]
-        while len(turns) < frames:
-            if self.config.linger:
-                turns += _linger(rng, int(rng.integers(self.config.linger + 1)))
-            turns += _sweep(rng, 2, self.config.headings)
-        return np.array(turns[:frames])
-
-    def _held_out_turns(self, rng: np.random.Generator, frames: int, context: int) -> IntArray:
-        """Return turns whose context shows no more than the look around; after the context, the agent also lingers."""
-        headings = self.config.headings
-        turns = [0, *self._look_around(rng)]
-        shown = range(min(np.cumsum(turns)), max(np.cumsum(turns)) + 1)
-        while len(turns) < context:
-            sweep = _sweep(rng, 2, headings)
-            if len(shown) > headings or sum(turns) + sum(sweep) in shown:
-                turns += sweep
-        del turns[context:]
-        while len(turns) < frames:
-            turns += _linger(rng, int(rng.integers(2, max(3, (frames - context) * 2 // 3))))
-            turns += _sweep(rng, 2, headings)
-        return np.array(turns[:frames])
+    def _training_turns(self, rng: np.random.Generator, count: int, frames: int) -> IntArray:
+        headings, linger = self.config.headings, self.config.linger
+        return np.stack([training_turns(rng, frames, headings, linger) for _ in range(count)])
 
     def _move(self, rng: np.random.Generator, turns: IntArray, layout: _Layout) -> tuple[IntArray, FloatArray]:
         """Follow the turns [B, T], with steps in between. Returns actions [B, T] and poses [B, T, 3]."""
@@ -266,15 +256,13 @@ class Rooms:
         A panel is one surface, because each part of it shows the colour of the whole.
         """
         _, wall, along = self._cast(layout, poses, bearings(self.config.size, self.config.fov))
-        return self._panel(wall, along)
-
-    def _panel(self, wall: IntArray, along: FloatArray) -> IntArray:
-        """Return the number of the wall panel; the last number is the pillar's."""
-        return _part(wall, along, self.config.panels)
+        rooms = np.arange(len(poses))[:, None, None]
+        surfaces: IntArray = layout.surfaces[rooms, _part(wall, along, self.panels)]
+        return surfaces
 
     def _stripe(self, wall: IntArray, along: FloatArray) -> IntArray:
         """Return the number of the stripe, an area of one colour; the last number is the pillar's."""
-        return _part(wall, along, self.config.panels * self.stripes)
+        return _part(wall, along, self.panels * self.stripes)
 
     def _draw(self, layout: _Layout, poses: FloatArray) -> NDArray[np.uint8]:
         """Return frames [B, T, 3, size, size]. Edges are antialiased: a pixel mixes the colours that cover it.
@@ -340,7 +328,7 @@ class Room:
 
     def plan(self) -> list[tuple[FloatArray, list[int]]]:
         """Return the outlines [P, 2] of wall panels and pillar from above, with their colours."""
-        panels = self._rooms.config.panels * self._rooms.stripes
+        panels = self._rooms.panels * self._rooms.stripes
         colours = self._layout.colours[0].astype(int).tolist()
         corners = {0: ((1, -1), (1, 1)), 1: ((-1, 1), (1, 1)), 2: ((-1, -1), (-1, 1)), 3: ((-1, -1), (1, -1))}
         shapes: list[tuple[FloatArray, list[int]]] = []
@@ -357,13 +345,3 @@ class Room:
 def _part(wall: IntArray, along: FloatArray, parts: int) -> IntArray:
     part: IntArray = wall * parts + (along * parts).astype(np.int64)
     return part
-
-
-def _sweep(rng: np.random.Generator, shortest: int, longest: int) -> list[int]:
-    return [int(rng.choice((-1, 1)))] * int(rng.integers(shortest, longest + 1))
-
-
-def _linger(rng: np.random.Generator, frames: int) -> list[int]:
-    """Return turns back and forth over three neighbouring headings."""
-    direction = int(rng.choice((-1, 1)))
-    return [direction if t % 4 in (0, 1) else -direction for t in range(frames)]

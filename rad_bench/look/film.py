@@ -1,7 +1,7 @@
 """A video of trained runs next to the truth, with the same frames that the evaluation scored.
 
-Each episode is a column. From top to bottom: a bar over all frames, coloured by kind; a line of text; the truth; a row
-for each run.
+Each episode is a row: the truth, then each run, with another episode's memory too where that is asked for. Above them
+stand the names, a line of text, and a bar over all frames, coloured by kind.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ COLOURS = {
     "unknown": "#DDDDDD",
 }  # fmt: skip
 MEMORY = {"keep": "", "reset": ", memory reset after the context", "swap": ", another episode's memory"}
-TILE = 192  # smallest side of an enlarged frame, in pixels
-GAP, BAR, LABEL = 8, 8, 120  # pixels: between tiles, height of the bar, width of the labels
+TILE = 128  # smallest side of an enlarged frame, in pixels
+GAP, BAR = 8, 8  # pixels: between tiles, height of the bar
+LABEL_LINES = 3  # most lines of a name
 TEXT, LINE = 14, 19  # pixels: font size, line height
 
 
@@ -43,22 +44,22 @@ class Film:
     """Episodes as true frames and as each run generated them. T = context + horizon."""
 
     task: str
-    intervention: str
     context: int
     episodes: list[int]
     kinds: list[list[str]]  # [B][T], `context` first; by the first run's reach
     gaps: list[list[float]]  # [B][T] frames out of sight, NaN where undefined
-    rows: dict[str, Tensor]  # label -> uint8 [B, T, 3, h, w], the truth first
+    columns: dict[str, Tensor]  # name -> uint8 [B, T, 3, h, w], the truth first
 
 
-def film(runs: Sequence[Trained], task_name: str | None, intervention: str, episodes: Sequence[int]) -> Film:
-    """Roll the runs out on held-out episodes, by default the one with most revisits.
+def film(runs: Sequence[Trained], task_name: str | None, interventions: Sequence[str], episodes: Sequence[int]) -> Film:
+    """Roll the runs out on held-out episodes, by default the one with most revisits, with each of the interventions.
 
-    Raises `UserError` for a task or episode that was not evaluated, and for runs with different truths.
+    A run without a memory has nothing to intervene on, and is shown once. Raises `UserError` for a task or episode that
+    was not evaluated, and for runs with different truths.
     """
     first = runs[0]
     name = task_name or first.run.config.evaluation.tasks[0]
-    tasks: list[tuple[Trained, Task]] = [(trained, _task(trained, name, intervention)) for trained in runs]
+    tasks: list[tuple[Trained, Task]] = [(trained, _task(trained, name, interventions)) for trained in runs]
     truth = tasks[0][1]
     kinds, gaps = classify_task(truth, reach(first.run.config), first.dataset.has_poses, first.dataset.same_view)
     shown = list(episodes) or [int((kinds == "revisit").sum(1).argmax())]
@@ -74,31 +75,35 @@ def film(runs: Sequence[Trained], task_name: str | None, intervention: str, epis
                 "horizons, so they have no common truth. Make a video of each."
             )
     C = truth.context
-    rows = {"truth": truth.truth[shown]}
-    for trained, task in tasks:
-        frames = roll_out(trained, task, only={intervention: shown}).frames[intervention]
-        label = _label(trained, runs)
-        while label in rows:
-            label += "'"
-        rows[label] = torch.cat([truth.truth[shown, :C], frames], 1)
+    columns = {"truth": truth.truth[shown]}
+    for number, intervention in enumerate(interventions):
+        for trained, task in tasks:
+            if number and not trained.has_memory:
+                continue
+            frames = roll_out(trained, task, only={intervention: shown}).frames[intervention]
+            label = _label(trained, runs) + MEMORY[intervention]
+            while label in columns:
+                label += "'"
+            columns[label] = torch.cat([truth.truth[shown, :C], frames], 1)
     return Film(
-        name, intervention, C, shown,
+        name, C, shown,
         [["context"] * C + kinds[e].tolist() for e in shown],
         [[math.nan] * C + gaps[e].tolist() for e in shown],
-        rows,
+        columns,
     )  # fmt: skip
 
 
-def _task(trained: Trained, name: str, intervention: str) -> Task:
+def _task(trained: Trained, name: str, interventions: Sequence[str]) -> Task:
     config = trained.run.config
+    known = config.evaluation
     for option, value, evaluated in (
-        ("task", name, config.evaluation.tasks), ("intervention", intervention, config.evaluation.interventions),
+        ("task", name, known.tasks), *(("intervention", each, known.interventions) for each in interventions),
     ):  # fmt: skip
         if value not in evaluated:
             hint = did_you_mean(value, evaluated)
             raise UserError(f"--{option} {value}: {trained.folder.path} was not evaluated with this {option}{hint}")
     task = make_task(name, held_out(config, trained.dataset), config.evaluation, config.trunk.frames_per_step)
-    if intervention == "swap" and partners(task.origins) is None:
+    if "swap" in interventions and partners(task.origins) is None:
         raise UserError(
             f"--intervention swap: all episodes that {trained.folder.path} was evaluated on are clips of one "
             "recording, so there is no other memory to swap theirs with."
@@ -113,37 +118,41 @@ def _label(trained: Trained, runs: Sequence[Trained]) -> str:
 
 def draw(film: Film) -> list[Image.Image]:
     """Return the pictures of the film, one a frame, all of the same size with even sides."""
-    B, T, _, h, w = film.rows["truth"].shape
+    _, T, _, h, w = film.columns["truth"].shape
     scale = math.ceil(TILE / min(h, w))
     width, height = w * scale, h * scale
-    top = 3 * GAP + 3 * LINE + BAR
-    size = LABEL + B * (width + GAP), top + len(film.rows) * (height + GAP)
-    empty = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), "white")
     font = ImageFont.load_default(TEXT)
+    names = [_wrap(label, font, width) for label in film.columns]
+    top = 2 * GAP + LINE * (1 + max(name.count("\n") + 1 for name in names))
+    band = 2 * LINE + BAR + GAP + height + GAP  # of an episode
+    across = GAP + len(names) * (width + GAP)
+    size = across, top + len(film.episodes) * band
+    empty = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), "white")
     pen = ImageDraw.Draw(empty)
-    pen.text((GAP, GAP), film.task + MEMORY[film.intervention], "black", font)
-    for row, label in enumerate(film.rows):
-        pen.text((GAP, top + row * (height + GAP)), _wrap(label, font, LABEL - 2 * GAP), "black", font)
-    lefts = [LABEL + b * (width + GAP) for b in range(B)]
-    for b, left in enumerate(lefts):
-        pen.text((left, GAP + LINE), f"episode {film.episodes[b]}", "black", font)
-        for t, kind in enumerate(film.kinds[b]):
-            pen.rectangle(_segment(left, width, t, T), COLOURS[kind])
+    pen.text((GAP, GAP), film.task, "black", font)
+    lefts = [GAP + column * (width + GAP) for column in range(len(names))]
+    for left, name in zip(lefts, names, strict=True):
+        pen.text((left, GAP + LINE), name, "black", font)
+    bar = GAP, across - 2 * GAP  # left, width
+    for b, kinds in enumerate(film.kinds):
+        for t, kind in enumerate(kinds):
+            pen.rectangle(_segment(*bar, top + b * band + 2 * LINE, t, T), COLOURS[kind])
     pictures = []
     for t in range(T):
         picture = empty.copy()
         pen = ImageDraw.Draw(picture)
-        pen.text((GAP, GAP + 2 * LINE), f"frame {t + 1} / {T}", "black", font)
-        for b, left in enumerate(lefts):
-            pen.text((left, GAP + 2 * LINE), _caption(film, b, t), "black", font)
-            x, y, right, _ = _segment(left, width, t, T)
+        for b, episode in enumerate(film.episodes):
+            y = top + b * band
+            text = f"episode {episode}, frame {t + 1} of {T}: {_caption(film, b, t)}"
+            pen.text((GAP, y), text, "black", font)
+            x, line, right, _ = _segment(*bar, y + 2 * LINE, t, T)
             middle = (x + right) / 2
-            pen.polygon([(middle - 4, y - 5), (middle + 4, y - 5), (middle, y + 1)], "black")
-            for row, frames in enumerate(film.rows.values()):
+            pen.polygon([(middle - 4, line - 5), (middle + 4, line - 5), (middle, line + 1)], "black")
+            for left, frames in zip(lefts, film.columns.values(), strict=True):
                 tile = Image.fromarray(frames[b, t].permute(1, 2, 0).numpy()).resize(
                     (width, height), Image.Resampling.NEAREST
                 )
-                corner = left, top + row * (height + GAP)
+                corner = left, y + 2 * LINE + BAR + GAP
                 picture.paste(tile, corner)
                 edge = (corner[0] - 3, corner[1] - 3, corner[0] + width + 2, corner[1] + height + 2)
                 pen.rectangle(edge, outline=COLOURS[film.kinds[b][t]], width=3)
@@ -151,9 +160,8 @@ def draw(film: Film) -> list[Image.Image]:
     return pictures
 
 
-def _segment(left: int, width: int, t: int, frames: int) -> tuple[int, int, int, int]:
-    """Return frame t's part of the bar over a column, as left, top, right, bottom (inclusive)."""
-    y = 2 * GAP + 3 * LINE
+def _segment(left: int, width: int, y: int, t: int, frames: int) -> tuple[int, int, int, int]:
+    """Return frame t's part of an episode's bar, as left, top, right, bottom (inclusive)."""
     return left + t * width // frames, y, max(left + t * width // frames, left + (t + 1) * width // frames - 1), y + BAR
 
 
@@ -172,7 +180,10 @@ def _wrap(text: str, font: Any, width: int) -> str:
         if font.getlength(line + letter) > width:
             lines, line = [*lines, line], ""
         line += letter
-    return "\n".join([*lines, line])
+    lines = [*lines, line]
+    return "\n".join(
+        lines[: LABEL_LINES - 1] + ["".join(lines[LABEL_LINES - 1 :])] if len(lines) > LABEL_LINES else lines
+    )
 
 
 def write_video(pictures: Sequence[Image.Image], path: Path, fps: int) -> None:

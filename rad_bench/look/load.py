@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from rad_bench.blocks.memory import leaves
 from rad_bench.config import MemoryConfig
 from rad_bench.errors import UserError
 from rad_bench.model.experiment import Experiment, open_experiment
@@ -29,6 +30,11 @@ class Trained(Experiment):
     def name(self) -> str:
         """Return the name of the run among others: its label and seed."""
         return f"{self.run.label}, seed {self.run.config.seed}"
+
+    @property
+    def has_memory(self) -> bool:
+        """Return whether its block carries a state."""
+        return any(True for state in self.trunk.start(1).memory() for _ in leaves(state))
 
 
 def load_trained(path: Path) -> Trained:

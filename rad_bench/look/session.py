@@ -73,7 +73,7 @@ class World:
         )
         self.diffusion = Diffusion(config.diffusion, trained.codec.bound)
         self.motion = motion_features(config.trunk.motion, self.task.actions, self.task.egomotion)
-        self.has_memory = any(any(True for _ in leaves(state)) for state in trained.trunk.start(1).memory())
+        self.has_memory = trained.has_memory
         self.context_of = functools.lru_cache(CONTEXTS)(self._read)
         self.norms_of = functools.lru_cache(CONTEXTS)(self._norms)
 

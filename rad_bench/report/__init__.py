@@ -12,6 +12,7 @@ def write_report(sweep_folder: Path) -> Path:
     from rad_bench.report.answer import answer
     from rad_bench.report.evidence import budgets, gaps, need, parity
     from rad_bench.report.learning import learning_curves, learning_table, order_sentences
+    from rad_bench.report.load import loads
     from rad_bench.report.page import write_page
     from rad_bench.report.plots import draw_plots
     from rad_bench.report.reading import read_sweep
@@ -24,9 +25,11 @@ def write_report(sweep_folder: Path) -> Path:
     report = sweep_folder / "report"
     axes = ablation_rows(sweep)
     curves = learning_curves(sweep)
+    held = loads(sweep)
     memory = memory_rows(sweep.frames, sweep.blocks, sweep.tasks)
     probe_scores = {block: probes(sweep.results_of(block)) for block in sweep.blocks}
     written = [tables.headline(rows), tables.paper(rows), tables.interventions(rows), tables.capacity(rows)]
+    written += [tables.load(held, rows)]
     written += [
         tables.memory(memory),
         tables.probe(probe_scores),
@@ -46,7 +49,7 @@ def write_report(sweep_folder: Path) -> Path:
     for table in written:
         (report / "tables" / f"{table.name}.md").write_text(table.markdown(), encoding="utf-8")
         (report / "tables" / f"{table.name}.tex").write_text(table.latex(), encoding="utf-8")
-    plots = draw_plots(sweep, rows, report / "plots", curves)
+    plots = draw_plots(sweep, rows, report / "plots", curves, held)
     page = report / "index.html"
-    write_page(page, sweep, answer(sweep, rows, pairs, axes), written, plots, order_sentences(curves))
+    write_page(page, sweep, answer(sweep, rows, pairs, axes, held), written, plots, order_sentences(curves))
     return page

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rad_bench.evaluation.controls import CONTROLS, COPY_LAST
 from rad_bench.report.ablation import AblationRow
 from rad_bench.report.caveats import caveats, scope
 from rad_bench.report.intervals import Pair, best_group, find_pair, smallest_shown
+from rad_bench.report.load import Load
 from rad_bench.report.reading import Sweep, base_name
 from rad_bench.report.summary import Row
 from rad_bench.report.table import listing, number_text, p_text, show
@@ -18,7 +21,7 @@ LEVEL = 0.05
 
 
 def answer(
-    sweep: Sweep, rows: list[Row], pairs: dict[str, list[Pair]], axes: list[AblationRow]
+    sweep: Sweep, rows: list[Row], pairs: dict[str, list[Pair]], axes: list[AblationRow], held: Sequence[Load] = ()
 ) -> list[tuple[str, list[str]]]:
     """Return the three parts of the answer, as (question, sentences)."""
     which: list[str] = []
@@ -39,7 +42,7 @@ def answer(
             sentences += [_leader(sweep, "Of the memories of constant size", constant, pairs[task])]
             sentences += _gap_closed(constant[0])
             leaders.append(constant[0].block)
-        sentences += _recalled([ranked[0], *constant[:1]])
+        sentences += _held([load for load in held if load.task == task]) or _recalled([ranked[0], *constant[:1]])
         which += [" ".join(sentences), *_by_axis(task, axes)]
         sure.append(" ".join([_lead(task, ranked, pairs[task]), *_usage(ranked)]))
     if any(np.isfinite(pair.p) for compared in pairs.values() for pair in compared):
@@ -87,6 +90,17 @@ def _recalled(leaders: list[Row]) -> list[str]:
         f"Of the {first.offered:.0f} bits in the colours of {first.items:.0f} surfaces that only memory can know, "
         f"generated frames hold: {bits}."
     ]
+
+
+def _held(held: Sequence[Load]) -> list[str]:
+    """Say how many surfaces each block holds until half of their colours are lost, most first."""
+    trained = [load for load in held if load.block not in CONTROLS]
+    if not trained:
+        return []
+    place = {"more than": 0, "": 1, "fewer than": 2}
+    ranked = sorted(trained, key=lambda load: (place[load.outside], -np.nan_to_num(load.half.mean)))
+    surfaces = listing([f"{load.block} {load.half_text or show(load.half, 0)}" for load in ranked])
+    return [f"Surfaces that a memory holds until half of their colours are lost: {surfaces}."]
 
 
 def _above_controls(ranked: list[Row], own: list[Row], pairs: list[Pair]) -> list[str]:

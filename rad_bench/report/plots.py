@@ -17,6 +17,7 @@ from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.evaluation.metrics import METRICS
 from rad_bench.report.curves import LEAST_EPISODES, Curve, gap_curves, horizon_curves, loss_curves
 from rad_bench.report.learning import LearningCurve, learning_lines
+from rad_bench.report.load import Load
 from rad_bench.report.reading import Sweep, base_name, form_name
 from rad_bench.report.style import Style, block_styles
 from rad_bench.report.summary import Row
@@ -48,13 +49,15 @@ class Plot:
     """A plot as SVG, with its file stem and its texts."""
 
     name: str
-    part: str  # section of the page: curves, interventions, cost, learning, training
+    part: str  # section of the page: curves, interventions, load, cost, learning, training
     caption: str
     text: str  # description for readers who cannot see the plot
     svg: str
 
 
-def draw_plots(sweep: Sweep, rows: list[Row], folder: Path, learning: Sequence[LearningCurve] = ()) -> list[Plot]:
+def draw_plots(
+    sweep: Sweep, rows: list[Row], folder: Path, learning: Sequence[LearningCurve] = (), held: Sequence[Load] = ()
+) -> list[Plot]:
     """Draw all plots into `folder` as SVG and PDF."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("*.svg"), *folder.glob("*.pdf")):
@@ -83,6 +86,9 @@ def draw_plots(sweep: Sweep, rows: list[Row], folder: Path, learning: Sequence[L
             f"{task}: revisit PSNR lost by a swap of memory (a loss shows use) or a reset; bars are 95 % intervals"
         )
         add("interventions", f"interventions-{task}", caption, _draw_drops, own[task])
+    for task in dict.fromkeys(load.task for load in held):
+        caption = f"{task}: bits recovered against surfaces asked for; dotted: all bits; bands are 95 % intervals"
+        add("load", f"load-{task}", caption, _draw_loads, [load for load in held if load.task == task])
     for key, (name, label, _) in COSTS.items():
         for task in with_revisits:
             caption = f"{task}: revisit PSNR against {label}; dashed: Pareto front of the means"
@@ -150,6 +156,16 @@ def _draw_curves(curves: list[Curve], x: str, y: str, scale: str, styles: dict[s
         panels[len(names) - 2].tick_params(labelbottom=True)
     figure.supxlabel(x, fontsize=8)
     figure.supylabel(y, fontsize=8)
+    return figure, text
+
+
+def _draw_loads(held: list[Load], styles: dict[str, Style]) -> tuple[Figure, str]:
+    """Draw bits against surfaces, with a dotted line where all bits are."""
+    curves = [load.curve for load in held if load.block not in CONTROLS]
+    figure, text = _draw_curves(curves, "surfaces to remember", "bits recovered", "linear", styles)
+    most = max((point for load in held for point in load.points), key=lambda point: point.items)
+    for axes in figure.axes:
+        axes.plot([0, most.items], [0, most.offered], color=INK, linewidth=0.6, linestyle=(0, (1, 2)))
     return figure, text
 
 

@@ -8,6 +8,7 @@ from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.evaluation.metrics import score_columns
 from rad_bench.report.ablation import AblationRow
 from rad_bench.report.intervals import LEAST_LOSS, Estimate, Pair
+from rad_bench.report.load import Load
 from rad_bench.report.summary import Row
 from rad_bench.report.table import Table, bounds, number_text, p_text, show
 from rad_bench.report.usage import MemoryRow
@@ -120,6 +121,26 @@ def capacity(rows: list[Row]) -> Table:
         "carries at that recall, 0 at chance; state: at the end of the horizon"
     )
     return Table("capacity", caption, header, cells)
+
+
+def load(loads: list[Load], rows: list[Row]) -> Table:
+    """How many surfaces each block holds until half is lost, and the most bits that it recovers."""
+    states = {row.block: row.cost.get("state_bytes_end", 0) for row in rows}
+    cells = []
+    for one in loads:
+        most, state = one.most, states.get(one.block, 0)
+        control = one.block in CONTROLS
+        cells.append(
+            [one.block, one.task, show_bytes(state) if state else "", one.half_text or show(one.half, 0)]
+            + [number_text(most.bits.mean, 0) if control else show(most.bits, 0), f"{most.items:.0f}"]
+            + [f"{most.bits.mean / state:.1g}" if state else ""]
+        )
+    header = ["block", "task", "state", "surfaces until half is lost", "most bits", "at surfaces", "bits per byte"]
+    caption = (
+        "Worlds with few and with many surfaces; surfaces: asked for in an episode. Until half is lost: where the bits "
+        "recovered fall below half of those offered. State: at the end of the horizon"
+    )
+    return Table("load", caption, header, cells)
 
 
 def memory(rows: list[MemoryRow]) -> Table:

@@ -132,15 +132,20 @@ def _check_poses(config: RunConfig, dataset: Dataset, where: str) -> None:
 
 
 def _label(sweep: SweepConfig, config: RunConfig, axes: dict[str, Any], where: str) -> str:
-    """Return a run's label: its block with the given options, and the values of the other axes or names of points."""
+    """Return a run's label: its block with the given options, and the values of the other axes or names of points.
+
+    Named points of the axis `memory` have their name instead of the block's.
+    """
     label = config.memory.name.rpartition(":")[2]
     if config.memory.options:
         label += "(" + ", ".join(f"{k}={v}" for k, v in config.memory.options.items()) + ")"
-    others = [
-        str(value) if isinstance(sweep.grid[axis], dict) else f"{axis.rpartition('.')[2]}={value}"
-        for axis, value in axes.items()
-        if axis not in ("memory", "seed")
-    ]
+    others = []
+    for axis, value in axes.items():
+        named = sweep.grid[axis]
+        if axis == "memory" and isinstance(named, dict):
+            label = str(value)
+        elif axis not in ("memory", "seed"):
+            others.append(str(value) if isinstance(named, dict) else f"{axis.rpartition('.')[2]}={value}")
     label = one_line(" / ".join([label, *others]), longest=10 * LONGEST_LABEL)
     if len(label) > LONGEST_LABEL:
         raise UserError(
@@ -154,7 +159,7 @@ def _check_axes(sweep: SweepConfig, where: str) -> None:
     for axis, values in sweep.grid.items():
         if not values:
             raise UserError(f"{where}: grid.{axis}: has no values.")
-        if isinstance(values, dict) and axis.split(".")[0] in RunConfig.model_fields:
+        if isinstance(values, dict) and axis != "memory" and axis.split(".")[0] in RunConfig.model_fields:
             raise UserError(
                 f"{where}: grid.{axis}: is a path below 'run' and takes a list of values; named points need a name of "
                 "their own."

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from rad_bench.config import RoomsData
 from rad_bench.data import Episodes, open_dataset
@@ -25,6 +26,7 @@ from rad_bench.data.rooms import (
     SKY,
     WALL_SHADE,
     Rooms,
+    _part,
 )
 from rad_bench.evaluation.revisits import classify
 
@@ -232,10 +234,29 @@ def test_a_palette_gives_walls_so_many_colours(palette: int) -> None:
     assert found == shaded
 
 
+def test_of_a_list_of_panels_each_room_has_one_number() -> None:
+    data = Rooms(RoomsData(panels=(1, 2, 8), palette=12, pillar=False))
+    held_out = data.held_out(6, 60, 40)
+    for episode, panels in enumerate((1, 2, 8, 1, 2, 8)):
+        room = data.room(episode, 60, 40)
+        colours, surfaces = room._layout.colours[0, :-1], room._layout.surfaces[0, :-1]
+        assert (colours.reshape(4 * panels, -1, 3) == colours.reshape(4 * panels, -1, 3)[:, :1]).all()
+        assert surfaces.tolist() == [first for first in range(0, 32, 8 // panels) for _ in range(8 // panels)]
+        assert set(held_out.surfaces[episode].unique().tolist()) <= set(surfaces.tolist())
+    drawn = {len(set(row)) - 1 for row in data._layouts(np.random.default_rng(0), 64).surfaces.tolist()}
+    assert drawn == {4, 8, 32}
+
+
+@pytest.mark.parametrize("panels", [[2], [2, 2, 4], [2, 3, 4], [0, 4], [4, 32], []])
+def test_panels_that_do_not_nest_are_refused(panels: list[int]) -> None:
+    with pytest.raises(ValidationError):
+        RoomsData(panels=panels)  # type: ignore[arg-type]
+
+
 def test_texture_darkens_stripes_of_a_panel_that_stays_one_surface() -> None:
     plain, textured = (Rooms(RoomsData(panels=2, palette=8, texture=texture)) for texture in (0.0, 0.5))
     wall, along = np.zeros((1, 1, 8), np.int64), np.arange(8)[None, None] / 8 + 0.01
-    assert textured._panel(wall, along).tolist() == plain._panel(wall, along).tolist() == [[[0] * 4 + [1] * 4]]
+    assert _part(wall, along, textured.panels).tolist() == [[[0] * 4 + [1] * 4]]
     bare, striped = (data._layouts(np.random.default_rng(0), 1).colours[0] for data in (plain, textured))
     assert len(striped) == 4 * (len(bare) - 1) + 1
     ratio = striped[textured._stripe(wall, along)[0, 0]] / bare[plain._stripe(wall, along)[0, 0]]

@@ -36,13 +36,13 @@ def strip(run: Path, name: str) -> list[np.ndarray]:
 def test_frames_equal_those_of_the_runs_own_strips_to_the_bit(run: Path, task: str) -> None:
     trained = load_trained(run)
     episodes = json.loads((run / "result.json").read_text())["strips"][task]["episodes"]
-    assert film([trained], task, "keep", []).episodes == episodes[:1]
+    assert film([trained], task, ["keep"], []).episodes == episodes[:1]
     assert len(episodes) == 2
     kept = [strip(run, f"{task}-keep-{episode}") for episode in episodes]
     for intervention in ("keep", "reset", "swap"):
-        made = film([trained], task, intervention, episodes)
+        made = film([trained], task, [intervention], episodes)
         for b, episode in enumerate(episodes):
-            for row, name in zip(made.rows.values(), ("truth", intervention), strict=True):
+            for row, name in zip(made.columns.values(), ("truth", intervention), strict=True):
                 expected = strip(run, f"{task}-{name}-{episode}")
                 found = row[b, CONTEXT:].permute(0, 2, 3, 1).numpy()
                 assert len(found) == len(expected)
@@ -53,7 +53,7 @@ def test_frames_equal_those_of_the_runs_own_strips_to_the_bit(run: Path, task: s
 
 
 def test_context_and_kinds_are_marked_as_the_evaluation_has_them(run: Path) -> None:
-    made = film([load_trained(run)], None, "keep", [1, 3])
+    made = film([load_trained(run)], None, ["keep"], [1, 3])
     frames = pd.read_parquet(run / "frames.parquet")
     for b, episode in enumerate([1, 3]):
         rows = frames[
@@ -64,23 +64,23 @@ def test_context_and_kinds_are_marked_as_the_evaluation_has_them(run: Path) -> N
         ].sort_values("frame")
         assert made.kinds[b] == ["context"] * CONTEXT + rows.kind.tolist()
         np.testing.assert_array_equal(made.gaps[b][CONTEXT:], rows.gap)
-    truth, generated = made.rows.values()
+    truth, generated = made.columns.values()
     assert torch.equal(truth[:, :CONTEXT], generated[:, :CONTEXT])
 
 
 def test_pictures_hold_the_frames_enlarged_and_framed_by_what_could_be_known(run: Path) -> None:
-    made = film([load_trained(run)], None, "keep", [1, 3])
+    made = film([load_trained(run)], None, ["keep"], [1, 3])
     pictures = draw(made)
     assert len(pictures) == CONTEXT + HORIZON
     for t in (0, CONTEXT, CONTEXT + HORIZON - 1):
         picture, found = np.asarray(pictures[t]), 0
-        for frames in made.rows.values():
+        for frames in made.columns.values():
             for b in range(2):
-                tile = frames[b, t].permute(1, 2, 0).numpy().repeat(12, 0).repeat(12, 1)
+                tile = frames[b, t].permute(1, 2, 0).numpy().repeat(8, 0).repeat(8, 1)
                 windows = np.lib.stride_tricks.sliding_window_view(picture[:, :, 0], tile.shape[:2])
-                corners = np.argwhere((windows[:, :, ::50, ::50] == tile[::50, ::50, 0]).all((2, 3)))
+                corners = np.argwhere((windows[:, :, ::30, ::30] == tile[::30, ::30, 0]).all((2, 3)))
                 for y, x in corners:
-                    if (picture[y : y + 192, x : x + 192] == tile).all():
+                    if (picture[y : y + 128, x : x + 128] == tile).all():
                         found += 1
                         edge = "#" + bytes(picture[y - 2, x - 2]).hex().upper()
                         assert edge == COLOURS[made.kinds[b][t]]
@@ -90,7 +90,7 @@ def test_pictures_hold_the_frames_enlarged_and_framed_by_what_could_be_known(run
 
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
 def test_both_formats_hold_every_frame(run: Path, tmp_path: Path, suffix: str) -> None:
-    made = film([load_trained(run)], None, "swap", [])
+    made = film([load_trained(run)], None, ["swap"], [])
     pictures, path = draw(made), tmp_path / f"film{suffix}"
     write_video(pictures, path, 5)
     if suffix == ".gif":
@@ -109,14 +109,23 @@ def test_both_formats_hold_every_frame(run: Path, tmp_path: Path, suffix: str) -
         assert np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).mean() < 6
 
 
-def test_several_runs_are_rows_beneath_one_truth_and_must_share_it(run: Path) -> None:
+def test_several_runs_stand_beside_one_truth_and_must_share_it(run: Path) -> None:
     trained = load_trained(run)
-    made = film([trained, shaken(memory="none"), shaken(memory="none")], None, "keep", [2])
-    assert list(made.rows) == ["truth", "lstm", "none, seed 0", "none, seed 0'"]
-    assert not torch.equal(made.rows["lstm"], made.rows["none, seed 0"])
+    made = film([trained, shaken(memory="none"), shaken(memory="none")], None, ["keep"], [2])
+    assert list(made.columns) == ["truth", "lstm", "none, seed 0", "none, seed 0'"]
+    assert not torch.equal(made.columns["lstm"], made.columns["none, seed 0"])
     for other in ({"data": {"headings": 12}}, {"evaluation": {"horizon": 13}}):
         with pytest.raises(UserError, match="different episodes"):
-            film([trained, shaken(**other)], None, "keep", [2])
+            film([trained, shaken(**other)], None, ["keep"], [2])
+
+
+def test_several_interventions_are_columns_but_not_of_a_run_without_memory(run: Path) -> None:
+    trained, without = load_trained(run), shaken(memory="none")
+    made = film([trained, without], None, ["keep", "swap"], [2])
+    assert list(made.columns) == ["truth", "lstm", "none", "lstm, another episode's memory"]
+    alone = film([trained], None, ["swap"], [2])
+    assert torch.equal(made.columns["lstm, another episode's memory"], list(alone.columns.values())[1])
+    assert not torch.equal(made.columns["lstm"], made.columns["lstm, another episode's memory"])
 
 
 def test_the_command_writes_into_the_runs_folder(run: Path, tmp_path: Path) -> None:
@@ -130,14 +139,14 @@ def test_the_command_writes_into_the_runs_folder(run: Path, tmp_path: Path) -> N
 def test_mistakes_are_told_in_a_paragraph(run: Path, tmp_path: Path) -> None:
     trained = load_trained(run)
     with pytest.raises(UserError, match="numbered from 0 to 3"):
-        film([trained], None, "keep", [4])
+        film([trained], None, ["keep"], [4])
     with pytest.raises(UserError, match="did you mean 'retrieval'"):
-        film([trained], "retrival", "keep", [])
+        film([trained], "retrival", ["keep"], [])
     with pytest.raises(UserError, match="was not evaluated with this intervention"):
-        film([shaken(evaluation={"interventions": ("keep", "reset")})], None, "swap", [0])
+        film([shaken(evaluation={"interventions": ("keep", "reset")})], None, ["swap"], [0])
     with pytest.raises(UserError, match="unknown video format"):
         write_video([], tmp_path / "film.avi", 5)
-    pictures = draw(film([trained], None, "keep", []))
+    pictures = draw(film([trained], None, ["keep"], []))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         write_video(pictures, tmp_path / "file" / "film.gif", 5)

@@ -238,6 +238,16 @@ def test_an_axis_may_have_named_points_that_set_several_paths(tmp_path):
         plan_runs(load_sweep(tmp_path / "tiny.yaml", ["run.evaluation.reach=1"]))
 
 
+def test_named_points_of_the_memory_have_their_name_instead_of_the_block(tmp_path):
+    points = "  memory:\n    none: {memory: none}\n    lstm(1 kB): {memory: lstm, match: {by: state, budget: 1024}}\n"
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("  memory: [none, {name: lstm, hidden: 8}]\n", points))
+    sweep = load_sweep(tmp_path / "tiny.yaml")
+    runs = plan_runs(sweep, ["memory=lstm(1 kB)"])
+    assert {run.label for run in runs} == {"lstm(1 kB)"} and runs[0].axes["memory"] == "lstm(1 kB)"
+    assert runs[0].config.memory.name == "lstm" and runs[0].config.match.budget == 1024
+    assert [run.label for run in plan_runs(sweep, ["seed=0"])] == ["none", "lstm(1 kB)"]
+
+
 PUBLISHED = [file for file in sorted((ROOT / "sweeps").rglob("*.yaml")) if file.stem != "scale"]
 
 
