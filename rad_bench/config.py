@@ -9,9 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 SCIENCE_VERSION = 2  # increase when the same config means a different experiment
 # Upper bounds catch typing errors, such as a digit too many. They are not recommendations.
@@ -31,8 +40,23 @@ class Config(BaseModel):
     """Base of all sections: unknown keys are errors, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Fields that are written only if they differ from their default: runs that finished before the field existed keep
+    # their identities, which are hashes of what is written.
+    added: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_added_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = write(self)
+        for name in self.added:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                tree.pop(name, None)
+        return tree
 
 
+Split = Annotated[
+    Literal["held_out", "validation"],
+    Field(description="episodes to evaluate: held out, or validation, which no sweep's results are scored on"),
+]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -42,6 +66,7 @@ Panels = Annotated[int, Field(ge=1, le=16)]
 class RoomsData(Config):
     """The embedded world: rooms with coloured walls, drawn on demand. A preset is a set of other defaults."""
 
+    added = ("split",)
     name: Literal["rooms"] = "rooms"
     preset: Literal["smooth", "rotation", "walking"] = "smooth"
     size: int = Field(32, ge=8, le=512, description="frame height and width, pixels")
@@ -60,6 +85,7 @@ class RoomsData(Config):
         le=1000,
         description="training clips look back and forth for up to so many frames, as held-out ones do",
     )
+    split: Split = "held_out"
 
     @model_validator(mode="before")
     @classmethod
@@ -86,6 +112,7 @@ class RoomsData(Config):
 class FilesData(Config):
     """Options of all recorded data. Folders train and test (or eval, validation), where present, define the split."""
 
+    added = ("split",)
     path: str = Field(description="folder of the recordings, original or packed by `rad-bench data pack`")
     size: int | None = Field(
         None, ge=8, le=512, description="crop to a square of this side; null keeps frames as they are"
@@ -94,6 +121,7 @@ class FilesData(Config):
     held_out: float = Field(
         0.2, gt=0, lt=1, description="share of the episodes held out for evaluation, by hash of names"
     )
+    split: Split = "held_out"
 
 
 class MemoryMazeData(FilesData):
@@ -428,6 +456,38 @@ class LaunchConfig(Config):
         return 1, self.processes if cluster == "local" else 1
 
 
+class TuneConfig(Config):
+    """Equal tuning: for each point of the grid but the seed, the same trials choose one setting of its training.
+
+    A trial is a run with one of the values, fewer steps and a seed of its own, scored on validation episodes. The value
+    with the best score is taken for all seeds.
+    """
+
+    axis: str = Field("training.learning_rate", description="the setting, a path below `run.training`")
+    values: list[float] = Field(min_length=2, max_length=8)
+    steps: float = Field(
+        0.5, gt=0, le=MOST_STEPS, description="of a trial: up to 1 a share of training.steps, or a count"
+    )
+    seeds: list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]] = Field(
+        [1000], min_length=1, max_length=8, description="of the trials of each value; none of the sweep's own"
+    )
+    episodes: int | None = Field(
+        None, ge=2, le=MOST_EPISODES, description="validation episodes; null: as many as evaluation.episodes"
+    )
+
+    def trial_steps(self, steps: int) -> int:
+        """Return the training steps of a trial of a run that trains for `steps`."""
+        return max(1, round(self.steps * steps)) if self.steps <= 1 else int(self.steps)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TuneConfig:
+        if self.steps > 1 and self.steps % 1:
+            raise ValueError(f"steps {self.steps} must be a share of training.steps, at most 1, or a whole number")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} must differ")
+        return self
+
+
 class SweepConfig(Config):
     """One experiment: the config that all runs share, a grid of changes to it, and how to launch.
 
@@ -436,9 +496,11 @@ class SweepConfig(Config):
     named too, `memory: {lstm(4 kB): {memory: lstm, match.budget: 4096}, ...}`.
     """
 
+    added = ("tune",)
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)
     run: dict[str, Any] = {}
     grid: dict[str, list[Any] | dict[str, dict[str, Any]]] = {}
+    tune: TuneConfig | None = Field(None, description="trials that choose a training setting for each block")
     launch: LaunchConfig = LaunchConfig()
     _folders: tuple[Path, ...] = PrivateAttr(())
     _origin: Callable[[Sequence[str]], str] | None = PrivateAttr(None)

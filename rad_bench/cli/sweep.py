@@ -51,17 +51,20 @@ def sweep(
     from rad_bench.sweep.grid import plan_runs
     from rad_bench.sweep.launch import run_sweep
     from rad_bench.sweep.load import load_sweep
+    from rad_bench.sweep.tuning import plan_trials
 
     config = load_sweep(file, overrides)
     runs = plan_runs(config, only, str(file))
-    _print_models(runs, config, out / config.name)
+    trials = plan_trials(config, runs, str(file))
+    _print_models(runs, trials, config, out / config.name)
     if dry_run:
         return
-    outcome = run_sweep(config, runs, out / config.name, cluster, detach, Console())
+    outcome = run_sweep(config, runs, trials, out / config.name, cluster, detach, Console())
     if outcome.detached:
+        then = f"submit {outcome.undecided} more, which wait for trials" if outcome.undecided else "write the report"
         click.echo(
             f"{len(outcome.unfinished)} runs submitted. `rad-bench status {out / config.name}` shows their progress. "
-            "When they have finished, run the same command again to write the report."
+            f"When they have finished, run the same command again to {then}."
         )
     else:
         _print_outcome(outcome)
@@ -74,10 +77,12 @@ def plan(file: Path, out: Path, overrides: tuple[str, ...], only: tuple[str, ...
     """Show the models of the sweep in FILE, which are done, and the cost: disk space, and time from a short probe."""
     from rad_bench.sweep.grid import plan_runs
     from rad_bench.sweep.load import load_sweep
+    from rad_bench.sweep.tuning import plan_trials
 
     config = load_sweep(file, overrides)
     folder = out / config.name
-    models = _print_models(plan_runs(config, only, str(file)), config, folder)
+    runs = plan_runs(config, only, str(file))
+    models = _print_models(runs, plan_trials(config, runs, str(file)), config, folder)
     if no_probe:
         return
     from rad_bench.sweep.estimate import start_seconds
@@ -96,10 +101,12 @@ def status(folder: Path) -> None:
     """Show the progress of each run in a sweep's FOLDER."""
     from rich.table import Table
 
-    from rad_bench.store.sweep_folder import planned_runs
+    from rad_bench.store.sweep_folder import planned_runs, planned_trials
     from rad_bench.sweep.status import sweep_status
 
-    statuses, silence = sweep_status(folder, planned_runs(folder))
+    trials = [trial for own in planned_trials(folder).values() for trial in own]
+    runs = planned_runs(folder)
+    statuses, silence = sweep_status(folder, [*trials, *runs])
     table = Table("run", "state", "progress", "detail")
     for run in statuses:
         detail = "why: see below" if run.state in EXPLAINED else one_line(run.detail)
@@ -162,10 +169,12 @@ def compare(first: Path, second: Path) -> None:
     print_table(table)
 
 
-def _print_models(runs: list[Any], sweep: Any, folder: Path) -> list[Any]:
+def _print_models(runs: list[Any], trials: dict[str, list[Any]], sweep: Any, folder: Path) -> list[Any]:
     from rad_bench.sweep.plan import disk_line, models_table, need_table, need_warnings, plan_sweep
+    from rad_bench.sweep.tuning import choose
 
-    models = plan_sweep(runs, folder)
+    choice = choose(sweep, runs, trials, folder)
+    models = plan_sweep([*choice.runs, *choice.undecided], folder, trials)
     print_table(models_table(models), 120)
     click.echo(disk_line(models, sweep.launch.parallel, folder))
     print_table(need_table(models), 120)

@@ -33,7 +33,7 @@ class Encoded:
         self.data, self.encoder, self.device = data, encoder, device
         self.frame_shape, self.action_size, self.identity = data.frame_shape, data.action_size, data.identity
         self.has_poses, self.same_view = data.has_poses, data.same_view
-        self.folder = cache_folder() / "latents" / encoder.identity / data.identity
+        self.folder = cache_folder() / "latents" / encoder.identity / data.content
 
     def training_batch(
         self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None), with_surfaces: bool = False

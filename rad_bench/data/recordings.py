@@ -3,6 +3,11 @@
 A `Source` reads one format; the code here is common to all formats. Whole episodes are either training or held-out
 items. Their folders decide which, if the data set is already split (train, training; test, validation, eval);
 otherwise a hash of their names does.
+
+`data.split: validation` holds out a part of the training items instead: trials that choose a setting train on the rest
+and are scored on that part. The runs of the results train on all of it, as is usual after a choice by validation: they
+need every recording, and none of those that score them has had a say. A part of the held-out recordings would not do:
+there are often fewer of them than scored episodes, and another clip of the same maze is not another episode.
 """
 
 from __future__ import annotations
@@ -43,6 +48,8 @@ class FilesConfig(Protocol):
     def stride(self) -> int: ...
     @property
     def held_out(self) -> float: ...
+    @property
+    def split(self) -> str: ...
 
 
 class Recordings:
@@ -63,14 +70,27 @@ class Recordings:
             bad, files = len(self.left_out), len(items) + len(self.left_out)
             warnings.warn(f"left out {bad} of {files} files in {config.path}: {reasons}", stacklevel=2)
         self.training, self.held_out_items = split(items, config.held_out)
+        self.content = self.identity = self._identity(items)
+        if config.split == "validation":
+            self._hold_out_validation()
         first = items[0]
         self.frame_shape = (3, config.size or first.height, config.size or first.width)
         self.action_size, self.has_poses = config.stride * source.action_size, source.has_poses
         self.same_view = same_view
-        self.identity = self._identity(items)
         pixels = math.prod(self.frame_shape)
         self._keeps_all = sum(item.length for item in items) * pixels <= CACHE_BYTES
         self._kept: OrderedDict[str, Recording] = OrderedDict()
+
+    def _hold_out_validation(self) -> None:
+        """Hold out a part of the training items, as large a share as of all items, instead of the held-out ones."""
+        if len(self.training) < 2:
+            raise UserError(
+                f"data.path {self.config.path} has only one training recording, and choosing a setting (data.split: "
+                "validation) needs two: one to train on and one to validate on. Add recordings."
+            )
+        self.training, self.held_out_items = split_by_hash(self.training, self.config.held_out)
+        text = f"{self.identity} validation={self.config.held_out}"
+        self.identity = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def training_batch(
         self, seed: int, step: int, batch: int, frames: int, rows: slice = slice(None), with_surfaces: bool = False
@@ -105,9 +125,10 @@ class Recordings:
                 if sum(most)
                 else f"the longest has {longest}. Shorten"
             )
+            kind = self.config.split.replace("_", "-")
             raise UserError(
                 f"evaluation.episodes {episodes} of {frames} frames (context + horizon) do not fit into the "
-                f"{len(most)} held-out episodes of data.path {self.config.path}: {room} evaluation.context or "
+                f"{len(most)} {kind} episodes of data.path {self.config.path}: {room} evaluation.context or "
                 f"evaluation.horizon, raise data.held_out above {self.config.held_out}, or add episodes to the folder."
             )
         counts = [0] * len(most)
@@ -224,6 +245,11 @@ def split(items: list[Item], held_out: float) -> tuple[list[Item], list[Item]]:
     if _comes_split(items):
         held_out_items = [item for item in items if top_folder(item.name) in HELD_OUT_FOLDERS]
         return [item for item in items if item not in held_out_items], held_out_items
+    return split_by_hash(items, held_out)
+
+
+def split_by_hash(items: list[Item], held_out: float) -> tuple[list[Item], list[Item]]:
+    """Return items to train on and, by a hash of names, a share of them to hold out; at least one of each."""
     by_hash = sorted(items, key=lambda item: hashlib.sha256(PurePosixPath(item.name).name.encode()).digest())
     # Rounding must not turn a share of exactly k items into k + 1.
     count = min(math.ceil(len(items) * held_out - 1e-9), len(items) - 1)

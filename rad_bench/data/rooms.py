@@ -45,7 +45,8 @@ PALETTE = (  # the first N are used
 LONGEST_VIEW = 2 * math.sqrt(2)  # the room's diagonal
 STRIPES = 4  # on a panel with texture
 SUBCOLUMNS = 2  # rays averaged into each column, for antialiasing
-TRAINING, HELD_OUT, PROBE = 1, 2, 3  # first word of every random key, so that they never share a stream
+# First word of every random key, so that they never share a stream.
+TRAINING, HELD_OUT, PROBE, VALIDATION = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class _Layout:
 
 
 class Rooms:
-    """Implements `Dataset`. Training clips and held-out episodes are drawn from different random streams."""
+    """Implements `Dataset`. Training clips and the episodes of each split come from random streams of their own."""
 
     def __init__(self, config: RoomsData) -> None:
         self.config = config
@@ -89,7 +90,7 @@ class Rooms:
         return self._episodes(layout, actions[rows], poses[rows], names[rows], surfaces)
 
     def held_out(self, episodes: int, frames: int, context: int) -> Episodes:
-        """Return the first episodes of an endless sequence, with surfaces.
+        """Return the first episodes of an endless sequence, one for each `data.split`, with surfaces.
 
         Episode e depends only on e and the two lengths, so it stays the same when more episodes are requested.
         """
@@ -100,7 +101,7 @@ class Rooms:
             drawn.append((layout.colours, layout.numbers, layout.surfaces, layout.pillar, actions, poses))
         *parts, actions, poses = (np.concatenate(arrays) for arrays in zip(*drawn, strict=True))
         layout = _Layout(*parts)
-        names = tuple(f"rooms/held-out/{e}" for e in range(episodes))
+        names = tuple(f"rooms/{self.config.split.replace('_', '-')}/{e}" for e in range(episodes))
         return self._episodes(layout, actions, poses, names, surfaces=self._surfaces(layout, poses))
 
     def room(self, episode: int, frames: int, context: int) -> Room:
@@ -108,7 +109,8 @@ class Rooms:
         return Room(self, self._held_out_layout(episode, frames, context)[1])
 
     def _held_out_layout(self, episode: int, frames: int, context: int) -> tuple[np.random.Generator, _Layout]:
-        rng = np.random.default_rng([HELD_OUT, episode, frames, context])
+        stream = VALIDATION if self.config.split == "validation" else HELD_OUT
+        rng = np.random.default_rng([stream, episode, frames, context])
         return rng, self._layouts(rng, 1, self.loads[episode % len(self.loads)])
 
     def probe_clips(self, training: bool, count: int, frames: int) -> Episodes:
@@ -116,7 +118,8 @@ class Rooms:
 
         Headings are relative to the first frame's. A heading is known if the agent looked in that direction.
         """
-        rng = np.random.default_rng([PROBE, training, count, frames])
+        unseen = [VALIDATION] if self.config.split == "validation" and not training else []
+        rng = np.random.default_rng([PROBE, training, count, frames, *unseen])
         layout = self._layouts(rng, count)
         turns = self._training_turns(rng, count, frames)
         actions, poses = self._move(rng, turns, layout)

@@ -17,6 +17,7 @@ def write_report(sweep_folder: Path) -> Path:
     from rad_bench.report.plots import draw_plots
     from rad_bench.report.reading import read_sweep
     from rad_bench.report.summary import summarise, write_summary
+    from rad_bench.report.tuning import read_tuning, tuned_note, tuning_table
     from rad_bench.report.usage import memory_rows, probes
 
     sweep = read_sweep(sweep_folder)
@@ -28,8 +29,14 @@ def write_report(sweep_folder: Path) -> Path:
     held = loads(sweep)
     memory = memory_rows(sweep.frames, sweep.blocks, sweep.tasks)
     probe_scores = {block: probes(sweep.results_of(block)) for block in sweep.blocks}
-    written = [tables.headline(rows), tables.paper(rows), tables.interventions(rows), tables.capacity(rows)]
-    written += [tables.load(held, rows)]
+    tuning = read_tuning(sweep)
+    written = [
+        tables.headline(rows, tuned_note(sweep, tuning)),
+        tables.paper(rows),
+        tables.interventions(rows),
+        tables.capacity(rows),
+        tables.load(held, rows),
+    ]
     written += [
         tables.memory(memory),
         tables.probe(probe_scores),
@@ -44,6 +51,7 @@ def write_report(sweep_folder: Path) -> Path:
         budgets(sweep),
         parity(sweep),
         learning_table(curves),
+        tuning_table(sweep, tuning),
     ]
     (report / "tables").mkdir(parents=True, exist_ok=True)
     for table in written:
@@ -51,5 +59,5 @@ def write_report(sweep_folder: Path) -> Path:
         (report / "tables" / f"{table.name}.tex").write_text(table.latex(), encoding="utf-8")
     plots = draw_plots(sweep, rows, report / "plots", curves, held)
     page = report / "index.html"
-    write_page(page, sweep, answer(sweep, rows, pairs, axes, held), written, plots, order_sentences(curves))
+    write_page(page, sweep, answer(sweep, rows, pairs, axes, held, tuning), written, plots, order_sentences(curves))
     return page

@@ -15,13 +15,15 @@ from rad_bench.report.reading import Sweep, base_name
 from rad_bench.report.summary import Row
 from rad_bench.report.table import listing, number_text, p_text, show
 from rad_bench.report.tables import state_text
+from rad_bench.report.tuning import Tuned, tuning_sentences
 from rad_bench.units import show_seconds
 
 LEVEL = 0.05
 
 
 def answer(
-    sweep: Sweep, rows: list[Row], pairs: dict[str, list[Pair]], axes: list[AblationRow], held: Sequence[Load] = ()
+    sweep: Sweep, rows: list[Row], pairs: dict[str, list[Pair]], axes: list[AblationRow],
+    held: Sequence[Load] = (), tuning: Sequence[Tuned] = (),
 ) -> list[tuple[str, list[str]]]:
     """Return the three parts of the answer, as (question, sentences)."""
     which: list[str] = []
@@ -50,7 +52,8 @@ def answer(
         sure.append(f"Distinguishable: p < {LEVEL} after Holm's correction over all pairs of a task{along}.")
     leaders += [row.block for row in rows if base_name(row.block) == "none"][:1]
     costs = _costs(sweep, rows, list(dict.fromkeys(leaders)))
-    return [("Which memory?", which), ("How sure?", [*sure, scope(sweep)]), ("At what cost?", costs)]
+    sure += [*tuning_sentences(sweep, tuning), scope(sweep)]
+    return [("Which memory?", which), ("How sure?", sure), ("At what cost?", costs)]
 
 
 def _leader(sweep: Sweep, where: str, ranked: list[Row], pairs: list[Pair]) -> str:

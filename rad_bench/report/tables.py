@@ -19,8 +19,11 @@ NO_BOLD = "nothing is bold: one seed gives no significance"
 NAMED_COLUMNS = 6  # most named columns of the matrix; more are numbered
 
 
-def headline(rows: list[Row]) -> Table:
-    """Quality on revisit frames, one row per block and task: every measured metric, and PSNR of the other classes."""
+def headline(rows: list[Row], tuned: str = "") -> Table:
+    """Quality on revisit frames, one row per block and task: every measured metric, and PSNR of the other classes.
+
+    `tuned` says whether the blocks were tuned.
+    """
     columns = {column for row in rows for column in row.revisit}
     metrics = {name: metric for name, metric in score_columns().items() if name in columns and name != "psnr"}
     header = ["block", "task", "seeds", "revisit PSNR, dB", "over none, dB", "share of the gap"]
@@ -43,6 +46,7 @@ def headline(rows: list[Row]) -> Table:
     caption = f"PSNR by frame class; {BOLD if bold else NO_BOLD}; over none: difference to none, not corrected; "
     caption += "other episodes too: its interval over trainings and episodes together; "
     caption += "share of the gap: (block - none) / (attention - none) in revisit PSNR"
+    caption += f"; {tuned}" if tuned else ""
     return Table("headline", caption, header, cells, bold).without_empty_columns()
 
 

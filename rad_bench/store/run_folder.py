@@ -14,6 +14,8 @@ from rad_bench.errors import UserError, one_line
 from rad_bench.store import strict_yaml
 from rad_bench.store.atomic import write_atomically
 
+DIVERGED = "DivergedError"  # how the reason of a run begins whose loss was not finite
+
 
 @dataclass(frozen=True)
 class Run:
@@ -129,6 +131,11 @@ class RunFolder:
         except OSError:
             return None
         return one_line(lines[-1]) if lines else "unknown"
+
+    @property
+    def has_diverged(self) -> bool:
+        """True if the run failed because its loss was not finite: it would fail again."""
+        return (self.read_failure() or "").startswith(DIVERGED)
 
 
 def save_run(run: Run, folder: Path) -> None:

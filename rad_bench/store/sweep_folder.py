@@ -25,7 +25,10 @@ def read_plan(sweep_folder: Path) -> dict[str, Any]:
         plan = None
     if not (isinstance(plan, dict) and isinstance(plan.get("planned"), list)):
         raise UserError(f"{sweep_folder}: is not the folder of a sweep (no readable sweep.yaml).")
-    for name in plan["planned"]:
+    trials = plan.get("trials") or {}
+    if not (isinstance(trials, dict) and all(isinstance(names, list) for names in trials.values())):
+        raise UserError(f"{path}: trials must be lists of names of runs, by block.")
+    for name in (*plan["planned"], *(name for names in trials.values() for name in names)):
         check_name(name, path)
     return plan
 
@@ -57,8 +60,18 @@ def run_folders(sweep_folder: Path, runs: list[Run]) -> list[Path]:
 
 
 def planned_runs(sweep_folder: Path) -> list[Run]:
-    """Return the runs that a sweep last planned."""
-    folders = [sweep_folder / "runs" / name for name in read_plan(sweep_folder)["planned"]]
+    """Return the runs that a sweep last planned, without trials."""
+    return _load(sweep_folder, read_plan(sweep_folder)["planned"])
+
+
+def planned_trials(sweep_folder: Path) -> dict[str, list[Run]]:
+    """Return the trials by which a sweep chooses a setting for each block, by the label of the block's runs."""
+    trials = read_plan(sweep_folder).get("trials") or {}
+    return {str(label): _load(sweep_folder, names) for label, names in trials.items()}
+
+
+def _load(sweep_folder: Path, names: list[str]) -> list[Run]:
+    folders = [sweep_folder / "runs" / name for name in names]
     for folder in folders:
         check_links(folder, sweep_folder)
     return [load_run(folder) for folder in folders]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,13 +25,20 @@ class Outcome:
     report: Path | None
     unwritten: UserError | None = None  # why the report could not be written
     detached: bool = False  # jobs were submitted, and the command did not wait for them
+    undecided: int = 0  # runs whose tuned setting is not chosen yet
 
 
-def finish(sweep_folder: Path, runs: list[Run], notes: Notes | None = None) -> Outcome:
-    """Aggregate the finished runs and write the report. `notes` say why other runs have no result."""
+def finish(
+    sweep_folder: Path, runs: list[Run], notes: Notes | None = None, waiting: Sequence[RunStatus] = ()
+) -> Outcome:
+    """Aggregate the finished runs and write the report.
+
+    `notes` say why other runs have no result; `waiting` are trials and runs that could not be planned.
+    """
     from rad_bench.report import write_report
 
     statuses, tables = read_runs(sweep_folder, runs)
+    statuses += waiting
     unfinished = [_noted(status, notes or {}) for status in statuses if status.state != "done"]
     if not tables:
         return Outcome(0, unfinished, None)

@@ -92,7 +92,7 @@ def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Data
             set_at(tree, path.split("."), setting, f"{where}: grid.{axis}")
 
     def origin(key: Sequence[str]) -> str:
-        axis = next((axis for axis in axes if _sets(sweep, axis, key[1:])), None)
+        axis = next((axis for axis in axes if sets(sweep, axis, key[1:])), None)
         return sweep.origin(key if axis is None else ["grid", axis], where)
 
     config = absolute_paths(validate(RunConfig, tree, origin, "run"), sweep.folders)
@@ -105,14 +105,18 @@ def _make_run(sweep: SweepConfig, axes: dict[str, Any], datasets: dict[str, Data
         datasets[identity] = open_dataset(config.data)
     dataset = datasets[identity]
     _check_poses(config, dataset, where)
-    label = _label(sweep, config, axes, where)
+    return named_run(_label(sweep, config, axes, where), axes, config, dataset)
+
+
+def named_run(label: str, axes: dict[str, Any], config: RunConfig, dataset: Dataset) -> Run:
+    """Return a run with its identity, which is part of its name."""
     key = run_key(config, dataset)
     slug = re.sub(r"[^A-Za-z0-9.=]+", "-", label).strip("-.")[:80]
     name = f"{slug or 'run'}-seed{config.seed}-{key[:8]}"
     return Run(name, label, axes, config, key, block_identity(config.memory), dataset.identity)
 
 
-def _sets(sweep: SweepConfig, axis: str, key: Sequence[str]) -> bool:
+def sets(sweep: SweepConfig, axis: str, key: Sequence[str]) -> bool:
     """Return whether an axis of the grid sets a key below `run`, or something in it or above it."""
     values = sweep.grid[axis]
     paths = [axis] if isinstance(values, list) else [path for point in values.values() for path in point]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from pathlib import Path
@@ -23,6 +24,7 @@ from rad_bench.sweep.job import Missing, Notes
 from rad_bench.sweep.local import launch_here, launch_in_process
 from rad_bench.sweep.progress import ProgressView
 from rad_bench.sweep.status import run_status
+from rad_bench.sweep.tuning import Choice, Trials, choose, waiting
 from rad_bench.training.distributed import check_shares
 
 
@@ -39,20 +41,35 @@ def choose_cluster(cluster: str, launch: LaunchConfig) -> str:
 
 
 def run_sweep(
-    sweep: SweepConfig, runs: list[Run], sweep_folder: Path, cluster: str, detach: bool, console: Console
-) -> Outcome:
-    """Execute the missing runs, then aggregate and report. Finished runs are not changed."""
+    sweep: SweepConfig, runs: list[Run], trials: Trials, sweep_folder: Path, cluster: str, detach: bool,
+    console: Console,
+) -> Outcome:  # fmt: skip
+    """Execute the missing runs, then aggregate and report. Finished runs are not changed.
+
+    With trials, the missing ones are executed first, together with the runs of blocks whose trials are all finished;
+    then the runs of the other blocks.
+    """
     cluster = choose_cluster(cluster, sweep.launch)
     if detach and cluster != "slurm":
         raise UserError(f"--detach: needs --cluster slurm, and --cluster is {cluster}.")
-    for run in runs:
+    everything = [*itertools.chain(*trials.values()), *runs]
+    for run in everything:
         launch = launch_of(sweep, run)
         check_shares(run.config, math.prod(launch.tasks(cluster)), launch.accumulate)
-    if any(launch_of(sweep, run).tensorboard for run in runs):
+    if any(launch_of(sweep, run).tensorboard for run in everything):
         check_tensorboard()
     try:
         with hold(sweep_folder / LAUNCHERS, sweep.launch.lease):
-            notes, detached = _launch(sweep, runs, sweep_folder, cluster, detach, console)
+            choice = choose(sweep, runs, trials, sweep_folder)
+            _write_plan(sweep, runs, trials, choice, sweep_folder)
+            _say_progress(runs, trials, choice, sweep_folder, cluster, console)
+            todo = [*choice.unfinished(trials), *choice.runs]
+            notes, detached = _launch(sweep, todo, sweep_folder, cluster, detach, console)
+            if choice.undecided and not detached:
+                choice = choose(sweep, runs, trials, sweep_folder)
+                _write_plan(sweep, runs, trials, choice, sweep_folder)
+                _say_progress(runs, trials, choice, sweep_folder, cluster, console)
+                notes |= _launch(sweep, choice.runs, sweep_folder, cluster, False, console)[0]
     except BusyError as error:
         raise UserError(
             f"{sweep_folder}: another rad-bench is launching this sweep: {error}. Wait for it, end it by `rad-bench "
@@ -62,35 +79,62 @@ def run_sweep(
     except OSError as error:
         raise unwritten(error, sweep_folder) from None
     if detached:
-        statuses = [run_status(folder) for folder in run_folders(sweep_folder, runs)]
+        statuses = [run_status(folder) for folder in run_folders(sweep_folder, todo)]
         open_runs = [status for status in statuses if status.state != "done"]
-        return Outcome(len(runs) - len(open_runs), open_runs, None, detached=True)
-    return finish(sweep_folder, runs, notes)
+        return Outcome(len(todo) - len(open_runs), open_runs, None, detached=True, undecided=len(choice.undecided))
+    return finish(sweep_folder, choice.runs, notes, waiting(choice, sweep_folder))
+
+
+def _write_plan(sweep: SweepConfig, runs: list[Run], trials: Trials, choice: Choice, sweep_folder: Path) -> None:
+    """Write sweep.yaml: what was asked for, and the runs that are known so far."""
+    tree = {**cut_to(sweep, runs).model_dump(mode="json"), "planned": [run.name for run in choice.runs]}
+    if trials:
+        tree["trials"] = {label: [trial.name for trial in own] for label, own in trials.items()}
+    for run in itertools.chain(*trials.values(), choice.runs):
+        folder = RunFolder(sweep_folder / "runs" / run.name)
+        if not folder.is_done:
+            save_run(run, folder.path)  # overwrites: a copied folder must not choose what code is run
+    write_atomically(sweep_folder / "sweep.yaml", strict_yaml.dump(tree).encode())
+
+
+def _say_progress(
+    runs: list[Run], trials: Trials, choice: Choice, sweep_folder: Path, cluster: str, console: Console
+) -> None:
+    """Print how many trials and runs are done, and which other runs the folder has."""
+    count = sum(map(len, trials.values()))
+    unfinished = len(choice.unfinished(trials))
+    if unfinished:
+        console.print(
+            f"{count - unfinished} of {count} trials are done, {unfinished} left ({cluster})", highlight=False
+        )
+    done = sum(RunFolder(folder).is_done for folder in run_folders(sweep_folder, choice.runs))
+    console.print(f"{done} of {len(runs)} runs are done, {len(runs) - done} left ({cluster})", highlight=False)
+    known = {run.name for run in itertools.chain(*trials.values(), choice.runs)}
+    others = {path.parent.name for path in sweep_folder.glob("runs/*/result.json")} - known
+    if others and not unfinished:
+        console.print(
+            f"{sweep_folder} also has {len(others)} finished runs with other settings. They are kept, but are not in "
+            "this report. `--set name=...` gives a sweep a folder of its own.", highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _launch(
     sweep: SweepConfig, runs: list[Run], sweep_folder: Path, cluster: str, detach: bool, console: Console
 ) -> tuple[Notes, bool]:
     """Execute the missing runs. Return why runs have no result, and whether jobs keep running."""
-    missing: list[Missing] = []
-    for run, folder in zip(runs, run_folders(sweep_folder, runs), strict=True):
-        if not RunFolder(folder).is_done:
-            save_run(run, folder)  # overwrites: a copied folder must not choose what code is run
-            missing.append(Missing(folder, launch_of(sweep, run)))
+    missing = [
+        Missing(folder, launch_of(sweep, run))
+        for run, folder in zip(runs, run_folders(sweep_folder, runs), strict=True)
+        if not RunFolder(folder).is_done
+    ]
     # Seed by seed: a sweep that is stopped early has all models with fewer seeds, not a few models with all seeds.
-    seeds = {folder: run.config.seed for run, folder in zip(runs, run_folders(sweep_folder, runs), strict=True)}
-    missing.sort(key=lambda run: seeds[run.folder])
-    tree = {**cut_to(sweep, runs).model_dump(mode="json"), "planned": [run.name for run in runs]}
-    write_atomically(sweep_folder / "sweep.yaml", strict_yaml.dump(tree).encode())
-    console.print(
-        f"{len(runs) - len(missing)} of {len(runs)} runs are done, {len(missing)} left ({cluster})", highlight=False
-    )
-    others = {path.parent.name for path in sweep_folder.glob("runs/*/result.json")} - {run.name for run in runs}
-    if others:
-        console.print(
-            f"{sweep_folder} also has {len(others)} finished runs with other settings. They are kept, but are not in "
-            "this report. `--set name=...` gives a sweep a folder of its own.", highlight=False, soft_wrap=True,
-        )  # fmt: skip
+    # Trials come before all seeds, because no run of their block can begin before they are done.
+    trial_seeds = sweep.tune.seeds if sweep.tune else []
+    order = {
+        folder: (run.config.seed not in trial_seeds, run.config.seed)
+        for run, folder in zip(runs, run_folders(sweep_folder, runs), strict=True)
+    }
+    missing.sort(key=lambda run: order[run.folder])
     if not missing:
         return {}, False
     with ProgressView([run.folder for run in missing], console) as view:

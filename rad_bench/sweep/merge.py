@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from rad_bench.run.identity import decisive
 from rad_bench.store import strict_yaml
 from rad_bench.store.atomic import write_atomically
 from rad_bench.store.run_folder import RunFolder
-from rad_bench.store.sweep_folder import planned_runs, read_plan
+from rad_bench.store.sweep_folder import planned_runs, planned_trials, read_plan
 from rad_bench.sweep.gather import Outcome, finish
 
 
@@ -29,13 +30,18 @@ def merge(out: Path, folders: list[Path]) -> Outcome:
         raise UserError(f"{out}: exists already; merge into a new folder.")
     _same_models([_aggregated(folder) for folder in folders])
     _same_cards([read_sweep(folder) for folder in folders])
+    tune = _same_tuning(folders)
     work = out.with_name(f".{out.name}.tmp")
     try:
         shutil.rmtree(work, ignore_errors=True)
         names: dict[str, None] = {}
+        trials: dict[str, list[str]] = {}
         for folder in folders:
-            for run in planned_runs(folder):
-                names[run.name] = None
+            tried = planned_trials(folder)
+            trials |= {label: [run.name for run in own] for label, own in tried.items()}
+            planned = planned_runs(folder)
+            names |= dict.fromkeys(run.name for run in planned)
+            for run in (*itertools.chain(*tried.values()), *planned):
                 source, target = folder / "runs" / run.name, work / "runs" / run.name
                 if RunFolder(target).is_done:
                     continue
@@ -46,6 +52,7 @@ def merge(out: Path, folders: list[Path]) -> Outcome:
             "name": out.name,
             "merged": [str(folder) for folder in folders],
             "planned": list(names),
+            **({"trials": trials, "tune": tune} if trials else {}),
         }
         write_atomically(work / "sweep.yaml", strict_yaml.dump(plan).encode())
         work.rename(out)
@@ -109,6 +116,19 @@ def _same_models(folders: list[Path]) -> None:
                     f"{other} and {at}: both are called '{run.label}', and differ in {section}: {same[section]} and "
                     f"{science[section]}."
                 )
+
+
+def _same_tuning(folders: list[Path]) -> dict[str, Any] | None:
+    """Return how the sweeps were tuned; None if none was. Raises `UserError` if they were tuned differently."""
+    known: tuple[Path, dict[str, Any]] | None = None
+    for folder in folders:
+        tune = read_plan(folder).get("tune")
+        if tune is None:
+            continue
+        other, same = known = known or (folder, tune)
+        if tune != same:
+            raise UserError(f"{other} and {folder}: were tuned differently: {same} and {tune}.")
+    return None if known is None else known[1]
 
 
 def _aggregated(folder: Path) -> Path:

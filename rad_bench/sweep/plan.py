@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich import box
@@ -32,6 +33,10 @@ from rad_bench.training.distributed import Group
 from rad_bench.units import show_bytes, show_seconds, two_digits
 
 CHECKED_WIDTH = 64  # channels
+NEEDLESS: dict[str, Any] = {  # what does not change which frames are trained and scored
+    **dict.fromkeys(("memory", "match", "seed", "diffusion"), True),
+    "training": {"learning_rate", "betas", "weight_decay", "warmup", "clip", "ema", "precision", "checkpoint_every"},
+}
 FEWEST_EPISODES = 8  # with revisits; means over fewer say little about a task
 
 
@@ -52,30 +57,31 @@ class PlannedModel:
         return self.done.count(False)
 
 
-def plan_sweep(runs: Sequence[Run], sweep_folder: Path) -> list[PlannedModel]:
-    """Return the models of a sweep in the grid's order.
+def plan_sweep(
+    runs: Sequence[Run], sweep_folder: Path, trials: Mapping[str, Sequence[Run]] | None = None
+) -> list[PlannedModel]:
+    """Return the models of a sweep in the grid's order, after its trials, which are one model for each block.
 
     Raises `UserError` if one cannot be built, or its data cannot serve its training or evaluation.
     """
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, tuple[str, list[Run]]] = {}
     for run in runs:
         key = run.label + run.config.model_copy(update={"seed": 0}).model_dump_json()
-        groups.setdefault(key, []).append(run)
+        groups.setdefault(key, (run.label, []))[1].append(run)
+    for _, group in groups.values():
+        if not is_built_in(group[0].config.memory):
+            _check_contract(group[0].config)
     models = []
     needs: dict[str, tuple[dict[str, Need], list[str]]] = {}  # shared by models with the same clips and tasks
-    for group in groups.values():
+    for label, group in [*((f"{block}: trials", list(own)) for block, own in (trials or {}).items()), *groups.values()]:
         config = group[0].config
         experiment = open_experiment(config, torch.device("cpu"))
-        if not is_built_in(config.memory):
-            _check_contract(config)
         done = tuple(RunFolder(sweep_folder / "runs" / run.name).is_done for run in group)
-        shared = config.model_dump_json(exclude={"memory", "match", "seed", "diffusion"})
+        shared = config.model_dump_json(exclude=NEEDLESS)
         if shared not in needs:
             short = shortfalls(config, experiment.dataset)  # first, because it fails without reading frames
             needs[shared] = needs_of(config, experiment.dataset), short
-        models.append(
-            PlannedModel(group[0].label, tuple(group), done, experiment.plan, disk(experiment), *needs[shared])
-        )
+        models.append(PlannedModel(label, tuple(group), done, experiment.plan, disk(experiment), *needs[shared]))
     return models
 
 
@@ -108,7 +114,7 @@ def models_table(models: Sequence[PlannedModel]) -> Table:
         plan, bytes_ = model.plan, list(model.plan.state_bytes.values())
         table.add_row(
             model.label,
-            _seeds([run.config.seed for run in model.runs]),
+            _seeds(list(dict.fromkeys(run.config.seed for run in model.runs))),
             f"{model.done.count(True)} of {len(model.runs)}",
             f"{plan.memory_parameters:,}",
             f"{plan.trunk_parameters:,}",

@@ -100,6 +100,28 @@ def test_no_episode_is_on_both_sides_and_none_is_lost(folder: Path, share: float
     assert len(held_out) == count and training.isdisjoint(held_out) and len(training | held_out) == 5
 
 
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6])
+def test_validation_takes_whole_episodes_from_training_and_none_that_is_scored(folder: Path, share: float) -> None:
+    data, validation = (opened(folder, held_out=share, split=split) for split in ("held_out", "validation"))
+    training, tried, validated = (
+        {item.name for item in items} for items in (data.training, validation.training, validation.held_out_items)
+    )
+    scored = {item.name for item in data.held_out_items}
+    assert tried and validated and tried.isdisjoint(validated) and tried | validated == training
+    assert scored.isdisjoint(tried | validated)
+    assert {name.split(":")[0] for name in validation.held_out(len(validated), 10, 5).names} == validated
+    assert {name.split(":")[0] for name in validation.training_batch(0, 0, 100, 5).names} <= tried
+    assert {name.split(":")[0] for name in validation.probe_clips(False, 20, 10).names} <= validated
+    assert validation.identity != data.identity and validation.content == data.content
+
+
+def test_validation_needs_two_training_episodes(folder: Path) -> None:
+    with pytest.raises(UserError, match="only one training recording"):
+        opened(folder, held_out=0.99, split="validation")
+    with pytest.raises(UserError, match="into the 1 validation episodes"):
+        opened(folder, split="validation").held_out(5, 10, 5)
+
+
 def test_the_split_depends_on_names_alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     for number in range(5):

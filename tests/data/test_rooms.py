@@ -264,6 +264,19 @@ def test_texture_darkens_stripes_of_a_panel_that_stays_one_surface() -> None:
     assert textured.held_out(2, 20, 10).surfaces.max() == plain.held_out(2, 20, 10).surfaces.max() == 8
 
 
+def test_validation_episodes_are_others_than_the_held_out_ones_and_training_stays_the_same() -> None:
+    """As many as anybody may ask for: the streams have keys of their own."""
+    held_out, validation = (Rooms(RoomsData(size=8, palette=None, split=split)) for split in ("held_out", "validation"))
+    assert equal(held_out.training_batch(1, 2, 3, 9), validation.training_batch(1, 2, 3, 9))
+    scored, tried = (data.held_out(64, 12, 6) for data in (held_out, validation))
+    assert set(scored.names).isdisjoint(tried.names)
+    colours = [{tuple(frame.flatten().tolist()) for frame in e.frames[:, 0]} for e in (scored, tried)]
+    assert len(colours[0]) == len(colours[1]) == 64 and colours[0].isdisjoint(colours[1])
+    assert held_out.identity != validation.identity
+    clips = [data.probe_clips(training, 2, 9) for data in (held_out, validation) for training in (True, False)]
+    assert equal(clips[0], clips[2]) and not equal(clips[1], clips[3])
+
+
 def test_identity_is_that_of_the_config() -> None:
     assert Rooms(RoomsData()).identity == Rooms(RoomsData()).identity
     others = {Rooms(config).identity for config in (RoomsData(), RoomsData(fov=61), RoomsData(preset="walking"))}

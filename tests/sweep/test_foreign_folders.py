@@ -160,7 +160,7 @@ def test_a_folder_from_elsewhere_does_not_choose_what_a_sweep_runs(tmp_path, mon
     monkeypatch.setattr("rad_bench.sweep.launch.launch_here", lambda *_: {})
     from rich.console import Console
 
-    run_sweep(sweep, runs, tmp_path / "out", "local", False, Console(quiet=True))
+    run_sweep(sweep, runs, {}, tmp_path / "out", "local", False, Console(quiet=True))
     assert load_run(place) == runs[0]
 
 
