@@ -28,6 +28,7 @@ MOST_STEPS = 10**9
 MOST_FRAMES = 100_000  # of a clip
 MOST_EPISODES = 10**6
 LARGEST_SEED = 2**63 - 1  # largest int64
+LEAST_FVD_FRAMES = 9  # of a clip: I3D's first strides leave two of them, which its last pooling needs
 LARGEST_TRUNK = 20 * 10**9  # parameters
 
 UNIT_TIME = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?\s*[mhd]")
@@ -243,6 +244,12 @@ class EvaluationConfig(Config):
         le=10**9,
         description="a revisit was out of sight for more than this many frames; null: for more than attention reaches",
     )
+    fvd: int = Field(
+        0,
+        ge=0,
+        le=MOST_FRAMES,
+        description="frames of the clips that FVD is computed over (16, say; about a CPU second each); 0: no FVD",
+    )
     probe: int = Field(
         128,
         ge=0,
@@ -265,6 +272,11 @@ class EvaluationConfig(Config):
                 raise ValueError(f"{key} lists an entry twice")
         if list(self.at) != sorted(set(self.at)):
             raise ValueError(f"at {list(self.at)} must list different steps, in ascending order")
+        if 0 < self.fvd < LEAST_FVD_FRAMES:
+            raise ValueError(f"fvd {self.fvd} must be 0, or at least {LEAST_FVD_FRAMES} frames; 16 are usual")
+        longest = max(self.horizon if task == "continuation" else self.context - 1 for task in self.tasks)
+        if self.fvd > longest:
+            raise ValueError(f"fvd {self.fvd} is longer than what is generated, {longest} frames")
         return self
 
 

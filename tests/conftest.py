@@ -6,14 +6,15 @@ import pytest
 import torch
 from filelock import FileLock
 
-from rad_bench.evaluation.perceptual import fetched_path
+from rad_bench.evaluation.weights import fetched_path
 from tests.sweep import slurm as slurm_cluster
 from tests.sweep.tiny import TINY, rad_bench
 
 torch.set_num_threads(1)
 
 
-FETCHED = fetched_path()  # in the user's cache, before the tests get their own
+# In the user's cache, before the tests get their own.
+FETCHED = {"lpips": fetched_path("alexnet"), "fvd": fetched_path("i3d")}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -67,6 +68,16 @@ def slurm(tmp_path_factory):
 @pytest.fixture
 def lpips_weights():
     """The file that `rad-bench weights lpips` has fetched into the user's cache."""
-    if not FETCHED.is_file():
-        pytest.skip("the weights of LPIPS are not here (rad-bench weights lpips)")
-    return FETCHED
+    return _fetched("lpips")
+
+
+@pytest.fixture
+def fvd_weights():
+    """The file that `rad-bench weights fvd` has fetched into the user's cache."""
+    return _fetched("fvd")
+
+
+def _fetched(metric):
+    if not FETCHED[metric].is_file():
+        pytest.skip(f"the weights of {metric} are not here (rad-bench weights {metric})")
+    return FETCHED[metric]

@@ -13,10 +13,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rad_bench.config import RunConfig
+from rad_bench.config import EvaluationConfig, RunConfig
 from rad_bench.data import Dataset, Episodes
 from rad_bench.evaluation.consistency import self_similarity
 from rad_bench.evaluation.controls import CEILING, COPY_LAST
+from rad_bench.evaluation.fvd import GENERATED, score_fvd
 from rad_bench.evaluation.interventions import roll_out
 from rad_bench.evaluation.metrics import DECODED, METRICS, SSIM_SMALLEST, few_at_a_time, metric_card
 from rad_bench.evaluation.recall import recall
@@ -24,6 +25,7 @@ from rad_bench.evaluation.revisits import classify_task
 from rad_bench.evaluation.tasks import Task, make_task
 from rad_bench.model.codec import Codec
 from rad_bench.model.experiment import Experiment
+from rad_bench.store.result import VideoDistance
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Evaluation:
     strips: dict[str, Tensor] = field(default_factory=dict)  # "<task>-<intervention or truth>-<episode>": [H, C, h, w]
     shown: dict[str, list[int]] = field(default_factory=dict)  # task -> episodes in `strips`
     horizons: dict[str, int] = field(default_factory=dict)  # task -> H
+    fvd: dict[str, VideoDistance] = field(default_factory=dict)  # by task, if the config asks for it
     seconds: list[float] = field(default_factory=list)  # wall time of each step of the longest task's first batch
     videos: int = 0  # in that batch: evaluation.episodes, or evaluation.batch if that is less
 
@@ -52,23 +55,30 @@ def held_out(run: RunConfig, dataset: Dataset) -> Episodes:
     return dataset.held_out(config.episodes, config.context + config.horizon, config.context)
 
 
+def parts(config: EvaluationConfig) -> int:
+    """Return the number of parts of an evaluation that are reported when they are done."""
+    return len(config.tasks) * (len(config.interventions) + bool(config.fvd))
+
+
 def evaluate(experiment: Experiment, report: Callable[[int, int], None]) -> Evaluation:
-    """Evaluate the experiment's trunk by its config; `report(done, of)` is called when rollouts finish."""
+    """Evaluate the experiment's trunk by its config; `report(done, of)` is called when rollouts, or FVDs, finish."""
     run, dataset, codec, device = experiment.config, experiment.dataset, experiment.codec, experiment.device
     config = run.evaluation
     episodes = held_out(run, dataset)
     tasks = [make_task(name, episodes, config, run.trunk.frames_per_step) for name in config.tasks]
     result = Evaluation(pd.DataFrame())
-    tables, done, of = [], 0, len(tasks) * len(config.interventions)
+    tables, done, of = [], 0, parts(config)
+    card = metric_card(config.fvd)["card"]
     experiment.trunk.eval()
     for task in tasks:
         kinds, gaps = classify_task(task, reach(run), dataset.has_poses, dataset.same_view)
         truth = task.truth[:, task.context :]
         decoded = None if codec.lossless else encode_and_decode(codec, truth, device)
-        score = functools.partial(_score, task, truth, decoded, kinds, gaps, reach(run), device)
-        tables.append(score("keep", task.truth[:, task.context - 1 : task.context]).assign(block=COPY_LAST))
+        score = functools.partial(_score, card, task, truth, decoded, kinds, gaps, reach(run), device)
+        controls = {COPY_LAST: task.truth[:, task.context - 1 : task.context]}
         if decoded is not None:
-            tables.append(score("keep", decoded).assign(block=CEILING))
+            controls[CEILING] = decoded
+        tables += [score("keep", frames).assign(block=name) for name, frames in controls.items()]
         # Show the episodes with most revisits. The choice depends only on the truth, not on a model.
         result.shown[task.name] = np.argsort(-(kinds == "revisit").sum(1), kind="stable")[: config.strips].tolist()
         result.horizons[task.name] = task.horizon
@@ -88,6 +98,11 @@ def evaluate(experiment: Experiment, report: Callable[[int, int], None]) -> Eval
         if len(generated.seconds) > len(result.seconds):
             result.seconds, result.videos = generated.seconds, generated.videos
         done += len(config.interventions)
+        if config.fvd:
+            videos = {GENERATED: generated.frames["keep"], **controls}
+            result.fvd[task.name] = score_fvd(videos, truth, config.fvd, device)
+            done += 1
+            report(done, of)
     result.frames = pd.concat(tables, ignore_index=True)
     return result
 
@@ -99,7 +114,7 @@ def encode_and_decode(codec: Codec, videos: Tensor, device: torch.device) -> Ten
 
 
 def _score(
-    task: Task, truth: Tensor, decoded: Tensor | None, kinds: np.ndarray, gaps: np.ndarray, reach: int,
+    card: str, task: Task, truth: Tensor, decoded: Tensor | None, kinds: np.ndarray, gaps: np.ndarray, reach: int,
     device: torch.device, intervention: str, frames: Tensor,
 ) -> pd.DataFrame:  # fmt: skip
     B, H = truth.shape[:2]
@@ -118,7 +133,7 @@ def _score(
         columns |= {name + DECODED: values for name, values in decoded_scores.items()}
     recalled = recall(task, frames.expand_as(truth), reach)
     columns |= {name: values.reshape(-1) for name, values in recalled.items()}
-    return pd.DataFrame({**columns, "card": metric_card()["card"]})
+    return pd.DataFrame({**columns, "card": card})
 
 
 def frame_metrics(frames: Tensor, truth: Tensor, device: torch.device) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from rad_bench.evaluation.fvd import fvd_definition, fvd_unavailable
 from rad_bench.evaluation.perceptual import LPIPS_DEFINITION, LPIPS_SMALLEST, lpips, lpips_unavailable
 
 if TYPE_CHECKING:
@@ -157,15 +158,23 @@ FURTHER_DEFINITIONS = {  # what the card defines in addition to the scores of si
 }
 
 
-def metric_card() -> dict[str, str]:
-    """Return the definition of each metric, or why it is unavailable, and under `card` the hash of them all."""
+def metric_card(fvd: int = 0) -> dict[str, str]:
+    """Return the definition of each metric, or why it is unavailable, and under `card` the hash of them all.
+
+    `fvd` is the length of the clips of FVD, which is not on the card if it is 0.
+    """
     scores = {}
     for name, metric in METRICS.items():
-        reason = metric.unavailable()
-        scores[name] = metric.definition if reason is None else f"unavailable: {reason.split(':')[0]}"
+        scores[name] = _unless(metric.unavailable(), metric.definition)
+    if fvd:
+        scores["fvd"] = _unless(fvd_unavailable(), fvd_definition(fvd))
     definitions = {**scores, "recall": RECALL.definition, **FURTHER_DEFINITIONS}
     digest = hashlib.sha256(json.dumps(definitions, sort_keys=True).encode()).hexdigest()[:16]
     return {**definitions, "card": digest}
+
+
+def _unless(unavailable: str | None, definition: str) -> str:
+    return definition if unavailable is None else f"unavailable: {unavailable.split(':')[0]}"
 
 
 def score_columns() -> dict[str, Score]:

@@ -16,9 +16,10 @@ from rad_bench.data import Dataset
 from rad_bench.data.encoded import Encoded
 from rad_bench.data.recordings import Recordings
 from rad_bench.evaluation.evaluate import held_out, reach
+from rad_bench.evaluation.fvd import fvd_absent
 from rad_bench.evaluation.interventions import partners
 from rad_bench.evaluation.revisits import classify_task, stretches_out_of_sight
-from rad_bench.evaluation.tasks import make_task
+from rad_bench.evaluation.tasks import generated_frames, make_task
 from rad_bench.store.result import Need
 from rad_bench.training.loop import training_clips
 
@@ -82,6 +83,11 @@ def shortfalls(run: RunConfig, dataset: Dataset) -> list[str]:
             "no memory can be swapped, because all evaluated episodes come from one recording, so it is not known "
             "whether a model uses its memory; evaluate more recordings (evaluation.episodes, data.held_out)"
         )
+    if config.fvd:
+        for name in config.tasks:
+            clips = config.episodes * (generated_frames(name, config, run.trunk.frames_per_step) // config.fvd)
+            if absent := fvd_absent(clips):
+                notes.append(f"no FVD of {name}: {absent}")
     return notes
 
 

@@ -13,13 +13,15 @@ import hashlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rad_bench.evaluation.weights import fetched_path, tensors_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+NETWORK = "alexnet"
 TORCHVISION_FILE = "alexnet-owt-7be5be79.pth"
 LAYERS = (0, 3, 6, 8, 10)  # convolutions in torchvision's `features`
 BACKBONE_SHA256 = "44534cd66e37ce9a6258bb5e845ef8cd47c33aa68024441c7e616d63c0c1c41a"  # of its tensors: `tensors_sha256`
@@ -43,13 +45,6 @@ def lpips_unavailable() -> str | None:
     return None
 
 
-def fetched_path() -> Path:
-    """Return where `rad-bench weights lpips` keeps the backbone's weights."""
-    from rad_bench.data.index import cache_folder
-
-    return cache_folder() / "weights" / "alexnet.safetensors"
-
-
 def torchvision_path() -> Path:
     """Return where torch's hub keeps torchvision's file."""
     import torch
@@ -62,15 +57,6 @@ def linear_weights_path() -> Path:
     package = importlib.util.find_spec("lpips")
     assert package is not None and package.origin is not None
     return Path(package.origin).parent / "weights" / "v0.1" / "alex.pth"
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of the names and bytes of tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def backbone_names() -> list[str]:
@@ -92,7 +78,7 @@ def lpips(frames: Tensor, truth: Tensor) -> Tensor:
 def _backbone() -> dict[str, Tensor] | str:
     """Return the verified tensors of the backbone, or why there are none."""
     reasons = []
-    for path in (torchvision_path(), fetched_path()):
+    for path in (torchvision_path(), fetched_path(NETWORK)):
         if not os.path.isfile(path):  # unlike Path.is_file, it accepts a home that must not be read
             continue
         try:

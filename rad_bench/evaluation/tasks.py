@@ -43,6 +43,13 @@ class Task:
         return self.recordings or range(len(self.truth))
 
 
+def generated_frames(name: str, config: EvaluationConfig, frames_per_step: int) -> int:
+    """Return H, the number of frames that a task generates."""
+    if name == "continuation":
+        return config.horizon
+    return (config.context - 1) // frames_per_step * frames_per_step  # the way back starts at the last context frame
+
+
 def make_task(name: str, episodes: Episodes, config: EvaluationConfig, frames_per_step: int) -> Task:
     """Build a task from held-out episodes of at least C + H frames."""
     C = config.context
@@ -52,7 +59,7 @@ def make_task(name: str, episodes: Episodes, config: EvaluationConfig, frames_pe
             name, C, episodes.frames[:, :end], episodes.actions[:, :end], episodes.egomotion[:, :end],
             episodes.poses[:, :end], episodes.surfaces[:, :end], episodes.recordings, episodes.palette,
         )  # fmt: skip
-    back = (C - 1) // frames_per_step * frames_per_step  # the way back starts at the last context frame
+    back = generated_frames(name, config, frames_per_step)
     order = torch.arange(C - 2, C - 2 - back, -1)
     undone = invert_egomotion(episodes.egomotion[:, order + 1])  # the motion that led from frame i to i + 1, undone
 

@@ -40,6 +40,7 @@ def write_report(sweep_folder: Path) -> Path:
     written += [
         tables.memory(memory),
         tables.probe(probe_scores),
+        tables.distances(rows),
         tables.cost(rows),
         tables.ablations(axes),
         tables.matrix(pairs),

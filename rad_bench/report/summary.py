@@ -13,6 +13,7 @@ import pandas as pd
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.evaluation.metrics import Score, score_columns
 from rad_bench.report.capacity import Capacity, capacity
+from rad_bench.report.distances import Distance, distance
 from rad_bench.report.intervals import (
     Estimate,
     Pair,
@@ -44,6 +45,7 @@ class Row:
     over_none_elsewhere: Estimate | None  # the same, with an interval that holds for other episodes too
     gap_closed: Estimate | None  # share of the gap from none to attention
     capacity: Capacity | None  # in a world whose colours can be asked for
+    distance: Distance | None  # FVD, if it was asked for
     verdict: str
     best: dict[str, bool | None]  # metric -> not distinguishable from the best; None: unknown, on a single seed
     cost: dict[str, float]  # empty for controls
@@ -125,6 +127,7 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
         over_none_elsewhere=over_none_elsewhere,
         gap_closed=gap_closed,
         capacity=capacity(sweep, task, block),
+        distance=distance(sweep, task, block),
         verdict=memory_verdict(swap, memoryless),
         best=best,
         cost=_cost(results),
@@ -179,6 +182,8 @@ def summary_table(rows: list[Row]) -> pd.DataFrame:
         if row.capacity is not None:
             line |= {"items": row.capacity.items, "bits_offered": row.capacity.offered}
             line |= _columns("bits", row.capacity.bits)
+        if row.distance is not None:
+            line |= _columns("fvd", row.distance.fvd) | {"fvd_clips": row.distance.clips}
         flat.append(line | {"verdict": row.verdict, "not_distinguishable_from_best": row.best["psnr"]} | row.cost)
     return pd.DataFrame(flat).astype({"seeds": "Int64"})
 

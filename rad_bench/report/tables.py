@@ -147,6 +147,25 @@ def load(loads: list[Load], rows: list[Row]) -> Table:
     return Table("load", caption, header, cells)
 
 
+def distances(rows: list[Row]) -> Table:
+    """How far each block's videos are from true ones, as distributions."""
+    cells = []
+    for row in rows:
+        if row.distance is not None:
+            own = row.distance
+            fvd = number_text(own.fvd.mean, 1) if row.block in CONTROLS else show(own.fvd, 1)
+            halves = number_text(own.halves, 1)
+            cells.append([row.block, row.task, fvd, halves, str(own.clips), str(own.frames), own.size, own.absent])
+    header = ["block", "task", "FVD", "half the truth against half", "clips", "frames of a clip", "pixels of a frame"]
+    header += ["absent, because"]
+    caption = (
+        "FVD over all generated frames, without their context: less is more like true videos, though not like the "
+        "right ones. Few clips raise it: half of the true episodes against the other half shows by how much, with half "
+        "as many clips. Compare only equal numbers of clips of one length and size"
+    )
+    return Table("fvd", caption, header, cells).without_empty_columns()
+
+
 def memory(rows: list[MemoryRow]) -> Table:
     """Consistency of rollouts with themselves, and how long memory is used."""
     cells = [[row.block, row.task, _nmr(row), str(row.pairs), _lives(row)] for row in rows if row.block not in CONTROLS]

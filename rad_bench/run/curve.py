@@ -25,7 +25,7 @@ def evaluate_snapshots(
     `report(done)` is called when rollouts finish.
     """
     config = experiment.config.evaluation
-    kept = config.model_copy(update={"interventions": ("keep",), "strips": 0})
+    kept = config.model_copy(update={"interventions": ("keep",), "strips": 0, "fvd": 0})
     run = experiment.config.model_copy(update={"evaluation": kept})
     trunk = copy.deepcopy(experiment.trunk)
     frames: dict[int, pd.DataFrame] = {}

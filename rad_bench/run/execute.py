@@ -12,7 +12,7 @@ import torch
 from rad_bench.config import LaunchConfig, MemoryConfig
 from rad_bench.errors import UserError
 from rad_bench.evaluation.controls import CONTROLS
-from rad_bench.evaluation.evaluate import Evaluation, evaluate
+from rad_bench.evaluation.evaluate import Evaluation, evaluate, parts
 from rad_bench.evaluation.probe import probe
 from rad_bench.evaluation.strips import strip
 from rad_bench.model.experiment import Experiment, open_experiment
@@ -96,7 +96,7 @@ def _evaluate(run: Run, experiment: Experiment, paths: RunFolder) -> Evaluated:
 
     began = time.perf_counter()
     config = run.config.evaluation
-    first, others = len(config.tasks) * len(config.interventions), len(config.tasks) * len(config.at)
+    first, others = parts(config), len(config.tasks) * len(config.at)
     evaluation = evaluate(experiment, lambda done, of: log(done, of + others))
     probe_scores = probe(experiment)
     snapshots = evaluate_snapshots(experiment, paths, lambda done: log(first + done, first + others))

@@ -27,6 +27,7 @@ NOT_SCIENCE = (
     ("evaluation", "strips"),
     ("training", "checkpoint_every"),
 )
+LATER = {("evaluation", "fvd"): 0}  # options that came later, with the value that leaves older runs as they were
 
 
 def run_key(config: RunConfig, dataset: Dataset) -> str:
@@ -35,7 +36,7 @@ def run_key(config: RunConfig, dataset: Dataset) -> str:
     parts["config"]["memory"]["options"] = (
         check_options(config.memory) if config.match.by == "none" else config.memory.options
     )
-    return _hash(parts | {"metrics": metric_card()["card"]})
+    return _hash(parts | {"metrics": metric_card(config.evaluation.fvd)["card"]})
 
 
 def training_key(config: RunConfig, dataset: Dataset, options: dict[str, Any], machine: Machine) -> str:
@@ -82,6 +83,9 @@ def decisive(config: RunConfig) -> dict[str, Any]:
     science = config.model_dump(mode="json")
     for section, leaf in NOT_SCIENCE:
         science[section].pop(leaf, None)
+    for (section, leaf), before in LATER.items():
+        if science[section].get(leaf) == before:
+            del science[section][leaf]
     return science
 
 

@@ -78,7 +78,7 @@ def make_result(start: Start, trained: Training, evaluated: Evaluated, peak_memo
         threads=start.launch.threads,
         processes=start.processes,
         trunk_hash=start.trunk_hash,
-        metrics=MetricCard(**metric_card()),
+        metrics=MetricCard(**metric_card(config.evaluation.fvd)),
         science_version=SCIENCE_VERSION,
         commit=commit(),
         episodes=config.evaluation.episodes,
@@ -86,6 +86,7 @@ def make_result(start: Start, trained: Training, evaluated: Evaluated, peak_memo
         strips=_strips(evaluation),
         probe=evaluated.probe,
         parity=start.parity,
+        fvd=evaluation.fvd,
         need=needs_of(config, dataset),
     )
 

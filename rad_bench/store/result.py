@@ -88,6 +88,18 @@ class Strips(_Section):
     frames: list[int]
 
 
+class VideoDistance(_Section):
+    """FVD of a task, over as many generated as true clips."""
+
+    clips: int
+    frames: int  # of a clip
+    height: int  # of a frame, in pixels
+    width: int
+    scores: dict[str, float] = {}  # of what the run `generated`, and of controls, by name
+    halves: float | None = None  # of the true clips of every second episode against the others': what chance gives
+    absent: str | None = None  # why there are no scores
+
+
 class Need(_Section):
     """Which of the frames that are trained, or scored, need a memory."""
 
@@ -138,6 +150,7 @@ class Result(_Section):
     strips: dict[str, Strips] = {}  # by task
     probe: dict[str, float] = {}  # R^2 by probed quantity
     parity: Parity | None = None
+    fvd: dict[str, VideoDistance] = {}  # by task; empty without `evaluation.fvd`
     need: dict[str, Need] = {}  # of the training clips, under `training`, and of each task's generated frames
 
     @property

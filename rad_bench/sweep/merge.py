@@ -142,3 +142,17 @@ def _same_cards(sweeps: list[Sweep]) -> None:
     if len(set(cards.values())) > 1:
         listing = "; ".join(f"{folder}: {card}" for folder, card in cards.items())
         raise UserError(f"these sweeps were scored by different metric definitions and cannot be combined ({listing}).")
+    clips = {str(sweep.folder): _clips(sweep) for sweep in sweeps}
+    if len({text for text in clips.values() if text}) > 1:
+        listing = "; ".join(f"{folder}: {text}" for folder, text in clips.items())
+        raise UserError(f"these sweeps have FVDs of different clips, which do not compare ({listing}).")
+
+
+def _clips(sweep: Sweep) -> str:
+    """Return over which clips the FVDs of a sweep are; an empty text without any."""
+    sets = {
+        f"{task}: {fvd.clips} of {fvd.frames} frames of {fvd.height} x {fvd.width} pixels"
+        for result in sweep.results
+        for task, fvd in result.fvd.items()
+    }
+    return ", ".join(sorted(sets))

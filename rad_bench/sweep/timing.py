@@ -22,7 +22,9 @@ from rad_bench.data import Episodes
 from rad_bench.data.encoded import Encoded
 from rad_bench.data.recordings import Recordings
 from rad_bench.evaluation.evaluate import evaluate
+from rad_bench.evaluation.fvd import fvd_absent, logits
 from rad_bench.evaluation.probe import probe
+from rad_bench.evaluation.tasks import generated_frames
 from rad_bench.model.codec import Codec
 from rad_bench.model.experiment import Experiment
 from rad_bench.store.run_folder import RunFolder
@@ -75,7 +77,7 @@ def probe_cost(experiment: Experiment, launch: LaunchConfig) -> Cost:
     step = _step_seconds(experiment, clips, launch) * run.training.batch / clips
 
     def evaluation_seconds(horizon: int) -> float:
-        changes = {"tasks": ["continuation"], "episodes": episodes, "context": C + (H - long) // 2 // F * F}
+        changes = {"tasks": ["continuation"], "episodes": episodes, "context": C + (H - long) // 2 // F * F, "fvd": 0}
         shortened = _with(experiment, "evaluation", **changes, horizon=horizon)
         began = time.perf_counter()
         evaluate(shortened, lambda done, of: None)
@@ -85,12 +87,13 @@ def probe_cost(experiment: Experiment, launch: LaunchConfig) -> Cost:
     at_short, at_long = evaluation_seconds(short), evaluation_seconds(long)
     a_frame = max(at_long - at_short, 0.0) / (long - short) if long > short else at_long / long
     context_seconds = max(at_short - short * a_frame, 0.0) * C / (C + (H - long) // 2)
-    horizons = [H if name == "continuation" else (C - 1) // F * F for name in run.evaluation.tasks]
+    horizons = [generated_frames(name, run.evaluation, F) for name in run.evaluation.tasks]
     at, interventions = len(run.evaluation.at), len(run.evaluation.interventions)  # snapshots: under `keep` alone
     seconds = sum(context_seconds * (1 + at) + horizon * a_frame * (1 + at / interventions) for horizon in horizons)
     began, probed = time.perf_counter(), min(run.evaluation.probe, PROBED)
     probe(_with(experiment, "evaluation", probe=probed))
     seconds += (time.perf_counter() - began) * run.evaluation.probe / max(probed, 1)
+    seconds += _fvd_seconds(experiment)
     whole = (clips, episodes) == (run.training.batch, run.evaluation.episodes)
     return Cost(step, run.training.steps, seconds, "timed" if whole else "timed in part")
 
@@ -115,6 +118,26 @@ def _step_seconds(experiment: Experiment, clips: int, launch: LaunchConfig) -> f
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_EnoughError):
         train(few, RunFolder(Path(folder)), alone, Group(), watch)
     return (marks[-1] - marks[0]) / (len(marks) - 1)
+
+
+def _fvd_seconds(experiment: Experiment) -> float:
+    """Return the seconds that the features of the run's own clips take.
+
+    Those of the truth and the controls are computed once for all runs of a sweep, and are not counted.
+    """
+    run, device = experiment.config, experiment.device
+    config, F = run.evaluation, run.trunk.frames_per_step
+    if not config.fvd:
+        return 0.0
+    clips = [config.episodes * (generated_frames(name, config, F) // config.fvd) for name in config.tasks]
+    count = sum(number for number in clips if fvd_absent(number) is None)
+    if not count:
+        return 0.0
+    clip = torch.zeros(config.fvd, *experiment.dataset.frame_shape, dtype=torch.uint8)
+    logits(clip, device)  # reads the weights
+    began = time.perf_counter()
+    logits(clip, device)
+    return (time.perf_counter() - began) * count
 
 
 def _with(experiment: Experiment, section: str, **changes: Any) -> Experiment:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from rad_bench.errors import UserError
 from rad_bench.evaluation import fetch_weights, perceptual
 from rad_bench.evaluation.metrics import metric_card
+from rad_bench.evaluation.weights import fetched_path, tensors_sha256
 from rad_bench.model.torchvision_import import import_torchvision
 from tests.runs import finished
 
@@ -28,12 +29,16 @@ def places(tmp_path, monkeypatch):
     """Empty places for the weights: torch's hub folder and the cache."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for path in (perceptual.torchvision_path(), perceptual.fetched_path()):
+    for path in (perceptual.torchvision_path(), fetched()):
         path.parent.mkdir(parents=True)
     forget()
     yield
     monkeypatch.undo()
     forget()
+
+
+def fetched():
+    return fetched_path(perceptual.NETWORK)
 
 
 def forget():
@@ -66,7 +71,7 @@ def archive_of(weights, folder, extra=None):
     }
     content = pickle.dumps({"AlexNet_0": tree, "extra": extra}, protocol=3)
     content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")  # as older NumPy writes it
-    member = tarfile.TarInfo(fetch_weights.MEMBER)
+    member = tarfile.TarInfo(fetch_weights.LPIPS.member)
     member.size = len(content)
     with tarfile.open(folder / "weights.tar.gz", "w:gz") as archive:
         archive.addfile(member, io.BytesIO(content))
@@ -75,8 +80,7 @@ def archive_of(weights, folder, extra=None):
 
 def published(monkeypatch, weights):
     """Take these weights for the published ones."""
-    for module in (perceptual, fetch_weights):
-        monkeypatch.setattr(module, "BACKBONE_SHA256", perceptual.tensors_sha256(features(weights)))
+    monkeypatch.setattr(perceptual, "BACKBONE_SHA256", tensors_sha256(features(weights)))
 
 
 def picture(name):
@@ -85,7 +89,7 @@ def picture(name):
 
 
 def test_the_example_pictures_have_the_published_distances(lpips_weights):
-    shutil.copy(lpips_weights, perceptual.fetched_path())
+    shutil.copy(lpips_weights, fetched())
     assert perceptual.lpips_unavailable() is None
     for name, distance in (("p0", 0.722), ("p1", 0.138)):
         assert round(float(perceptual.lpips(picture(name), picture("ref"))), 3) == distance
@@ -93,7 +97,7 @@ def test_the_example_pictures_have_the_published_distances(lpips_weights):
 
 
 def test_a_run_scores_lpips_where_the_weights_are(lpips_weights, tmp_path):
-    shutil.copy(lpips_weights, perceptual.fetched_path())
+    shutil.copy(lpips_weights, fetched())
     folder = finished(
         tmp_path / "run", data={"size": 32}, training={"steps": 1}, evaluation={"interventions": ("keep",)}
     )
@@ -110,61 +114,59 @@ def test_without_weights_it_is_unavailable_and_the_command_that_fetches_them_is_
 def test_both_sources_give_the_distances_of_the_lpips_package(tmp_path, monkeypatch):
     weights = alexnet()
     published(monkeypatch, weights)
-    monkeypatch.setattr(fetch_weights, "_download", lambda folder: archive_of(weights, folder))
+    monkeypatch.setattr(fetch_weights, "_download", lambda source, folder: archive_of(weights, folder))
     frames, truth = (torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
-    assert fetch_weights.fetch_lpips() == perceptual.fetched_path()
-    fetched = perceptual.lpips(frames, truth)
-    perceptual.fetched_path().unlink()
+    assert fetch_weights.fetch_lpips() == fetched()
+    from_registry = perceptual.lpips(frames, truth)
+    fetched().unlink()
     torch.save(weights, perceptual.torchvision_path())
     forget()
     assert perceptual.lpips_unavailable() is None
-    assert torch.equal(perceptual.lpips(frames, truth), fetched) and (fetched > 0).all()
+    assert torch.equal(perceptual.lpips(frames, truth), from_registry) and (from_registry > 0).all()
 
     import lpips as package
 
     theirs = package.LPIPS(net="alex", version="0.1", verbose=False).eval()  # reads torch's hub folder itself
     with torch.no_grad():
         expected = theirs(frames * 2 - 1, truth * 2 - 1).flatten()
-    torch.testing.assert_close(fetched, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(from_registry, expected, atol=1e-6, rtol=0)
 
 
 def test_other_weights_are_refused_in_either_place_and_at_download(monkeypatch):
     published(monkeypatch, alexnet(seed=0))
     others = alexnet(seed=1)
     torch.save(others, perceptual.torchvision_path())
-    save_file(features(others), perceptual.fetched_path())
+    save_file(features(others), fetched())
     reason = perceptual.lpips_unavailable()
     assert reason.startswith("weights unverified: SHA-256 of the tensors in") and reason.count("SHA-256") == 2
     assert metric_card()["lpips"] == "unavailable: weights unverified"
-    perceptual.fetched_path().unlink()
-    monkeypatch.setattr(fetch_weights, "_download", lambda folder: archive_of(others, folder))
+    fetched().unlink()
+    monkeypatch.setattr(fetch_weights, "_download", lambda source, folder: archive_of(others, folder))
     with pytest.raises(UserError, match="Nothing was kept"):
         fetch_weights.fetch_lpips()
-    assert not perceptual.fetched_path().exists()
+    assert not fetched().exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights at all"])
 def test_a_file_that_holds_no_weights_is_named(content):
     perceptual.torchvision_path().write_bytes(content)
-    perceptual.fetched_path().write_bytes(content)
+    fetched().write_bytes(content)
     reason = perceptual.lpips_unavailable()
-    assert all(
-        f"{path} cannot be read" in reason for path in (perceptual.torchvision_path(), perceptual.fetched_path())
-    )
+    assert all(f"{path} cannot be read" in reason for path in (perceptual.torchvision_path(), fetched()))
 
 
 def test_a_verified_file_serves_beside_a_broken_one(monkeypatch):
     weights = alexnet()
     published(monkeypatch, weights)
     perceptual.torchvision_path().write_bytes(b"cut off")
-    save_file(features(weights), perceptual.fetched_path())
+    save_file(features(weights), fetched())
     assert perceptual.lpips_unavailable() is None
 
 
 def test_linear_weights_other_than_the_packages_published_ones_are_refused(tmp_path, monkeypatch):
     weights = alexnet()
     published(monkeypatch, weights)
-    save_file(features(weights), perceptual.fetched_path())
+    save_file(features(weights), fetched())
     assert perceptual.lpips_unavailable() is None  # the installed package's are the published ones
     changed = tmp_path / "alex.pth"
     changed.write_bytes(perceptual.linear_weights_path().read_bytes()[:-1] + b"?")
@@ -176,4 +178,4 @@ def test_linear_weights_other_than_the_packages_published_ones_are_refused(tmp_p
 def test_a_pickle_that_would_run_code_is_not_loaded(tmp_path):
     archive = archive_of(alexnet(), tmp_path, extra=Path("x"))  # anything but an array
     with pytest.raises(UserError, match="is not admitted"):
-        fetch_weights.backbone_in(archive)
+        fetch_weights.tensors_in(archive, fetch_weights.LPIPS)
