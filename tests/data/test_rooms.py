@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from rad_bench.config import RoomsData
 from rad_bench.data import Episodes, open_dataset
-from rad_bench.data.episodes import Palette, egomotion_from_poses
+from rad_bench.data.episodes import Hidden, Palette, egomotion_from_poses
 from rad_bench.data.rooms import (
     FLOOR,
     FORWARD,
@@ -39,8 +39,10 @@ def equal(a: Episodes, b: Episodes) -> bool:
 
 
 def same(x: Any, y: Any) -> bool:
-    if isinstance(x, Palette):
+    if isinstance(x, (Palette, Hidden)):
         return all(same(getattr(x, name), getattr(y, name)) for name in vars(x))
+    if isinstance(x, dict):
+        return x.keys() == y.keys() and all(same(x[name], y[name]) for name in x)
     return torch.equal(x, y) if isinstance(x, torch.Tensor) else bool(x == y)
 
 
