@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, tie_queries
+from rad_bench.blocks.memory import MemoryBlock, Prefetched, State
+from rad_bench.blocks.start import tie_queries
 
 
 class Attention(MemoryBlock):
@@ -32,7 +33,7 @@ class Attention(MemoryBlock):
             raise ValueError("attention needs heads >= 1, head_dim >= 1 and span >= 1 frames, or none")
         self.heads, self.head_dim, self.span = heads, head_dim, span
         self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
-        tie_queries(self.qkv, 0, heads * head_dim, heads * head_dim)
+        tie_queries(self.qkv.weight, 0, heads * head_dim, heads * head_dim)
         self.sharpness = nn.Parameter(torch.full((head_dim,), 2.0))
         self.output = nn.Linear(heads * head_dim, dim)
 

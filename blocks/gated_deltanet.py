@@ -4,8 +4,14 @@
     h = M q,   y = U (RMSNorm(h) * SiLU(W_g x))
 
 With a = 1 and b = 1, the new value of a key replaces the old one; a decays all keys. Keys and queries are
-L2-normalised. A frame reads the memory of the frames before it; then its K tokens are written in order. The state is M,
-[S, H, P, P]. The paper's short convolution is left out: neighbouring tokens here are locations in a frame, not words.
+L2-normalised. The K tokens of a frame are written in order. The state is M, [S, H, P, P]. There are two forms:
+
+    adapted   A frame reads the memory of the frames before it, then writes. q, k and v are linear in x: neighbouring
+              tokens here are locations in a frame, not words. One norm for all heads. Decay over tens of frames.
+              Queries start as copies of keys.
+    paper     As published: q, k and v pass through a causal convolution over 4 tokens and SiLU, a token reads after
+              it has written, the norm is by head, decay starts at its published values, and queries start apart from
+              keys (with `tied: true` as copies). The state begins with the convolution's tail, [S, 3, 3 * H * P].
 
 `step` is the recurrence as written. `prefetch` writes chunks of whole frames at once (`fast/gated_deltanet.py`).
 """
@@ -18,8 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rad_bench.blocks.fast.gated_deltanet import in_chunks, read, write_chunks
-from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision, tie_queries
+from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolve_clip
+from rad_bench.blocks.fast.gated_deltanet import in_chunks, read, read_and_own, write_chunks
+from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
+from rad_bench.blocks.start import Form, decay_start, start_as_conv1d, starts_tied, tie_queries
 
 
 class GatedDeltaNet(MemoryBlock):
@@ -28,50 +36,79 @@ class GatedDeltaNet(MemoryBlock):
     size_option = "head_dim"
     fine_option = "heads"
 
-    def __init__(self, dim: int, heads: int = 4, head_dim: int = 16, chunk: int = 32) -> None:
+    def __init__(
+        self, dim: int, heads: int = 4, head_dim: int = 16, chunk: int = 32, form: Form = "adapted",
+        tied: bool | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(dim)
         if min(heads, head_dim, chunk) < 1:
             raise ValueError("gated_deltanet needs heads, head_dim, chunk >= 1")
-        self.heads, self.head_dim, self.chunk = heads, head_dim, chunk
+        self.heads, self.head_dim, self.chunk, self.form = heads, head_dim, chunk, form
         inner = heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
-        tie_queries(self.qkv, 0, inner, inner)
+        if starts_tied(form, tied):
+            tie_queries(self.qkv.weight, 0, inner, inner)
         self.gates = nn.Linear(dim, 2 * heads, bias=False)
-        # As in `mamba2`, a step of time is a frame: decay over tens of frames.
-        step = torch.exp(torch.empty(heads).uniform_(math.log(0.1), math.log(1.0)))
-        self.decay_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))
-        self.log_rate = nn.Parameter(torch.empty(heads).uniform_(math.log(0.01), math.log(0.1)))
+        bias, log_rate = decay_start(heads, form, lowest=0.0)
+        self.decay_bias, self.log_rate = nn.Parameter(bias), nn.Parameter(log_rate)
         self.open = nn.Linear(dim, inner, bias=False)
-        self.norm = nn.Parameter(torch.ones(inner))
+        self.norm = nn.Parameter(torch.ones(inner if form == "adapted" else head_dim))
         self.output = nn.Linear(inner, dim, bias=False)
+        if form == "paper":
+            self.conv_weight = nn.Parameter(start_as_conv1d(PUBLISHED_TAPS, PUBLISHED_TAPS, 3 * inner))
+            if starts_tied(form, tied):
+                tie_queries(self.conv_weight.T, 0, inner, inner)
 
     def initial_state(self, sequences: int) -> State:
-        return (self.zeros(sequences, self.heads, self.head_dim, self.head_dim),)
+        M = self.zeros(sequences, self.heads, self.head_dim, self.head_dim)
+        if self.form == "adapted":
+            return (M,)
+        return self.zeros(sequences, PUBLISHED_TAPS - 1, self.qkv.out_features), M
 
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
-        q, k, v, log_a, b = self._project(x_SKD[:, None])
-        y_SKD = self._finish(q @ state[0].mT, x_SKD)
-        return y_SKD, (_write(k, v, log_a.exp(), b, state[0]),)
+        qkv, _, tail = self._convolved(x_SKD[:, None], state[:-1])
+        q, k, v, log_a, b = self._project(qkv, x_SKD[:, None])
+        h, written = _write(q, k, v, log_a.exp(), b, state[-1])
+        return self._finish(h if self.form == "paper" else q @ state[-1].mT, x_SKD), (*tail, written)
 
     def read(self, x_SKD: Tensor, state: State) -> Tensor:
+        if self.form == "paper":
+            return super().read(x_SKD, state)
         return self._finish(self._queries(x_SKD[:, None]) @ state[0].mT, x_SKD)
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
         T, K = x_STKD.shape[1:3]
-        q, *written = self._project(x_STKD)
+        qkv, tails, tail = self._convolved(x_STKD, state[:-1])
+        q, *written = self._project(qkv, x_STKD)
         chunks = math.ceil(T / max(1, self.chunk // K))
         L = math.ceil(T / chunks) * K  # tokens a chunk: whole frames, the same number in each
-        memory, M = write_chunks(*(in_chunks(tensor, L) for tensor in written), state[0], K)
-        return Prefetched(self._finish(read(q, memory, 0), x_STKD), memory, (M,))
+        memory, M = write_chunks(*(in_chunks(tensor, L) for tensor in written), state[-1], K)
+        h = read(q, memory, 0) if self.form == "adapted" else read_and_own(memory, 0, K, q, *written)
+        return Prefetched(self._finish(h, x_STKD), (memory, tails), (*tail, M))
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
+        memory, tails = prefetched.memory
         Q, K = x_STKD.shape[1:3]
         skipped = (prefetched.y_STKD.shape[1] - Q) * K  # clean tokens before the first noisy frame
-        return self._finish(read(self._queries(x_STKD), prefetched.memory, skipped), x_STKD)
+        if self.form == "adapted":
+            return self._finish(read(self._queries(x_STKD), memory, skipped), x_STKD)
+        qkv = F.silu(convolve_apart(self.qkv(x_STKD), tails, self.conv_weight, self._no_bias()))
+        return self._finish(read_and_own(memory, skipped, K, *self._project(qkv, x_STKD)), x_STKD)
 
-    def _project(self, x_STKD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _convolved(self, x_STKD: Tensor, tail: State) -> tuple[Tensor, Tensor | None, State]:
+        """Return q, k and v of consecutive frames, side by side; in the paper's form convolved, with the tails."""
+        qkv = self.qkv(x_STKD)
+        if self.form == "adapted":
+            return qkv, None, ()
+        qkv, tails, last = convolve_clip(qkv, tail[0], self.conv_weight, self._no_bias())
+        return F.silu(qkv), tails, (last,)
+
+    def _no_bias(self) -> Tensor:
+        return self.zeros(self.qkv.out_features)
+
+    def _project(self, qkv: Tensor, x_STKD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return q, k, v as [S, H, T * K, P] and log a, b as [S, H, T * K, 1]."""
-        q, k, v = self._by_head(self.qkv(x_STKD), 3)
+        q, k, v = self._by_head(qkv, 3)
         a, b = self._by_head(self.gates(x_STKD), 2)
         log_a = -self.log_rate.exp()[:, None, None] * F.softplus(a + self.decay_bias[:, None, None])
         return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, log_a, b.sigmoid()
@@ -88,14 +125,19 @@ class GatedDeltaNet(MemoryBlock):
 
     def _finish(self, h_SHLP: Tensor, x: Tensor) -> Tensor:
         """Normalise, gate and project what the tokens of x [S, ..., K, D] read."""
-        h = h_SHLP.transpose(1, 2).reshape(*x.shape[:-1], -1)
-        return self.output(F.rms_norm(h, h.shape[-1:], self.norm) * F.silu(self.open(x)))
+        h = h_SHLP.transpose(1, 2).reshape(*x.shape[:-1], -1, len(self.norm))  # all heads as one, or by head
+        return self.output(F.rms_norm(h, h.shape[-1:], self.norm).flatten(-2) * F.silu(self.open(x)))
 
 
 @in_full_precision
-def _write(k: Tensor, v: Tensor, a: Tensor, b: Tensor, M: Tensor) -> Tensor:
-    """Write the K tokens of a frame in order; k, v [S, H, K, P], gates [S, H, K, 1], M [S, H, P, P]."""
+def _write(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, M: Tensor) -> tuple[Tensor, Tensor]:
+    """Write the K tokens of a frame in order; q, k, v [S, H, K, P], gates [S, H, K, 1], M [S, H, P, P].
+
+    Return what each token reads once it has written, [S, H, K, P], and the last M.
+    """
+    read_by = []
     for token in range(k.shape[2]):
-        k_t, v_t, a_t, b_t = (tensor[:, :, token, :, None] for tensor in (k, v, a, b))
+        q_t, k_t, v_t, a_t, b_t = (tensor[:, :, token, :, None] for tensor in (q, k, v, a, b))
         M = a_t * M + b_t * (v_t - a_t * (M @ k_t)) @ k_t.mT
-    return M
+        read_by.append((M @ q_t)[..., 0])
+    return torch.stack(read_by, 2), M

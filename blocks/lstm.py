@@ -4,8 +4,12 @@
     c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g)
     h_t = sigmoid(o) * tanh(c_t),   y_t = U h_t
 
-The K tokens of a frame are processed in order. The state is (h, c), both [S, hidden]. Forget biases follow the chrono
-initialisation (Tallec & Ollivier 2018, arXiv 1804.11188): time scales of the cells are spread over 1..`chrono` tokens.
+The K tokens of a frame are processed in order. The state is (h, c), both [S, hidden]. There are two forms, the same
+layer with other initial values:
+
+    adapted   Gate biases follow the chrono initialisation (Tallec & Ollivier 2018, arXiv 1804.11188): time scales of
+              the cells are spread over 1..`chrono` tokens, so that some last for a clip.
+    paper     Forget biases of 1 (Gers et al.; Jozefowicz et al. 2015), other biases of 0. `chrono` has no use.
 
 `step` is the recurrence as written. `prefetch` computes it with a hand-written gradient (`fast/lstm.py`).
 """
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 
 from rad_bench.blocks.fast.lstm import recurrence
 from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
+from rad_bench.blocks.start import Form
 
 
 class LSTM(MemoryBlock):
@@ -24,7 +29,7 @@ class LSTM(MemoryBlock):
 
     size_option = "hidden"
 
-    def __init__(self, dim: int, hidden: int = 128, chrono: int = 24) -> None:
+    def __init__(self, dim: int, hidden: int = 128, chrono: int = 24, form: Form = "adapted") -> None:
         super().__init__(dim)
         if hidden < 1 or chrono < 2:
             raise ValueError("lstm needs hidden >= 1 and chrono >= 2")
@@ -38,8 +43,11 @@ class LSTM(MemoryBlock):
                 nn.init.orthogonal_(gate)
             self.input.bias.zero_()
             i, f, _, _ = self.input.bias.chunk(4)
-            f.copy_(torch.empty_like(f).uniform_(1, chrono - 1).clamp(min=1.0001).log())
-            i.copy_(-f)
+            if form == "adapted":
+                f.copy_(torch.empty_like(f).uniform_(1, chrono - 1).clamp(min=1.0001).log())
+                i.copy_(-f)
+            else:
+                f.fill_(1.0)
 
     def initial_state(self, sequences: int) -> State:
         return self.zeros(sequences, self.hidden), self.zeros(sequences, self.hidden)

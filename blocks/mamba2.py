@@ -7,22 +7,30 @@
 The tokens of all frames form one sequence l = 0..T*K-1. All heads share B and C. The state is the last `conv - 1`
 inputs of the convolution [S, conv-1, channels] and the SSM state [S, H, P, N].
 
+There are two forms, the same layer with other initial values:
+
+    adapted   A step of time is a frame, not a character: rates exp(A_log) of 0.01 to 0.1 and dt of 0.1 to 1, so decay
+              over tens of frames. The convolution starts as nearly the identity: on a way back the tokens before come
+              in reverse order, so a query made of them would miss its key. Queries C start as copies of keys B.
+    paper     As published: rates of 1 to 16 and dt of 0.001 to 0.1, the convolution as PyTorch starts it, and queries
+              apart from keys, or with `tied: true` as copies.
+
 `step` is the recurrence as written. `prefetch` and `retrieve` compute it in chunks (`fast/mamba2.py`), or on CUDA
 devices by mamba-ssm's kernels, if installed (`fast/mamba2_kernels.py`). There, `step` without gradients uses one too.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rad_bench.blocks.convolution import convolve_apart, convolve_clip
 from rad_bench.blocks.fast import mamba2 as chunked
 from rad_bench.blocks.fast import mamba2_kernels as kernels
 from rad_bench.blocks.fast.mamba2 import Memory, Tokens
-from rad_bench.blocks.memory import MemoryBlock, Path, Prefetched, State, tie_queries
+from rad_bench.blocks.memory import MemoryBlock, Path, Prefetched, State
+from rad_bench.blocks.start import Form, decay_start, start_as_conv1d, starts_tied, tie_queries
 
 
 class Mamba2(MemoryBlock):
@@ -32,8 +40,9 @@ class Mamba2(MemoryBlock):
     fine_option = "state"
 
     def __init__(
-        self, dim: int, heads: int = 2, head_dim: int = 32, state: int = 32, conv: int = 4, chunk: int = 64
-    ) -> None:
+        self, dim: int, heads: int = 2, head_dim: int = 32, state: int = 32, conv: int = 4, chunk: int = 64,
+        form: Form = "adapted", tied: bool | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(dim)
         if min(heads, head_dim, state, chunk) < 1 or conv < 2:
             raise ValueError("mamba2 needs heads, head_dim, state, chunk >= 1 and conv >= 2")
@@ -41,17 +50,20 @@ class Mamba2(MemoryBlock):
         inner = heads * head_dim
         self.channels = inner + 2 * state
         self.input = nn.Linear(dim, inner + self.channels + heads, bias=False)
-        tie_queries(self.input, 2 * inner + state, 2 * inner, state)  # C from B
-        # Nearly the identity: on a way back the tokens before come in reverse order, so a query made of them would miss
-        # its key.
-        self.conv_weight = nn.Parameter(0.1 * torch.empty(conv, self.channels).uniform_(-1, 1) / math.sqrt(conv))
-        with torch.no_grad():
-            self.conv_weight[-1] += 1
-        self.conv_bias = nn.Parameter(torch.zeros(self.channels))
-        # A step of time is a frame here, not a character: decay over tens of frames.
-        dt = torch.exp(torch.empty(heads).uniform_(math.log(0.1), math.log(1.0)))
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of it is dt
-        self.A_log = nn.Parameter(torch.empty(heads).uniform_(math.log(0.01), math.log(0.1)))
+        tie = starts_tied(form, tied)
+        if tie:
+            tie_queries(self.input.weight, 2 * inner + state, 2 * inner, state)  # C from B
+        if form == "adapted":
+            weight, bias = start_as_conv1d(conv, conv, self.channels, scale=0.1), torch.zeros(self.channels)
+            weight[-1] += 1
+        else:
+            weight, bias = start_as_conv1d(conv, conv, self.channels), start_as_conv1d(conv, self.channels)
+            if tie:
+                tie_queries(weight.T, inner + state, inner, state)
+                tie_queries(bias, inner + state, inner, state)
+        self.conv_weight, self.conv_bias = nn.Parameter(weight), nn.Parameter(bias)
+        dt_bias, A_log = decay_start(heads, form, lowest=1.0)
+        self.dt_bias, self.A_log = nn.Parameter(dt_bias), nn.Parameter(A_log)
         self.skip = nn.Parameter(torch.ones(heads))
         self.norm = nn.Parameter(torch.ones(inner))
         self.output = nn.Linear(inner, dim, bias=False)
@@ -63,20 +75,20 @@ class Mamba2(MemoryBlock):
         return Path("mamba-ssm's Triton kernels", f"{dtype} on {device.type}, and they can be imported")
 
     def initial_state(self, sequences: int) -> State:
-        conv = self.zeros(sequences, self.conv - 1, self.channels)
-        return conv, self.zeros(sequences, self.heads, self.head_dim, self.state_size)
+        tail = self.zeros(sequences, self.conv - 1, self.channels)
+        return tail, self.zeros(sequences, self.heads, self.head_dim, self.state_size)
 
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
-        history, ssm = state
+        tail, ssm = state
         z, u, dt = self._project(x_SKD[:, None])
-        history = torch.cat([history, u[:, 0]], 1)
-        tokens = self._tokens(history[:, None], dt)
+        u, _, tail = convolve_clip(u, tail, self.conv_weight, self.conv_bias)
+        tokens = self._tokens(u, dt)
         frame = tokens.x_STKHP[:, 0], tokens.B_STKN[:, 0], tokens.C_STKN[:, 0], tokens.dt_STKH[:, 0]
         if torch.is_grad_enabled() or kernels.unavailable(x_SKD.device, x_SKD.dtype):
             y_SKHP, ssm = self._recur(*frame, ssm)
         else:
             y_SKHP, ssm = kernels.update(*frame, -self.A_log.exp(), ssm)
-        return self._finish(y_SKHP[:, None], tokens, z)[:, 0], (history[:, -(self.conv - 1) :], ssm)
+        return self._finish(y_SKHP[:, None], tokens, z)[:, 0], (tail, ssm)
 
     def _recur(
         self, x_SKHP: Tensor, B_SKN: Tensor, C_SKN: Tensor, dt_SKH: Tensor, ssm: Tensor
@@ -91,31 +103,29 @@ class Mamba2(MemoryBlock):
     def read(self, x_SKD: Tensor, state: State) -> Tensor:
         if not kernels.unavailable(x_SKD.device, x_SKD.dtype):
             return super().read(x_SKD, state)
-        history, ssm = state
+        tail, ssm = state
         z, u, dt = self._project(x_SKD[:, None])
-        tokens = self._tokens(torch.cat([history[:, None], u], 2), dt)
+        tokens = self._tokens(convolve_apart(u, tail[:, None], self.conv_weight, self.conv_bias), dt)
         return self._finish(chunked.read_state(tokens, ssm, self.A_log), tokens, z)[:, 0]
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
-        history, ssm = state
-        T, K = x_STKD.shape[1:3]
+        tail, ssm = state
         z, u, dt = self._project(x_STKD)
-        inputs = torch.cat([history, u.flatten(1, 2)], 1)
-        conv_history = inputs.unfold(1, self.conv - 1, K)[:, :T].transpose(2, 3)
-        tokens = self._tokens(inputs, dt)
+        u, tails, tail = convolve_clip(u, tail, self.conv_weight, self.conv_bias)
+        tokens = self._tokens(u, dt)
         if kernels.unavailable(x_STKD.device, x_STKD.dtype):
             entering, ssm = chunked.write(tokens, ssm, self.A_log, self.chunk)
-            memory = Memory(tokens, entering, conv_history)
+            memory = Memory(tokens, entering, tails)
             y_STKHP = chunked.read(tokens, memory, self.A_log, self.chunk)
         else:
-            memory = Memory(tokens, [ssm], conv_history)
+            memory = Memory(tokens, [ssm], tails)
             y_STKHP, ssm = kernels.scan_frames(tokens, tokens.C_STKN, self.A_log, ssm, self.chunk)
-        return Prefetched(self._finish(y_STKHP, tokens, z), memory, (inputs[:, -(self.conv - 1) :], ssm))
+        return Prefetched(self._finish(y_STKHP, tokens, z), memory, (tail, ssm))
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
         memory: Memory = prefetched.memory
         z, u, dt = self._project(x_STKD)
-        tokens = self._tokens(torch.cat([memory.conv_history[:, -x_STKD.shape[1] :], u], 2), dt)
+        tokens = self._tokens(convolve_apart(u, memory.tails, self.conv_weight, self.conv_bias), dt)
         read = chunked.read if kernels.unavailable(x_STKD.device, x_STKD.dtype) else kernels.read
         return self._finish(read(tokens, memory, self.A_log, self.chunk), tokens, z)
 
@@ -125,11 +135,10 @@ class Mamba2(MemoryBlock):
         z, u, dt = self.input(x_STKD).split([inner, self.channels, self.heads], -1)
         return z, u, dt
 
-    def _tokens(self, inputs: Tensor, dt_STKH: Tensor) -> Tokens:
-        """Convolve tokens that follow their `conv - 1` predecessors, frame by frame or all frames in one sequence."""
-        u = F.silu(chunked.convolve(inputs, self.conv_weight, self.conv_bias))
+    def _tokens(self, u_STKC: Tensor, dt_STKH: Tensor) -> Tokens:
+        """Return the tokens of convolved frames."""
         sizes = self.heads * self.head_dim, self.state_size, self.state_size
-        x, B, C = u.reshape(*dt_STKH.shape[:3], -1).split(sizes, -1)
+        x, B, C = F.silu(u_STKC).split(sizes, -1)
         return Tokens(x.unflatten(-1, (self.heads, self.head_dim)), B, C, F.softplus(dt_STKH + self.dt_bias))
 
     def _finish(self, y_STKHP: Tensor, tokens: Tokens, z: Tensor) -> Tensor:

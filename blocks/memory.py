@@ -118,16 +118,6 @@ class MemoryBlock(nn.Module, ABC):
         return torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
 
 
-@torch.no_grad()
-def tie_queries(projection: nn.Linear, query: int, key: int, size: int) -> None:
-    """Start the queries of a projection (`size` outputs from `query` on) as copies of its keys (those from `key` on).
-
-    A frame then reads, from the first training step on, what was written at its own pose. From independent queries, a
-    memory of constant size has to learn first where to look.
-    """
-    projection.weight[query : query + size] = projection.weight[key : key + size]
-
-
 def kernels_are_off() -> bool:
     """Return whether kernels of other packages are switched off."""
     return os.environ.get(KERNELS) == "off"

@@ -3,8 +3,9 @@
     y_t = f(q_t; W),   G <- G + grad loss_t(W)      for each of the `chunk` frames that share W
     W <- W - G,        G <- 0                       after the last of them
 
-Inner model, loss and rate are those of `ttt`; `chunk: 1` is `ttt`. A frame does not see the other frames of its chunk;
-the trunk's attention window sees them if it is as long. All frames of a chunk are written and read at once.
+Inner model, loss and rate are those of `ttt` in its adapted form; `chunk: 1` is `ttt`. A frame does not see the other
+frames of its chunk; the trunk's attention window sees them if it is as long. All frames of a chunk are written and read
+at once. The paper's own inner model and optimiser (SwiGLU, Muon) are not here.
 The state is W and G, each the inner model's parameters [S, H, ...], and the number of frames in G, [S].
 """
 
@@ -46,8 +47,9 @@ class ChunkTTT(TTT):
 
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
         weights, gradient, written = state
-        q, k, v, eta = self._project(x_SKD[:, None])
-        y_SKD = self._finish(self._normed(q, inner_model(q[:, 0], weights)[0][:, None]))[:, 0]
+        x_STKD = x_SKD[:, None]
+        q, k, v, eta = self._project(self.qkv(x_STKD), x_STKD)
+        y_SKD = self._finish(self._normed(q, inner_model(q[:, 0], weights)[0][:, None]), x_STKD)[:, 0]
         return y_SKD, self._add(self._sum(k, v, eta, weights), 1, weights, gradient, written)
 
     def read(self, x_SKD: Tensor, state: State) -> Tensor:
@@ -55,7 +57,7 @@ class ChunkTTT(TTT):
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
         weights, gradient, written = state
-        q, k, v, eta = self._project(x_STKD)
+        q, k, v, eta = self._project(self.qkv(x_STKD), x_STKD)
         T, first = x_STKD.shape[1], 0
         memory: list[State] = []
         while first < T:
@@ -65,10 +67,10 @@ class ChunkTTT(TTT):
             added = self._sum(k[:, first:last], v[:, first:last], eta[:, first:last], weights)
             weights, gradient, written = self._add(added, last - first, weights, gradient, written)
             first = last
-        return Prefetched(self._finish(self._read(q, memory)), memory, (weights, gradient, written))
+        return Prefetched(self._finish(self._read(q, memory), x_STKD), memory, (weights, gradient, written))
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
-        return self._finish(self._read(self._queries(x_STKD), prefetched.memory[-x_STKD.shape[1] :]))
+        return self._finish(self._read(self._queries(x_STKD), prefetched.memory[-x_STKD.shape[1] :]), x_STKD)
 
     def _read(self, q: Tensor, memory: list[State]) -> Tensor:
         """Return f(q; W) for q [S, T, H, K, P]; frames that share W are one product."""

@@ -75,3 +75,26 @@ def in_chunks(x_SHN: Tensor, L: int) -> Tensor:
     """Split [S, H, N, ...] into [S, H, C, L, ...], padded with zeros: such tokens neither decay nor write."""
     missing = -x_SHN.shape[2] % L
     return (F.pad(x_SHN, (0, 0, 0, missing)) if missing else x_SHN).unflatten(2, (-1, L))
+
+
+def read_and_own(
+    memory: Memory, skipped: int, K: int, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor
+) -> Tensor:
+    """Return h [S, H, N, P] of tokens that read after they have written, with the earlier tokens of their frame.
+
+    Each frame has its own copy of the memory before it, so clean and noisy frames are computed alike. `skipped` as in
+    `read`; q, k, v [S, H, N, P], gates [S, H, N, 1].
+    """
+    recalled = read(q, memory, skipped), read(k, memory, skipped)
+    frames = (tensor.unflatten(2, (-1, K)) for tensor in (q, k, v, log_a, b, *recalled))
+    return _own(*frames).flatten(2, 3)
+
+
+@in_full_precision
+def _own(q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, recalled_q: Tensor, recalled_k: Tensor) -> Tensor:
+    """Read after writing within frames: one triangular system for the K tokens of each; all [S, H, T, K, ...]."""
+    log_g = log_a.cumsum(-2)
+    w_decay = (log_g - log_g.mT).clamp(max=0).exp().tril()
+    system = w_decay * (b * k @ k.mT)
+    w = torch.linalg.solve_triangular(system, b * (v - log_g.exp() * recalled_k), upper=False, unitriangular=True)
+    return log_g.exp() * recalled_q + (w_decay * (q @ k.mT)) @ w

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rad_bench.blocks.memory import in_full_precision
 
@@ -49,7 +47,7 @@ class Memory:
 
     tokens: Tokens
     entering: list[Tensor]  # the SSM state before each chunk, [S, H, P, N]; kernels need only the first
-    conv_history: Tensor  # [S, T, conv-1, channels]: inputs of the convolution before each frame
+    tails: Tensor  # [S, T, conv-1, channels]: inputs of the convolution before each frame
 
 
 def write(tokens: Tokens, ssm: Tensor, A_log: Tensor, chunk: int) -> tuple[list[Tensor], Tensor]:
@@ -139,44 +137,3 @@ def _read_itself(queries: Tokens, own: Tensor) -> Tensor:
     future = torch.ones(K, K, dtype=torch.bool, device=own.device).triu(1)
     weights = scores[:, :, None] * decay.masked_fill(future, -torch.inf).exp()
     return torch.einsum("sqhkj,sqjhp->sqkhp", weights, queries.dt_STKH[..., None] * queries.x_STKHP)
-
-
-def convolve(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve channel by channel along the last dimension but one: [..., taps - 1 + K, C] -> [..., K, C].
-
-    y_k = bias + sum_i weight_i * x_{k+i}, with weight [taps, C].
-    """
-    y: Tensor = _Convolution.apply(inputs.to(weight.dtype), weight, bias)
-    return y
-
-
-class _Convolution(torch.autograd.Function):
-    """`convolve` with a hand-written gradient: autograd would allocate a tensor of zeros for each tap's slice."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y = bias.expand_as(x[..., len(weight) - 1 :, :])
-        for tap, window in zip(weight, _windows(x, len(weight)), strict=True):
-            y = torch.addcmul(y, tap, window)
-        return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        dx = torch.zeros_like(x)
-        for tap, window in zip(weight, _windows(dx, len(weight)), strict=True):
-            window += tap * dy
-        dweight = [(dy * window).flatten(0, -2).sum(0) for window in _windows(x, len(weight))]
-        return dx, torch.stack(dweight), dy.flatten(0, -2).sum(0)
-
-
-def _windows(x: Tensor, taps: int) -> list[Tensor]:
-    """Return, for each tap, the view of x that it is multiplied with."""
-    return [x.narrow(-2, i, x.shape[-2] - taps + 1) for i in range(taps)]

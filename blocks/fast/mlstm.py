@@ -30,6 +30,7 @@ class Chunk(NamedTuple):
     token: Tensor  # [S, H, T, J, K]: weight of each token, for reads by each frame
     entering: Tensor  # [S, H, T]: weight of C
     one: Tensor  # [S, H, T]: weight of the 1 in the denominator; the largest of the three weights is 1
+    log_one: Tensor  # [S, H, T]: its logarithm
 
 
 def prefetch_chunks(
@@ -62,7 +63,7 @@ def _advance(k: Tensor, v: Tensor, log_i: Tensor, log_f: Tensor, C: Tensor, m: T
 
 
 @in_full_precision
-def _weigh(log_i: Tensor, log_f: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _weigh(log_i: Tensor, log_f: Tensor, m: Tensor) -> tuple[Tensor, ...]:
     """Return the weights in a `Chunk` from the gates of its first J frames [S, H, J, K] and m [S, H] before it.
 
     All are divided by the decay since the chunk's start, exp(F_l), and by the largest of them.
@@ -74,7 +75,8 @@ def _weigh(log_i: Tensor, log_f: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Ten
     largest = torch.maximum(largest, one).detach()  # it cancels in the quotient
     unread = torch.ones(J + 1, J, dtype=torch.bool, device=m.device).triu()[..., None]
     token = (token[:, :, None] - largest[..., None, None]).masked_fill(unread, -torch.inf)
-    return token.exp(), torch.exp(entering - largest), torch.exp(one - largest)
+    log_one = one - largest
+    return token.exp(), torch.exp(entering - largest), log_one.exp(), log_one
 
 
 def _cumulated(log_f: Tensor) -> Tensor:
@@ -82,22 +84,52 @@ def _cumulated(log_f: Tensor) -> Tensor:
     return log_f.flatten(2).cumsum(2).view_as(log_f)
 
 
-def recall_by_chunk(q: Tensor, memory: list[Chunk]) -> Tensor:
-    """Return h for queries q [S, H, Q, K, P] of the last Q frames in memory."""
+def recall_by_chunk(q: Tensor, memory: list[Chunk], *own: Tensor) -> Tensor:
+    """Return h for queries q [S, H, Q, K, P] of the last Q frames in memory.
+
+    They read the memory before their frame. With `own`, the k, v, log i and log f of these frames, a token also reads
+    its frame's tokens up to itself.
+    """
     sizes: list[int] = []  # query frames in each chunk
     for chunk in reversed(memory):
         sizes.insert(0, min(chunk.one.shape[2], q.shape[2] - sum(sizes)))
-    pairs = zip(q.split(sizes, 2), memory, strict=True)
-    return torch.cat([_recall_in_chunk(q_chunk, *chunk) for q_chunk, chunk in pairs if q_chunk.shape[2]], 2)
+    pieces = zip(*(tensor.split(sizes, 2) for tensor in (q, *own)), strict=True)
+    recalled = []
+    for (q_chunk, *own_chunk), (*written, one, log_one) in zip(pieces, memory, strict=True):
+        last = slice(one.shape[2] - q_chunk.shape[2], None)
+        if q_chunk.shape[2]:
+            read = _read_chunk(q_chunk, *written)
+            if own:
+                recalled.append(_add_own(q_chunk, read, log_one[:, :, last, None, None], *own_chunk))
+            else:
+                recalled.append(_quotient(read, one[:, :, last, None, None]))
+    return torch.cat(recalled, 2)
 
 
 @in_full_precision
-def _recall_in_chunk(
-    q: Tensor, k: Tensor, v: Tensor, C: Tensor, token: Tensor, entering: Tensor, one: Tensor
-) -> Tensor:
-    last = slice(one.shape[2] - q.shape[2], None)
+def _read_chunk(q: Tensor, k: Tensor, v: Tensor, C: Tensor, token: Tensor, entering: Tensor) -> Tensor:
+    """Return numerator and denominator of h side by side, [S, H, Q, K, O], divided as `Chunk.one` is."""
+    last = slice(entering.shape[2] - q.shape[2], None)
     scores = torch.einsum("shtkp,shjlp->shtkjl", q, k) * token[:, :, last, None]
     from_tokens = torch.einsum("shtkjl,shjlo->shtko", scores, v)
     from_state = torch.einsum("shtkp,shop->shtko", entering[:, :, last, None, None] * q, C)
-    Cq, nq = (from_tokens + from_state).split([q.shape[-1], 1], -1)
-    return Cq / torch.maximum(nq.abs(), one[:, :, last, None, None])
+    return from_tokens + from_state
+
+
+@in_full_precision
+def _quotient(read: Tensor, one: Tensor) -> Tensor:
+    Cq, nq = read.split([read.shape[-1] - 1, 1], -1)
+    return Cq / torch.maximum(nq.abs(), one)
+
+
+@in_full_precision
+def _add_own(q: Tensor, read: Tensor, log_one: Tensor, k: Tensor, v: Tensor, log_i: Tensor, log_f: Tensor) -> Tensor:
+    """Return h of tokens that also read their frame's tokens up to themselves; k, v [S, H, Q, K, P]."""
+    F_SHQK = log_f.cumsum(3)
+    future = torch.ones(k.shape[3], k.shape[3], dtype=torch.bool, device=k.device).triu(1)
+    token = (F_SHQK[..., :, None] + (log_i - F_SHQK)[..., None, :]).masked_fill(future, -torch.inf)
+    earlier = F_SHQK[..., None] - log_one
+    largest = torch.maximum(earlier, token.amax(-1, keepdim=True)).clamp(min=0).detach()
+    scores = q @ k.mT * torch.exp(token - largest)
+    read = torch.exp(earlier - largest) * read + scores @ F.pad(v, (0, 1), value=1.0)
+    return _quotient(read, torch.exp(-largest))

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rad_bench.blocks.memory import State
+
+Gradient = list[tuple[Tensor, Tensor]]  # of each layer: its inputs, and the loss's gradient at its output
 
 
 def inner_model(k: Tensor, weights: State) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -24,10 +27,8 @@ def inner_model(k: Tensor, weights: State) -> tuple[Tensor, Tensor, Tensor | Non
     return hidden @ weights[2] + weights[3], hidden, slope
 
 
-def loss_gradient(
-    k: Tensor, v: Tensor, eta: Tensor, weights: State, norm: tuple[Tensor, Tensor] | None
-) -> list[tuple[Tensor, Tensor]]:
-    """Return, for each layer of the inner model, its inputs and the loss's gradient at its output.
+def loss_gradient(k: Tensor, v: Tensor, eta: Tensor, weights: State, norm: tuple[Tensor, Tensor] | None) -> Gradient:
+    """Return the gradient of a frame's loss, layer by layer.
 
     k, v [S, H, K, P], eta [S, H, K, 1]; `norm` is LN's scale and shift, None without LN. The gradient of a weight is
     inputs^T error, that of a bias is the sum of error over K.
@@ -47,3 +48,20 @@ def loss_gradient(
     if slope is None:
         return [(hidden, error)]
     return [(k, (error @ weights[2].transpose(-1, -2)) * slope), (hidden, error)]
+
+
+def model_after_each_token(q: Tensor, weights: State, gradient: Gradient) -> Tensor:
+    """Apply to each token's q [S, H, K, P] the inner model after a step on the loss of its frame's tokens up to it.
+
+    The loss is their mean; `gradient` is that of the mean over all K tokens. Weights after a token are never formed:
+    with weights W, inputs x and errors e, the token's output is q W - sum_j (q . x_j) e_j (the paper's dual form).
+    """
+    K = q.shape[-2]
+    token = torch.arange(1, K + 1, device=q.device, dtype=q.dtype)
+    share = (K / token[:, None]).expand(K, K).tril()  # of token j in the step before token k
+    out = q
+    for layer, (inputs, error) in enumerate(gradient):
+        weight, bias = weights[2 * layer : 2 * layer + 2]
+        x = F.gelu(out) if layer else out
+        out = x @ weight + bias - (share * (x @ inputs.mT + 1)) @ error
+    return out

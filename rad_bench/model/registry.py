@@ -24,7 +24,7 @@ from rad_bench.config import MemoryConfig
 from rad_bench.errors import UserError, did_you_mean
 
 IMPORT = "The package is rad_bench.blocks: `from rad_bench.blocks.memory import MemoryBlock`."
-_NOT_BLOCKS = {"memory", "contract", "fast"}
+_NOT_BLOCKS = {"memory", "contract", "convolution", "fast", "start"}
 _folders: set[Path] = set()  # of the users' files that were loaded
 
 
@@ -81,6 +81,14 @@ def _options_model(block: type[MemoryBlock]) -> type[pydantic.BaseModel]:
         fields[parameter.name] = (hints.get(parameter.name, Any), default)
     config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
     return pydantic.create_model(f"{block.__name__}Options", __config__=config, **fields)
+
+
+def block_forms(block: type[MemoryBlock]) -> list[dict[str, Any]]:
+    """Return the options that give each form of a block: none for the default, and one for each other `form`."""
+    field = block_options(block).model_fields.get("form")
+    if field is None:
+        return [{}]
+    return [{}, *({"form": form} for form in typing.get_args(field.annotation) if form != field.default)]
 
 
 def check_options(memory: MemoryConfig) -> dict[str, Any]:

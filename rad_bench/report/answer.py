@@ -22,8 +22,12 @@ LEVEL = 0.05
 
 
 def answer(
-    sweep: Sweep, rows: list[Row], pairs: dict[str, list[Pair]], axes: list[AblationRow],
-    held: Sequence[Load] = (), tuning: Sequence[Tuned] = (),
+    sweep: Sweep,
+    rows: list[Row],
+    pairs: dict[str, list[Pair]],
+    axes: list[AblationRow],
+    held: Sequence[Load] = (),
+    tuning: Sequence[Tuned] = (),
 ) -> list[tuple[str, list[str]]]:
     """Return the three parts of the answer, as (question, sentences)."""
     which: list[str] = []

@@ -7,9 +7,11 @@ in bf16.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -17,7 +19,7 @@ from rich.table import Table
 from rad_bench.blocks.contract import TOLERANCE, Trace, check_block, differences, perturb, trace
 from rad_bench.blocks.memory import MemoryBlock
 from rad_bench.errors import one_line
-from rad_bench.model.registry import find_block
+from rad_bench.model.registry import block_forms, find_block
 from rad_bench.run.environment import environment
 from rad_bench.store.atomic import write_figures
 from rad_bench.store.result import Parity
@@ -84,9 +86,9 @@ def _trace(case: Case, form: type[MemoryBlock], bf16: bool = False) -> Trace:
 
 @dataclass
 class BlockCheck:
-    """What `rad-bench check` found about a block at one number of tokens per frame."""
+    """What `rad-bench check` found about a form of a block at one number of tokens per frame."""
 
-    block: str
+    block: str  # with the options of its form
     tokens: int  # per frame
     path: str = ""
     why: str = ""
@@ -110,7 +112,7 @@ class BlockCheck:
 def check_on_device(
     names: Sequence[str], device_name: str, out: Path, report: Callable[[str], None]
 ) -> list[BlockCheck]:
-    """Check blocks on a device, with one and with several tokens per frame. Never raises for a faulty block.
+    """Check each form of blocks on a device, with one and several tokens per frame. Never raises for a faulty block.
 
     Writes `out`/check-<device>.json after each block, so a killed command keeps the blocks that it has checked.
     """
@@ -119,9 +121,10 @@ def check_on_device(
     path, checks = out / f"check-{device.type}.json", []
     for name in names:
         block = find_block(name)
-        for tokens in (1, CHECK_SHAPE[2]):
-            report(f"{name}, {tokens} token{'s' if tokens > 1 else ''} a frame")
-            checks.append(_check(name, block, tokens, device))
+        for options, tokens in itertools.product(block_forms(block), (1, CHECK_SHAPE[2])):
+            label = name + "".join(f"({key}={value})" for key, value in options.items())
+            report(f"{label}, {tokens} token{'s' if tokens > 1 else ''} a frame")
+            checks.append(_check(label, block, options, tokens, device))
         record = {
             "environment": environment(device, torch.get_num_threads(), 1),
             "found": [{**asdict(check), "passed": check.passed} for check in checks],
@@ -130,16 +133,18 @@ def check_on_device(
     return checks
 
 
-def _check(name: str, block: type[MemoryBlock], tokens: int, device: torch.device) -> BlockCheck:
-    check = BlockCheck(name, tokens)
+def _check(
+    label: str, block: type[MemoryBlock], options: dict[str, Any], tokens: int, device: torch.device
+) -> BlockCheck:
+    check = BlockCheck(label, tokens)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            case = _case(block(CHECK_DIM), CHECK_SHAPE, tokens, device)
+            case = _case(block(CHECK_DIM, **options), CHECK_SHAPE, tokens, device)
         path = case.layer.path(device, torch.float32)
         check.path, check.why = path.name, path.why
         if tokens == 1:  # the contract tries several by itself
-            outcomes = check_block(block, device=device, dtype=torch.float32)
+            outcomes = check_block(block, options, device=device, dtype=torch.float32)
             check.broken = [f"{outcome.name}: {outcome.detail}" for outcome in outcomes if not outcome.passed]
         reference = _trace(case, MemoryBlock)  # type: ignore[type-abstract]
         check.fp32 = differences(_trace(case, block), reference)

@@ -7,8 +7,8 @@ from torch import nn
 
 from rad_bench.blocks.attention import Attention
 from rad_bench.blocks.contract import CHECKS, check_block, differences, trace
+from rad_bench.blocks.convolution import convolve, convolve_clip
 from rad_bench.blocks.fast.gated_deltanet import in_chunks, read, write_chunks
-from rad_bench.blocks.fast.mamba2 import convolve
 from rad_bench.blocks.gated_deltanet import GatedDeltaNet
 from rad_bench.blocks.gated_deltanet import _write as write_delta
 from rad_bench.blocks.lstm import LSTM
@@ -318,7 +318,7 @@ def random_tokens(block, frames):
 def test_mlstm_is_its_equation_without_the_stabiliser():
     block = MLSTM(6, heads=2, head_dim=3).double()
     x_STKD = random_tokens(block, 9)
-    q, k, v, i, f = (part[:, :, :, 0].transpose(1, 2) for part in block._project(x_STKD))
+    q, k, v, i, f = (part[:, :, :, 0].transpose(1, 2) for part in block._project(x_STKD, None))
     C, n = torch.zeros(2, 2, 3, 3).double(), torch.zeros(2, 2, 3).double()
     read = []
     for t in range(9):
@@ -387,15 +387,15 @@ def test_mlstm_does_not_depend_on_where_its_chunks_end(chunk):
 
 def test_mlstm_sums_in_full_precision_under_autocast():
     block = MLSTM(8, heads=2, head_dim=4, chunk=4)
-    block._finish = lambda h, x: h
+    block._finish = lambda h, x, c: h
     x_STKD, state = random_tokens(block.double(), 10).float(), block.float().initial_state(2)
     with torch.autocast("cpu", torch.bfloat16):
         found = block.prefetch(x_STKD, state)
-        q, k, v, i, f = block._project(x_STKD)
+        q, k, v, i, f = block._project(x_STKD, None)
         assert q.dtype == torch.bfloat16
         for t in range(10):
             torch.testing.assert_close(found.y_STKD[:, :, t], recall_mlstm(q[:, :, t], state))
-            state = write_mlstm(k[:, :, t], v[:, :, t], i[:, :, t], f[:, :, t], state)
+            _, state = write_mlstm(q[:, :, t], k[:, :, t], v[:, :, t], i[:, :, t], f[:, :, t], state)
     torch.testing.assert_close(found.state, state)
 
 
@@ -405,11 +405,11 @@ def test_gated_deltanet_replaces_what_a_key_recalled():
     v = torch.randn(1, 1, 2, 4).double()
     one = torch.ones(1, 1, 2, 1).double()
     (M,) = block.initial_state(1)
-    M = write_delta(k, v, one, one, M)
+    _, M = write_delta(k, k, v, one, one, M)
     torch.testing.assert_close((M @ k[:, :, 1, :, None])[..., 0], v[:, :, 1])  # the last key recalls its value
-    M = write_delta(k[:, :, 1:], 2 * v[:, :, 1:], one[:, :, 1:], one[:, :, 1:], M)
+    _, M = write_delta(k[:, :, 1:], k[:, :, 1:], 2 * v[:, :, 1:], one[:, :, 1:], one[:, :, 1:], M)
     torch.testing.assert_close((M @ k[:, :, 1, :, None])[..., 0], 2 * v[:, :, 1])  # replaced, not added
-    M = write_delta(k[:, :, :1], v[:, :, :1], 0 * one[:, :, :1], 0 * one[:, :, :1], M)
+    _, M = write_delta(k[:, :, :1], k[:, :, :1], v[:, :, :1], 0 * one[:, :, :1], 0 * one[:, :, :1], M)
     assert not M.any()  # forgotten
 
 
@@ -418,7 +418,7 @@ def delta_by_the_token(q, k, v, log_a, b, M):
     read = []
     for q_l, *token in zip(*(part.split(1, 2) for part in (q, k, v, log_a.exp(), b)), strict=True):
         read.append(q_l @ M.mT)
-        M = write_delta(*token, M)
+        _, M = write_delta(q_l, *token, M)
     return torch.cat(read, 2), M
 
 
@@ -539,8 +539,9 @@ def test_mamba2_reads_where_it_wrote_from_the_start() -> None:
     """Its keys and queries pass through a convolution over the frames before, which starts as nearly the identity."""
     block = find_block("mamba2")(16, heads=2, head_dim=8, state=32)
     out, back = torch.randn(1, 12, 1, 16), torch.arange(11, -1, -1)
-    _, u, dt = block._project(torch.cat([torch.zeros(1, 3, 1, 16), out, out[:, back]], 1))
-    tokens = block._tokens(u.flatten(1, 2), dt[:, 3:])
+    _, u, dt = block._project(torch.cat([out, out[:, back]], 1))
+    u, *_ = convolve_clip(u, block.initial_state(1)[0], block.conv_weight, block.conv_bias)
+    tokens = block._tokens(u, dt)
     keys, queries = (torch.nn.functional.normalize(part[0, :, 0], dim=-1) for part in (tokens.B_STKN, tokens.C_STKN))
     similar = queries[12:] @ keys[:12].mT
     assert (similar.argmax(1) == back).all() and similar[torch.arange(12), back].min() > 0.8

@@ -49,11 +49,12 @@ def test_a_block_with_dropout_has_parity():
 def test_blocks_are_checked_in_both_precisions_and_figures_are_stored(tmp_path):
     found = check_on_device(["mamba2", WRONG], "cpu", tmp_path, lambda name: None)
     assert [(each.block, each.tokens, each.passed) for each in found] == [
-        ("mamba2", 1, True), ("mamba2", 4, True), (WRONG, 1, False), (WRONG, 4, False),
+        ("mamba2", 1, True), ("mamba2", 4, True), ("mamba2(form=paper)", 1, True), ("mamba2(form=paper)", 4, True),
+        *[(name, tokens, False) for name in (WRONG, f"{WRONG}(form=paper)") for tokens in (1, 4)],
     ]  # fmt: skip
     record = json.loads((tmp_path / "check-cpu.json").read_text())
     assert record["environment"]["device"].startswith("cpu")
-    right, _, wrong, _ = record["found"]
+    right, wrong = record["found"][0], record["found"][-2]
     assert right["fp32"]["gradients"] < 2e-4 < right["bf16"]["gradients"]
     assert wrong["fp32"]["outputs"] > 2e-4
     assert any("fast path = reference" in line for line in wrong["broken"])
@@ -74,7 +75,7 @@ def test_what_a_block_raises_is_told_and_the_others_are_checked(tmp_path, monkey
 
     monkeypatch.setattr(WrongDecay, "retrieve", broken)
     found = check_on_device([WRONG, "none"], "cpu", tmp_path, lambda name: None)
-    assert [each.passed for each in found] == [False, False, True, True]
+    assert [each.passed for each in found] == [False] * 4 + [True] * 2  # both forms, then `none`
     assert "an illegal memory access" in found[0].error
 
 
