@@ -25,7 +25,7 @@ def write_report(sweep_folder: Path) -> Path:
     axes = ablation_rows(sweep)
     curves = learning_curves(sweep)
     memory = memory_rows(sweep.frames, sweep.blocks, sweep.tasks)
-    probe_scores = {block: probes(sweep.results_of(block)) for block in sweep.blocks}
+    probe_scores = {block: probes(sweep.trained_of(block)) for block in sweep.blocks}
     written = [tables.headline(rows), tables.paper(rows), tables.interventions(rows), tables.capacity(rows)]
     written += [
         tables.memory(memory),

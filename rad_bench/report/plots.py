@@ -84,15 +84,16 @@ def draw_plots(sweep: Sweep, rows: list[Row], folder: Path, learning: Sequence[L
         )
         add("interventions", f"interventions-{task}", caption, _draw_drops, own[task])
     for key, (name, label, _) in COSTS.items():
-        for task in with_revisits:
+        for task in (task for task in with_revisits if any(row.cost for row in own[task])):
             caption = f"{task}: revisit PSNR against {label}; dashed: Pareto front of the means"
             add("cost", f"{name}-{task}", caption, _draw_cost, own[task], key)
     for task in dict.fromkeys(curve.task for curve in learning):
         lines = learning_lines([curve for curve in learning if curve.task == task])
         caption = f"{task}: revisit PSNR of the averaged weights against training steps; bands are 95 % intervals"
         add("learning", f"learning-{task}", caption, _draw_curves, lines, "training step", "revisit PSNR, dB", "linear")
-    caption = "training loss, one line per run (running mean of five records)"
-    add("training", "loss", caption, _draw_curves, loss_curves(sweep), "training step", "loss", "log")
+    if sweep.trained:
+        caption = "training loss, one line per run (running mean of five records)"
+        add("training", "loss", caption, _draw_curves, loss_curves(sweep), "training step", "loss", "log")
     return plots
 
 
