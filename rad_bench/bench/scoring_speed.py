@@ -12,8 +12,8 @@ from torch import Tensor
 from rad_bench.bench.comparison import Comparison
 from rad_bench.bench.rollout_speed import ACTIONS, FRAME_SHAPE, perturbed_trunk
 from rad_bench.config import DiffusionConfig, EvaluationConfig
-from rad_bench.evaluation.evaluate import frame_metrics
 from rad_bench.evaluation.metrics import few_at_a_time, psnr, ssim
+from rad_bench.evaluation.scoring import frame_metrics
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_size
 from rad_bench.model.rollout import rollout

@@ -32,7 +32,7 @@ def collect(world: str, size: str, episodes: int, steps: int, out: Path, workers
     """Collect episodes of WORLD with a policy that explores and returns. To resume, run it again."""
     from rad_bench.data.collect.mazes import collect_memory_maze
 
-    with _progress("episodes") as report:
+    with progress("episodes") as report:
         outcome = collect_memory_maze(size, episodes, steps, out, workers, seed, report)
     click.echo(one_line(f"{out}: {outcome.collected} episodes collected, {outcome.kept} already existed."))
 
@@ -48,7 +48,7 @@ def check(folder: Path) -> None:
     from rad_bench.look.survey import survey
 
     recordings = open_folder(folder)
-    with _progress("episodes read") as report:
+    with progress("episodes read") as report:
         findings = survey(recordings, report)
     table = Table("what", "found", title=one_line(f"{folder}: {recordings.source.kind}"))
     for what, text in findings.lines():
@@ -87,7 +87,7 @@ def pack(folder: Path, out: Path, size: int | None) -> None:
 
     recordings = open_folder(folder, size)
     _list("left out", recordings.left_out)
-    with _progress("episodes packed") as report:
+    with progress("episodes packed") as report:
         write(recordings, out, report)
     click.echo(one_line(f"{out}: written. Use it as data.path, with data.name: {recordings.source.kind}."))
 
@@ -98,7 +98,7 @@ def _list(what: str, lines: list[str]) -> None:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on a terminal; without a terminal, nothing."""
     from rich.console import Console
     from rich.progress import Progress

@@ -67,7 +67,7 @@ def sweep(
             f"When they have finished, run the same command again to {then}."
         )
     else:
-        _print_outcome(outcome)
+        print_outcome(outcome)
 
 
 @click.command()
@@ -140,7 +140,7 @@ def report(folder: Path) -> None:
     from rad_bench.store.sweep_folder import planned_runs
     from rad_bench.sweep.gather import finish
 
-    _print_outcome(finish(folder, planned_runs(folder)))
+    print_outcome(finish(folder, planned_runs(folder)))
 
 
 @click.command()
@@ -150,7 +150,7 @@ def merge(out: Path, folders: tuple[Path, ...]) -> None:
     """Join the finished runs of sweep FOLDERS into the new folder OUT, and report on all of them."""
     from rad_bench.sweep.merge import merge as join
 
-    _print_outcome(join(out, list(folders)))
+    print_outcome(join(out, list(folders)))
 
 
 @click.command()
@@ -187,7 +187,7 @@ def _print_reason(run: Any, err: bool = False) -> None:
     click.echo(f"{one_line(run.name)}: {run.state} {one_line(run.detail)}".rstrip(), err=err)
 
 
-def _print_outcome(outcome: Any) -> None:
+def print_outcome(outcome: Any) -> None:
     if outcome.report is not None:
         click.echo(f"report: {outcome.report}")
     elif outcome.unwritten is None:

@@ -44,9 +44,13 @@ def evaluation_need(run: RunConfig, dataset: Dataset) -> dict[str, Need]:
     tasks = [make_task(name, episodes, run.evaluation, run.trunk.frames_per_step) for name in run.evaluation.tasks]
     needs = {}
     for task in tasks:
-        kind, gap = classify_task(task, reach(run), dataset.has_poses, dataset.same_view)
-        needs[task.name] = _need(kind == "revisit", gap[kind == "revisit"])
+        needs[task.name] = scored_need(*classify_task(task, reach(run), dataset.has_poses, dataset.same_view))
     return needs
+
+
+def scored_need(kinds: NDArray[np.str_], gaps: NDArray[np.float64]) -> Need:
+    """Return what a task's generated frames need, from their kinds and gaps, both [B, H]."""
+    return _need(kinds == "revisit", gaps[kinds == "revisit"])
 
 
 def needs_of(run: RunConfig, dataset: Dataset) -> dict[str, Need]:

@@ -28,7 +28,7 @@ def write_report(sweep_folder: Path) -> Path:
     curves = learning_curves(sweep)
     held = loads(sweep)
     memory = memory_rows(sweep.frames, sweep.blocks, sweep.tasks)
-    probe_scores = {block: probes(sweep.results_of(block)) for block in sweep.blocks}
+    probe_scores = {block: probes(sweep.trained_of(block)) for block in sweep.blocks}
     tuning = read_tuning(sweep)
     written = [
         tables.headline(rows, tuned_note(sweep, tuning)),

@@ -189,7 +189,7 @@ def _costs(sweep: Sweep, rows: list[Row], blocks: list[str]) -> list[str]:
         sentences.append(f"{row.block}: {row.cost['memory_parameters']:,.0f} parameters, {state}, {time} a frame.")
     if not sentences:
         return ["No costs are known."]
-    devices = listing(list(dict.fromkeys(result.device for result in sweep.results)))
+    devices = listing(list(dict.fromkeys(result.device for result in sweep.trained)))
     sizes = "Parameters: of the memory. State: per video at the horizon's end, without the attention window."
     return [*sentences, f"{sizes} Times: measured in the runs, on {devices}; other jobs on the machine affect them."]
 

@@ -20,7 +20,7 @@ def caveats(sweep: Sweep, rows: list[Row]) -> list[str]:
     """Return what limits every answer, as sentences."""
     note = seeds_note(max((row.seeds for row in rows), default=0), _episodes(sweep))
     missing = [*_missing_runs(sweep, rows), *_nothing_to_learn(sweep), *_few_revisits(sweep)]
-    return [note, *missing, *_missing_controls(sweep)]
+    return [note, *missing, *_suspects(sweep), *_missing_controls(sweep)]
 
 
 def _missing_runs(sweep: Sweep, rows: list[Row]) -> list[str]:
@@ -41,7 +41,7 @@ def _missing_runs(sweep: Sweep, rows: list[Row]) -> list[str]:
 
 def _nothing_to_learn(sweep: Sweep) -> list[str]:
     """Say which blocks were trained on clips that need no memory."""
-    blocks = dict.fromkeys(r.block for r in sweep.results if r.need and not r.need["training"].share)
+    blocks = dict.fromkeys(r.block for r in sweep.results if "training" in r.need and not r.need["training"].share)
     return [f"No trained frame needs a memory ({listing(list(blocks))}): nothing taught one."] if blocks else []
 
 
@@ -69,6 +69,16 @@ def _few_revisits(sweep: Sweep) -> list[str]:
     return sentences
 
 
+def _suspects(sweep: Sweep) -> list[str]:
+    """Say which frames of models from outside can hardly be meant."""
+    texts = [
+        f"{result.block}, seed {result.seed}: {'; '.join(result.generated.suspects)}"
+        for result in sweep.results
+        if result.generated is not None and result.generated.suspects
+    ]
+    return [f"Look at these frames before you quote a number: {listing(texts)}."] if texts else []
+
+
 def _missing_controls(sweep: Sweep) -> list[str]:
     """Say which controls are not in the sweep, and what is unknown without them."""
     known = set(map(base_name, sweep.blocks))
@@ -85,8 +95,8 @@ def _episodes(sweep: Sweep) -> str:
 
 def scope(sweep: Sweep) -> str:
     """Say for which setting the answer holds."""
-    steps = dict.fromkeys(str(r.training.steps) for r in sweep.results)
-    trunks = dict.fromkeys(f"{r.parameters.trunk:,}" for r in sweep.results)
+    steps = dict.fromkeys(str(r.training.steps) for r in sweep.trained)
+    trunks = dict.fromkeys(f"{r.parameters.trunk:,}" for r in sweep.trained)
     parts = [
         ", ".join(dict.fromkeys(r.data.name for r in sweep.results)),
         f"{listing(list(steps))} training steps" if steps else "",

@@ -51,7 +51,7 @@ def loss_curves(sweep: Sweep) -> list[Curve]:
     """Return each run's training loss, from the readable lines of its log."""
     curves = []
     for block in sweep.blocks:
-        for result in sweep.results_of(block):
+        for result in sweep.trained_of(block):
             losses, _ = read_losses(training_log(sweep.folder, result))
             smooth = losses.rolling(SMOOTHED, min_periods=1).mean().dropna()
             if len(smooth):

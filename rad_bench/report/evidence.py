@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -19,13 +20,15 @@ from rad_bench.store import strict_yaml
 from rad_bench.store.result import Need
 
 NOT_IN_A_SWEEP_FILE = ("planned", "trials", "merged")  # keys that a results folder adds to sweep.yaml
+SCORED = "scored"  # key of sweep.yaml in the folder of models from outside: the folder of the tasks
 
 
 def evidence(sweep: Sweep) -> list[tuple[str, str]]:
     """Return the evidence as (name, value)."""
     if not sweep.results:
         return []
-    items = [("identical trunk at the start", _trunk_check(sweep))]
+    items = [("identical trunk at the start", _trunk_check(sweep))] if sweep.trained else []
+    items += _outside(sweep)
     cards = sweep.results[0].metrics
     items += [(f"metric card: {name}", text) for name, text in cards if name != "card"]
     items.append(("metric card", cards.card))
@@ -40,11 +43,11 @@ def evidence(sweep: Sweep) -> list[tuple[str, str]]:
     ]
     items += _environment(sweep)
     items.append(("runs", f"{len(sweep.results)} done, {len(sweep.failures)} missing"))
-    reused = [(result.run, result.trained_by) for result in sweep.results if result.trained_by != result.run]
+    reused = [(result.run, result.trained_by) for result in sweep.trained if result.trained_by != result.run]
     if reused:
         sources = "; ".join(f"{run} from {by}" for run, by in reused)
         items.append(("reused weights", f"{len(reused)} of {len(sweep.results)} runs did not train: {sources}"))
-    logs = dict.fromkeys(read_losses(training_log(sweep.folder, result))[1] for result in sweep.results)
+    logs = dict.fromkeys(read_losses(training_log(sweep.folder, result))[1] for result in sweep.trained)
     if any(logs):
         items.append(("logs with unreadable lines", "; ".join(log for log in logs if log)))
     return items
@@ -53,7 +56,7 @@ def evidence(sweep: Sweep) -> list[tuple[str, str]]:
 def _trunk_check(sweep: Sweep) -> str:
     """Compare the hashes of the trunks before training. They must agree for each seed and trunk size."""
     hashes: dict[tuple[int, int], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for result in sweep.results:
+    for result in sweep.trained:
         hashes[result.seed, result.parameters.trunk][result.trunk_hash].append(result.block)
     sizes = {size for _, size in hashes}
 
@@ -65,6 +68,17 @@ def _trunk_check(sweep: Sweep) -> str:
         return "NO: trunks differ between blocks of one seed: " + "; ".join(unequal)
     equal = [f"{place(key)}: {next(iter(blocks))}" for key, blocks in sorted(hashes.items())]
     return f"yes, one hash for all blocks of a seed ({'; '.join(equal)})"
+
+
+def _outside(sweep: Sweep) -> list[tuple[str, str]]:
+    """Say where the frames of models from outside came from, and what was done to them."""
+    items = []
+    for result in sweep.results:
+        if result.generated is not None:
+            swapped = f", with swapped memory {result.generated.swapped}" if result.generated.swapped else ""
+            texts = [f"{result.generated.rollouts}{swapped}", *result.generated.notes, *result.generated.suspects]
+            items.append((f"scored frames: {result.block}, seed {result.seed}", "; ".join(texts)))
+    return items
 
 
 def _values(sweep: Sweep, key: str) -> list[str]:
@@ -93,7 +107,7 @@ def budgets(sweep: Sweep) -> Table:
     """Return each block's size, the budget it was matched to, and the solved options."""
     cells: dict[str, list[str]] = {}
     for block in sweep.blocks:
-        for result in sweep.results_of(block)[:1]:
+        for result in sweep.trained_of(block)[:1]:
             match = result.match
             size = ", ".join(f"{key}={value}" for key, value in result.memory.options.items())
             budget = f"{match.budget:,} ({match.by})" if match.residual is not None and match.budget else "not sized"
@@ -160,7 +174,7 @@ def parity(sweep: Sweep) -> Table:
     """Return for each block the path that computed it, and its largest error against the reference."""
     errors: dict[tuple[str, ...], list[float]] = {}
     for block in sweep.blocks:
-        for result in sweep.results_of(block):
+        for result in sweep.trained_of(block):
             measured = result.parity
             path = ("not stored", "", "") if measured is None else (measured.path, measured.device, measured.why)
             errors.setdefault((block, *path), []).extend([] if measured is None else [measured.max_error])
@@ -176,7 +190,9 @@ def parity(sweep: Sweep) -> Table:
 
 
 def reproduction(sweep: Sweep) -> str:
-    """Return shell commands that write the sweep file and run it, to copy and paste."""
+    """Return shell commands that write the sweep file and run it, or that score again, to copy and paste."""
+    if SCORED in sweep.plan:
+        return _scoring(sweep)
     tree = {key: value for key, value in sweep.plan.items() if key not in NOT_IN_A_SWEEP_FILE}
     name = str(tree.get("name", ""))
     file = f"{name}.yaml" if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name) else "sweep.yaml"
@@ -194,3 +210,15 @@ def reproduction(sweep: Sweep) -> str:
     if "merged" in sweep.plan:
         lines.append("# merged from several sweeps; this file is the first one's")
     return "\n".join(lines)
+
+
+def _scoring(sweep: Sweep) -> str:
+    """Return the command that scored models from outside."""
+    parts = [f"rad-bench score {shlex.quote(str(sweep.plan[SCORED]))}"]
+    for result in sweep.results:
+        if result.generated is not None:
+            name = f"{result.block}:{result.seed}"
+            parts.append(f"--rollouts {shlex.quote(f'{name}={result.generated.rollouts}')}")
+            if result.generated.swapped:
+                parts.append(f"--swapped {shlex.quote(f'{name}={result.generated.swapped}')}")
+    return " \\\n    ".join(parts)

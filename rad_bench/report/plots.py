@@ -90,15 +90,16 @@ def draw_plots(
         caption = f"{task}: bits recovered against surfaces asked for; dotted: all bits; bands are 95 % intervals"
         add("load", f"load-{task}", caption, _draw_loads, [load for load in held if load.task == task])
     for key, (name, label, _) in COSTS.items():
-        for task in with_revisits:
+        for task in (task for task in with_revisits if any(row.cost for row in own[task])):
             caption = f"{task}: revisit PSNR against {label}; dashed: Pareto front of the means"
             add("cost", f"{name}-{task}", caption, _draw_cost, own[task], key)
     for task in dict.fromkeys(curve.task for curve in learning):
         lines = learning_lines([curve for curve in learning if curve.task == task])
         caption = f"{task}: revisit PSNR of the averaged weights against training steps; bands are 95 % intervals"
         add("learning", f"learning-{task}", caption, _draw_curves, lines, "training step", "revisit PSNR, dB", "linear")
-    caption = "training loss, one line per run (running mean of five records)"
-    add("training", "loss", caption, _draw_curves, loss_curves(sweep), "training step", "loss", "log")
+    if sweep.trained:
+        caption = "training loss, one line per run (running mean of five records)"
+        add("training", "loss", caption, _draw_curves, loss_curves(sweep), "training step", "loss", "log")
     return plots
 
 

@@ -14,7 +14,7 @@ from rad_bench.errors import UserError, one_line
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.evaluation.metrics import score_columns
 from rad_bench.report.intervals import episode_means
-from rad_bench.store.result import Result, read_result
+from rad_bench.store.result import Result, Scored, read_scored
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.store.sweep_folder import check_links, check_name, read_plan
 
@@ -36,7 +36,7 @@ class Sweep:
     frames: pd.DataFrame
     # task -> share of its frames left out, because not all models have them; 1: no frame is shared, all are kept
     unshared: dict[str, float]
-    results: list[Result]  # of the runs in `frames`, in planned order
+    results: list[Scored]  # of the runs in `frames`, in planned order
     plan: dict[str, Any]  # sweep.yaml
     failures: dict[str, str]  # planned run without frames -> reason
     curves: pd.DataFrame  # frames of weights on the way of training, by `step`; empty without `evaluation.at`
@@ -67,9 +67,18 @@ class Sweep:
         own = (frames["task"] == task) & (frames["block"] == block) & (frames["intervention"] == intervention)
         return episode_means(frames[own & (frames["kind"] == "revisit")], column)
 
-    def results_of(self, block: str) -> list[Result]:
+    @property
+    def trained(self) -> list[Result]:
+        """Return the results of the runs that rad-bench trained; the others are of models from outside."""
+        return [result for result in self.results if isinstance(result, Result)]
+
+    def results_of(self, block: str) -> list[Scored]:
         """Return the results of a block's runs, one per seed."""
         return [result for result in self.results if result.block == block]
+
+    def trained_of(self, block: str) -> list[Result]:
+        """Return those of the block's results that rad-bench trained: what they cost is known."""
+        return [result for result in self.trained if result.block == block]
 
 
 def base_name(block: str) -> str:
@@ -100,9 +109,10 @@ def read_sweep(folder: Path) -> Sweep:
     runs = sorted(set(frames["run"]), key=lambda name: (place.get(name, len(place)), name))
     for run in {*runs, *planned}:
         check_links(folder / "runs" / run, folder)
-    results = [read_result(RunFolder(folder / "runs" / run).result) for run in runs]
+    results = [read_scored(RunFolder(folder / "runs" / run).result) for run in runs]
     for result in results:
-        check_links(folder / "runs" / result.trained_by, folder)
+        if isinstance(result, Result):
+            check_links(folder / "runs" / result.trained_by, folder)
     failures = {name: _why_missing(folder / "runs" / name) for name in planned if name not in runs}
     shared, unshared = shared_frames(frames)
     return Sweep(folder, shared, unshared, results, plan, failures, _read_curves(folder, shared))
@@ -138,7 +148,7 @@ def shared_frames(frames: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]
 def read_run(folder: Path) -> pd.DataFrame:
     """Return the frames of a finished run. Raises `UserError` if its frames, curve or result cannot be read."""
     paths = RunFolder(folder)
-    read_result(paths.result)
+    read_scored(paths.result)
     frames = read_frames(paths.frames)
     tables = {paths.frames: frames} | ({paths.curve: read_curve(paths.curve)} if paths.curve.exists() else {})
     for path, table in tables.items():

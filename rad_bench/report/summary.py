@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from rad_bench.evaluation.controls import CONTROLS
-from rad_bench.evaluation.metrics import Score, score_columns
+from rad_bench.evaluation.metrics import SMALLEST_MSE, Score, score_columns
 from rad_bench.report.capacity import Capacity, capacity
 from rad_bench.report.distances import Distance, distance
 from rad_bench.report.intervals import (
@@ -104,8 +104,8 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
         other = sweep.revisits(task, block, intervention)
         if len(other):
             drops[intervention] = difference(kept[block], other)
-    results = sweep.results_of(block)
-    memoryless = not results or all(not any(r.state_bytes.values()) for r in results)
+    results = sweep.trained_of(block)
+    memoryless = block in CONTROLS or bool(results and all(not any(r.state_bytes.values()) for r in results))
     none, ceiling = matching("none", block, kept), matching("attention", block, kept)
     over_none = over_none_elsewhere = gap_closed = None
     if none and base_name(block) != "none":
@@ -121,7 +121,7 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
         seeds=own["seed"].nunique(),
         revisit={m: estimate(sweep.revisits(task, block, column=m)) for m in reported_metrics(sweep)},
         kinds={k: _mean(own[own["kind"] == k]) for k in ("recent", "partial", "novel")} | {"all": _mean(own)},
-        pooled_psnr=float(-10 * np.log10(revisits["mse"].mean())) if len(revisits) else np.nan,
+        pooled_psnr=float(-10 * np.log10(max(revisits["mse"].mean(), SMALLEST_MSE))) if len(revisits) else np.nan,
         drops=drops,
         over_none=over_none,
         over_none_elsewhere=over_none_elsewhere,

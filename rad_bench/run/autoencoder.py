@@ -14,8 +14,9 @@ from safetensors.torch import save
 
 from rad_bench.data.recordings import Recordings
 from rad_bench.errors import UserError, unwritten
-from rad_bench.evaluation.evaluate import encode_and_decode, frame_metrics
+from rad_bench.evaluation.evaluate import encode_and_decode
 from rad_bench.evaluation.metrics import METRICS, metric_card
+from rad_bench.evaluation.scoring import frame_metrics
 from rad_bench.model.autoencoder import FACTOR, GROUPS, RECORD, WEIGHTS, Autoencoder, read_record
 from rad_bench.model.codec import Conv
 from rad_bench.run.environment import commit

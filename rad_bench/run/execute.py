@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from rad_bench.config import LaunchConfig, MemoryConfig
 from rad_bench.errors import UserError
-from rad_bench.evaluation.controls import CONTROLS
-from rad_bench.evaluation.evaluate import Evaluation, evaluate, parts
+from rad_bench.evaluation.evaluate import evaluate, parts
 from rad_bench.evaluation.probe import probe
-from rad_bench.evaluation.strips import strip
 from rad_bench.model.experiment import Experiment, open_experiment
 from rad_bench.model.registry import block_files, block_identity, is_built_in
 from rad_bench.run.curve import evaluate_snapshots, write_curve
 from rad_bench.run.environment import environment
 from rad_bench.run.identity import Machine, training_key
+from rad_bench.run.outputs import write_json, write_scores
 from rad_bench.run.parity import measure_parity
 from rad_bench.run.record import Evaluated, Start, make_result
 from rad_bench.run.reuse import Training, keep_training, reuse_training
@@ -44,10 +42,9 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
         return
     keep_training(paths, trained, start.key)
     evaluated = _evaluate(start.run, replace(start.experiment, trunk=trained.average), paths)
-    _write_frames(start.run, evaluated.evaluation, paths)
-    _write_strips(evaluated.evaluation, paths)
+    write_scores(start.run, evaluated.evaluation, paths)
     peak_memory = max(_peak_memory(start.experiment.device), trained.peak_memory)
-    _write_json(paths, paths.result.name, make_result(start, trained, evaluated, peak_memory).model_dump())
+    write_json(paths, paths.result.name, make_result(start, trained, evaluated, peak_memory).model_dump())
     for path in (paths.checkpoint, paths.checkpoint_before, paths.start):
         path.unlink(missing_ok=True)  # not earlier: a killed run resumes from them
 
@@ -62,7 +59,7 @@ def _start(paths: RunFolder, launch: LaunchConfig, group: Group) -> Start:
     check_gpus(device, launch)
     be_deterministic(launch.threads, device)
     if group.rank == 0:
-        _write_json(paths, "environment.json", environment(device, launch.threads, group.world))
+        write_json(paths, "environment.json", environment(device, launch.threads, group.world))
     experiment = open_experiment(run.config, device)
     _check_data(run, experiment)
     if group.rank == 0:
@@ -150,7 +147,7 @@ def _check_progress(paths: RunFolder, run: Run, launch: LaunchConfig) -> None:
     except (OSError, ValueError, KeyError, TypeError):  # the job's first start, or a partly written file
         starts = 0
     if starts < 1:
-        _write_json(paths, paths.start.name, {"job": holder.job, "restarts": holder.restarts, "step": step})
+        write_json(paths, paths.start.name, {"job": holder.job, "restarts": holder.restarts, "step": step})
     elif starts >= launch.attempts:
         paths.start.unlink()  # a user who submits the job again gets new attempts
         trained = step >= run.config.training.steps
@@ -160,25 +157,6 @@ def _check_progress(paths: RunFolder, run: Run, launch: LaunchConfig) -> None:
             f"started {starts} times {where} without progress; its time limit (launch.slurm.timeout: "
             f"{launch.slurm.timeout}) may be too short, or it is preempted too often: raise the limit{advice}."
         )
-
-
-def _write_json(paths: RunFolder, name: str, value: Any) -> None:
-    text = json.dumps(value, indent=1, sort_keys=True, default=str) + "\n"
-    paths.replace(paths.path / name, lambda file: file.write(text.encode()))
-
-
-def _write_frames(run: Run, evaluation: Evaluation, paths: RunFolder) -> None:
-    frames = evaluation.frames
-    frames.insert(0, "run", paths.path.name)
-    frames["block"] = frames["block"].where(frames["block"].isin(CONTROLS), run.label)
-    frames["seed"] = run.config.seed
-    paths.replace(paths.frames, lambda file: frames.to_parquet(file, index=False))
-
-
-def _write_strips(evaluation: Evaluation, paths: RunFolder) -> None:
-    for name, frames in evaluation.strips.items():
-        image = strip(frames)
-        paths.replace(paths.strips / f"{name}.png", lambda file, image=image: image.save(file, "PNG"))  # type: ignore[misc]
 
 
 def _keep_block(memory: MemoryConfig, paths: RunFolder) -> None:

@@ -9,9 +9,9 @@ from rad_bench.config import SCIENCE_VERSION, LaunchConfig, RunConfig
 from rad_bench.evaluation.evaluate import Evaluation, reach
 from rad_bench.evaluation.metrics import metric_card
 from rad_bench.evaluation.need import needs_of
-from rad_bench.evaluation.strips import shown
 from rad_bench.model.experiment import Experiment
 from rad_bench.run.environment import commit
+from rad_bench.run.outputs import strips_record
 from rad_bench.run.reuse import Training, training_record
 from rad_bench.store.result import (
     Counts,
@@ -23,7 +23,6 @@ from rad_bench.store.result import (
     Parity,
     Result,
     RolloutTimes,
-    Strips,
 )
 from rad_bench.store.run_folder import Run
 from rad_bench.training.device import device_name
@@ -83,7 +82,7 @@ def make_result(start: Start, trained: Training, evaluated: Evaluated, peak_memo
         commit=commit(),
         episodes=config.evaluation.episodes,
         data=Data(identity=dataset.identity, name=config.data.name, codec=experiment.codec.identity),
-        strips=_strips(evaluation),
+        strips=strips_record(evaluation),
         probe=evaluated.probe,
         parity=start.parity,
         fvd=evaluation.fvd,
@@ -98,10 +97,3 @@ def _rollout_times(config: RunConfig, evaluation: Evaluation) -> RolloutTimes:
         seconds_per_frame_end=statistics.median(per_frame[-TIMED_STEPS:]),
         videos=evaluation.videos,
     )
-
-
-def _strips(evaluation: Evaluation) -> dict[str, Strips]:
-    return {
-        task: Strips(episodes=episodes, frames=shown(evaluation.horizons[task]))
-        for task, episodes in evaluation.shown.items()
-    }

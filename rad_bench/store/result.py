@@ -1,4 +1,4 @@
-"""The content of `result.json`, the record of a finished run."""
+"""The content of `result.json`: the record of a finished run, or of a model from outside that was scored."""
 
 from __future__ import annotations
 
@@ -119,39 +119,55 @@ class Parity(_Section):
     device: str
 
 
-class Result(_Section):
-    """The result of a finished run, without its frames."""
+class Generated(_Section):
+    """Where frames of a model from outside came from, and what was noticed when they were read."""
+
+    rollouts: str  # folder
+    swapped: str | None = None  # folder of those with the memory of the swap partner
+    notes: list[str] = []  # what was changed before scoring, such as the size
+    suspects: list[str] = []  # what can be scored but hardly be meant, such as black frames
+
+
+class Scored(_Section):
+    """The record of a model whose frames were scored, without the frames. `generated`: not trained by rad-bench."""
 
     format: Literal[1] = 1
     run: str
     block: str  # label
     seed: int
     axes: dict[str, Any] = {}
-    memory: Memory
-    parameters: Counts
-    match: Match
-    flops_per_frame: Counts
-    state_bytes: dict[int, int] = Field(min_length=1)  # frames seen -> bytes of memory state per video
-    window_bytes: int | None = None
     reach: int
-    training: TrainingRecord
-    rollout: RolloutTimes
-    evaluation: EvaluationTime | None = None
-    peak_memory_bytes: int
     device: str
     threads: int
-    processes: int = 1
-    trunk_hash: str
     metrics: MetricCard
     science_version: int
     commit: str | None
     episodes: int
     data: Data
     strips: dict[str, Strips] = {}  # by task
-    probe: dict[str, float] = {}  # R^2 by probed quantity
-    parity: Parity | None = None
     fvd: dict[str, VideoDistance] = {}  # by task; empty without `evaluation.fvd`
     need: dict[str, Need] = {}  # of the training clips, under `training`, and of each task's generated frames
+    generated: Generated | None = None
+
+
+class Result(Scored):
+    """The result of a finished run: of a model that rad-bench trained."""
+
+    memory: Memory
+    parameters: Counts
+    match: Match
+    flops_per_frame: Counts
+    state_bytes: dict[int, int] = Field(min_length=1)  # frames seen -> bytes of memory state per video
+    window_bytes: int | None = None
+    training: TrainingRecord
+    rollout: RolloutTimes
+    evaluation: EvaluationTime | None = None
+    peak_memory_bytes: int
+    processes: int = 1
+    trunk_hash: str
+    probe: dict[str, float] = {}  # R^2 by probed quantity
+    parity: Parity | None = None
+    generated: None = None
 
     @property
     def trained_by(self) -> str:
@@ -159,30 +175,52 @@ class Result(_Section):
         return self.training.by or self.run
 
 
-def read_result(path: Path) -> Result:
-    """Read a run's result. Its name is taken from the folder, because paths are made from it. Raises `UserError`."""
-    result = _read(path, Result, "the result of a run")
+def read_scored(path: Path) -> Scored:
+    """Read the result of a run, or the record of a model from outside. Raises `UserError`.
+
+    Its name is taken from the folder, because paths are made from it.
+    """
+    tree = _parse(path, "the result of a run")
+    outside = isinstance(tree, dict) and tree.get("generated") is not None
+    result = _validate(path, tree, Scored if outside else Result, "the result of a run")
     for task in result.strips:
         check_name(task, path)  # becomes part of file names
-    if result.training.by is not None:
+    if isinstance(result, Result) and result.training.by is not None:
         check_name(result.training.by, path)
     return result.model_copy(update={"run": path.parent.name, "block": one_line(result.block)})
 
 
+def read_result(path: Path) -> Result:
+    """Read the result of a run, as `read_scored` does. Raises `UserError` also for a model from outside."""
+    result = read_scored(path)
+    if not isinstance(result, Result):
+        raise UserError(
+            f"{path}: '{result.block}' was scored from its frames ({result.generated and result.generated.rollouts}); "
+            "rad-bench did not train it and has no weights of it."
+        )
+    return result
+
+
 def read_training(path: Path) -> TrainingRecord:
     """Read the record of a run's training. Raises `UserError`."""
-    record = _read(path, TrainingRecord, "the record of a training")
+    what = "the record of a training"
+    record = _validate(path, _parse(path, what), TrainingRecord, what)
     if record.by is not None:
         check_name(record.by, path)
     return record
 
 
-def _read(path: Path, model: type[_S], what: str) -> _S:
+def _parse(path: Path, what: str) -> Any:
     try:
-        return model.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not {what}: {type(error).__name__}: {error}.") from None
+
+
+def _validate(path: Path, tree: Any, model: type[_S], what: str) -> _S:
+    try:
+        return model.model_validate(tree)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         key = ".".join(map(str, problem["loc"])) or "the file"
         raise UserError(f"{path}: is not {what}: {key}: {problem['msg']}.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not {what}: {type(error).__name__}: {error}.") from None

@@ -32,7 +32,15 @@ def load_sweep(path: Path | str, overrides: Iterable[str] = ()) -> SweepConfig:
     """
     path = shipped.find(Path(path))
     origins = Origins(str(path))
-    tree = read_tree(path, origins)
+    return _checked(read_tree(path, origins), origins, overrides)
+
+
+def sweep_without_file(tree: dict[str, Any], where: str, overrides: Iterable[str] = ()) -> SweepConfig:
+    """Return the sweep that a tree describes, after the overrides; `where` is named in errors. Raises `UserError`."""
+    return _checked(tree, Origins(where), overrides)
+
+
+def _checked(tree: dict[str, Any], origins: Origins, overrides: Iterable[str]) -> SweepConfig:
     folders = dict.fromkeys(Path(name).parent for name, _ in reversed(origins.layers))
     for override in overrides:
         origins.layers.append((f"--set {override:.200}", _override(tree, override)))

@@ -25,8 +25,8 @@ MOST_LINES = 160  # of the README
 DOCUMENTS = {  # in the order in which they are read: what an earlier one shows, a later one need not run
     name: (ROOT / name).read_text(encoding="utf-8")
     for name in (
-        "README.md", "docs/own-block.md", "docs/report.md", "docs/data.md", "docs/cluster.md", "docs/gpu.md",
-        "docs/cli.md", "docs/how-it-works.md", "results/README.md",
+        "README.md", "docs/own-block.md", "docs/report.md", "docs/score.md", "docs/data.md", "docs/cluster.md",
+        "docs/gpu.md", "docs/cli.md", "docs/how-it-works.md", "results/README.md",
     )
 }  # fmt: skip
 SIZES = [
@@ -57,11 +57,14 @@ SMALLER = (  # what is asked for, and what is run instead
     (r"^python (examples/\S+)$", rf"{sys.executable} \1 {' '.join(SIZES)}"),
     (r"^(rad-bench plan .*)$", r"\1 --no-probe"),
     (r"^(rad-bench autoencoder train .*)$", r"\1 --steps 3 --threads 1"),
+    (r"^(rad-bench tasks \S+)", rf"\1{FEW}"),
+    (r"^python (examples/outside_model.py .*)$", rf"{sys.executable} \1"),
 )
 MADE = {  # by the commands of a document
     "README.md": "results/mine/report/index.html",
     "docs/report.md": "swap.gif",
     "docs/own-block.md": "results/from_python/report/index.html",
+    "docs/score.md": "joined/report/index.html",
     "docs/data.md": "results/own/report/index.html",
     "docs/cluster.md": "joined/report/index.html",
 }

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rad_bench.errors import UserError
-from rad_bench.evaluation.evaluate import frame_metrics
 from rad_bench.evaluation.metrics import METRICS, Metric, metric_card
+from rad_bench.evaluation.scoring import frame_metrics
 from rad_bench.report import write_report
 from rad_bench.report.reading import read_frames
 from tests.report.synthetic import write_sweep
