@@ -47,7 +47,7 @@ SMALLER = (  # what is asked for, and what is run instead
     (r"--out (here|there)", r"--only memory=none --out \1"),
     (r"(sweeps/memory_maze.yaml)", r"\1 --only memory=none"),
     (r"(--set name=mine)", r"\1 --only memory=examples/gru_block.py:GRU"),
-    (r"--episodes 64 --steps 500", "--episodes 3 --steps 60"),
+    (r"--episodes 256 --steps 500", "--episodes 3 --steps 60"),
     (
         r"slurm.partition=gpu",
         "slurm.partition=debug --set launch.slurm.memory_gb=2 --only memory=none --set name=there",
@@ -124,6 +124,8 @@ def desk(once, tmp_path):
     def fill(folder):
         shutil.copytree(ROOT / "sweeps", folder / "sweeps")
         shutil.copytree(ROOT / "examples", folder / "examples")
+        autoencoder = "results/reference/memory_maze/autoencoder"
+        shutil.copytree(ROOT / autoencoder, folder / autoencoder)
         argv, environment = command()
         (folder / "bin").mkdir()
         (folder / "bin" / "rad-bench").write_text(f'#!/bin/sh\nexec {" ".join(argv)} "$@"\n')
