@@ -18,7 +18,7 @@ from rad_bench.report.table import Table, listing
 from rad_bench.store import strict_yaml
 from rad_bench.store.result import Need
 
-NOT_IN_A_SWEEP_FILE = ("planned", "trials", "merged")  # keys that a results folder adds to sweep.yaml
+NOT_IN_A_SWEEP_FILE = ("planned", "trials", "history", "merged")  # keys that a results folder adds to sweep.yaml
 
 
 def evidence(sweep: Sweep) -> list[tuple[str, str]]:
