@@ -1,6 +1,8 @@
-"""Sizes and durations as text, for plans, progress and reports."""
+"""Sizes, durations and lists of numbers as text, for plans, progress and reports."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def show_bytes(count: float) -> str:
@@ -23,3 +25,10 @@ def two_digits(value: float) -> str:
     """Format a number to two digits, without an exponent: 0.34, 4.8, 12,000."""
     rounded = float(f"{value:.2g}")
     return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
+
+
+def show_spans(numbers: Sequence[int], between: str) -> str:
+    """Format 0, 1, 2 as `0-2` with `-` between them, and else a list of all numbers: 0, 2, 5."""
+    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[0] + len(numbers))):
+        return f"{numbers[0]}{between}{numbers[-1]}"
+    return ", ".join(map(str, numbers))

@@ -170,15 +170,21 @@ def compare(first: Path, second: Path) -> None:
 
 
 def _print_models(runs: list[Any], trials: dict[str, list[Any]], sweep: Any, folder: Path) -> list[Any]:
+    from rad_bench.report.peeking import peeking_sentences
+    from rad_bench.store.history import updated
     from rad_bench.sweep.plan import disk_line, models_table, need_table, need_warnings, plan_sweep
     from rad_bench.sweep.tuning import choose
+    from rad_bench.units import show_spans
 
     choice = choose(sweep, runs, trials, folder)
     models = plan_sweep([*choice.runs, *choice.undecided], folder, trials)
     print_table(models_table(models), 120)
     click.echo(disk_line(models, sweep.launch.parallel, folder))
     print_table(need_table(models), 120)
-    for warning in need_warnings(models):
+    history = updated(sweep.model_dump(mode="json"), folder)
+    named = ", named before any result was there" if not history[-1].results else ""
+    click.echo(f"seeds: {show_spans(history[-1].seeds, ' to ')}{named}")
+    for warning in [*peeking_sentences(history), *need_warnings(models)]:
         click.echo(textwrap.fill(f"note: {warning}", 120))
     return models
 

@@ -70,13 +70,13 @@ class Recordings:
             bad, files = len(self.left_out), len(items) + len(self.left_out)
             warnings.warn(f"left out {bad} of {files} files in {config.path}: {reasons}", stacklevel=2)
         self.training, self.held_out_items = split(items, config.held_out)
-        self.content = self.identity = self._identity(items)
-        if config.split == "validation":
-            self._hold_out_validation()
         first = items[0]
         self.frame_shape = (3, config.size or first.height, config.size or first.width)
         self.action_size, self.has_poses = config.stride * source.action_size, source.has_poses
         self.same_view = same_view
+        self.content = self.identity = self._identity(items)
+        if config.split == "validation":
+            self._hold_out_validation()
         pixels = math.prod(self.frame_shape)
         self._keeps_all = sum(item.length for item in items) * pixels <= CACHE_BYTES
         self._kept: OrderedDict[str, Recording] = OrderedDict()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.report.curves import LEAST_EPISODES
 from rad_bench.report.intervals import seeds_note
+from rad_bench.report.peeking import peeking_sentences
 from rad_bench.report.reading import Sweep, base_name
 from rad_bench.report.summary import Row
 from rad_bench.report.table import listing
+from rad_bench.store.history import read_history
 
 CONTROL_BLOCKS = {  # block -> what only a comparison with it shows
     "none": "what memory gives over a trunk without memory",
@@ -20,7 +22,8 @@ def caveats(sweep: Sweep, rows: list[Row]) -> list[str]:
     """Return what limits every answer, as sentences."""
     note = seeds_note(max((row.seeds for row in rows), default=0), _episodes(sweep))
     missing = [*_missing_runs(sweep, rows), *_nothing_to_learn(sweep), *_few_revisits(sweep)]
-    return [note, *missing, *_suspects(sweep), *_missing_controls(sweep)]
+    history = peeking_sentences(read_history(sweep.plan))
+    return [note, *history, *missing, *_suspects(sweep), *_missing_controls(sweep)]
 
 
 def _missing_runs(sweep: Sweep, rows: list[Row]) -> list[str]:

@@ -19,7 +19,7 @@ from rad_bench.report.table import Table, listing
 from rad_bench.store import strict_yaml
 from rad_bench.store.result import Need
 
-NOT_IN_A_SWEEP_FILE = ("planned", "trials", "merged")  # keys that a results folder adds to sweep.yaml
+NOT_IN_A_SWEEP_FILE = ("planned", "trials", "history", "merged")  # keys that a results folder adds to sweep.yaml
 SCORED = "scored"  # key of sweep.yaml in the folder of models from outside: the folder of the tasks
 
 

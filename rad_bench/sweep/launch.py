@@ -12,7 +12,7 @@ from rich.console import Console
 from rad_bench.config import LaunchConfig, SweepConfig
 from rad_bench.errors import UserError, unwritten
 from rad_bench.run.watch import check_tensorboard
-from rad_bench.store import strict_yaml
+from rad_bench.store import history, strict_yaml
 from rad_bench.store.atomic import write_atomically
 from rad_bench.store.lease import BusyError, hold
 from rad_bench.store.run_folder import Run, RunFolder, save_run
@@ -69,7 +69,8 @@ def run_sweep(
                 choice = choose(sweep, runs, trials, sweep_folder)
                 _write_plan(sweep, runs, trials, choice, sweep_folder)
                 _say_progress(runs, trials, choice, sweep_folder, cluster, console)
-                notes |= _launch(sweep, choice.runs, sweep_folder, cluster, False, console)[0]
+                decided = [run for run in choice.runs if run not in todo]  # what failed just now is not tried again
+                notes |= _launch(sweep, decided, sweep_folder, cluster, False, console)[0]
     except BusyError as error:
         raise UserError(
             f"{sweep_folder}: another rad-bench is launching this sweep: {error}. Wait for it, end it by `rad-bench "
@@ -88,6 +89,7 @@ def run_sweep(
 def _write_plan(sweep: SweepConfig, runs: list[Run], trials: Trials, choice: Choice, sweep_folder: Path) -> None:
     """Write sweep.yaml: what was asked for, and the runs that are known so far."""
     tree = {**cut_to(sweep, runs).model_dump(mode="json"), "planned": [run.name for run in choice.runs]}
+    tree["history"] = history.written(history.updated(sweep.model_dump(mode="json"), sweep_folder))
     if trials:
         tree["trials"] = {label: [trial.name for trial in own] for label, own in trials.items()}
     for run in itertools.chain(*trials.values(), choice.runs):

@@ -16,6 +16,7 @@ from rad_bench.report.reading import CONTROLS, Sweep, read_sweep, shared_frames
 from rad_bench.run.identity import decisive
 from rad_bench.store import strict_yaml
 from rad_bench.store.atomic import write_atomically
+from rad_bench.store.history import joined, read_history, written
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.store.sweep_folder import planned_runs, planned_trials, read_plan
 from rad_bench.sweep.gather import Outcome, finish
@@ -52,6 +53,7 @@ def merge(out: Path, folders: list[Path]) -> Outcome:
             "name": out.name,
             "merged": [str(folder) for folder in folders],
             "planned": list(names),
+            "history": written(joined([read_history(read_plan(folder)) for folder in folders])),
             **({"trials": trials, "tune": tune} if trials else {}),
         }
         write_atomically(work / "sweep.yaml", strict_yaml.dump(plan).encode())

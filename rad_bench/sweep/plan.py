@@ -30,7 +30,7 @@ from rad_bench.sweep.grid import launch_of
 from rad_bench.sweep.timing import probe_cost
 from rad_bench.training.device import be_deterministic, choose_device, device_name
 from rad_bench.training.distributed import Group
-from rad_bench.units import show_bytes, show_seconds, two_digits
+from rad_bench.units import show_bytes, show_seconds, show_spans, two_digits
 
 CHECKED_WIDTH = 64  # channels
 NEEDLESS: dict[str, Any] = {  # what does not change which frames are trained and scored
@@ -73,10 +73,12 @@ def plan_sweep(
             _check_contract(group[0].config)
     models = []
     needs: dict[str, tuple[dict[str, Need], list[str]]] = {}  # shared by models with the same clips and tasks
-    for label, group in [*((f"{block}: trials", list(own)) for block, own in (trials or {}).items()), *groups.values()]:
+    tried = [(f"{block}: trials", list(own)) for block, own in (trials or {}).items()]
+    for number, (label, group) in enumerate([*tried, *groups.values()]):
         config = group[0].config
         experiment = open_experiment(config, torch.device("cpu"))
-        done = tuple(RunFolder(sweep_folder / "runs" / run.name).is_done for run in group)
+        folders = [RunFolder(sweep_folder / "runs" / run.name) for run in group]
+        done = tuple(folder.is_done or (number < len(tried) and folder.has_diverged) for folder in folders)
         shared = config.model_dump_json(exclude=NEEDLESS)
         if shared not in needs:
             short = shortfalls(config, experiment.dataset)  # first, because it fails without reading frames
@@ -114,7 +116,7 @@ def models_table(models: Sequence[PlannedModel]) -> Table:
         plan, bytes_ = model.plan, list(model.plan.state_bytes.values())
         table.add_row(
             model.label,
-            _seeds(list(dict.fromkeys(run.config.seed for run in model.runs))),
+            show_spans(list(dict.fromkeys(run.config.seed for run in model.runs)), "-"),
             f"{model.done.count(True)} of {len(model.runs)}",
             f"{plan.memory_parameters:,}",
             f"{plan.trunk_parameters:,}",
@@ -331,10 +333,3 @@ def _busy() -> str:
 
 def _count(missing: int) -> str:
     return f"{missing} missing run{'s'[: missing != 1]}"
-
-
-def _seeds(seeds: list[int]) -> str:
-    """Return `0-2` for 0, 1, 2, and else a list of all seeds."""
-    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[0] + len(seeds))):
-        return f"{seeds[0]}-{seeds[-1]}"
-    return ", ".join(map(str, seeds))

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from rad_bench.cli import cli
+from rad_bench.config import TuneConfig
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from tests.sweep import slurm as slurm_cluster
@@ -260,3 +261,8 @@ def test_the_citation_is_of_this_version():
     assert citation["license"] == project["license"]
     assert citation["repository-code"] == project["urls"]["Repository"]
     assert f"version = {{{project['version']}}}" in DOCUMENTS["README.md"]
+
+
+def test_the_tuning_in_the_documents_is_that_of_the_sweep():
+    (tune,) = blocks("docs/cli.md", "yaml")
+    assert load_sweep(ROOT / "sweeps" / "tuned.yaml").tune == TuneConfig.model_validate(yaml.safe_load(tune)["tune"])
