@@ -81,7 +81,11 @@ def plan_sweep(
         done = tuple(folder.is_done or (number < len(tried) and folder.has_diverged) for folder in folders)
         shared = config.model_dump_json(exclude=NEEDLESS)
         if shared not in needs:
-            short = shortfalls(config, experiment.dataset)  # first, because it fails without reading frames
+            try:
+                short = shortfalls(config, experiment.dataset)  # first, because it fails without reading frames
+            except UserError as error:
+                episodes = "tune: each trial is scored on tune.episodes validation episodes: "
+                raise UserError(f"{episodes if number < len(tried) else ''}{error}") from None
             needs[shared] = needs_of(config, experiment.dataset), short
         models.append(PlannedModel(label, tuple(group), done, experiment.plan, disk(experiment), *needs[shared]))
     return models

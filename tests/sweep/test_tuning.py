@@ -21,6 +21,7 @@ from rad_bench.sweep.load import load_sweep
 from rad_bench.sweep.merge import merge
 from rad_bench.sweep.tuning import choose, plan_trials, waiting
 from rad_bench.training.loop import DivergedError
+from tests.data.test_memory_maze import episode, save
 from tests.sweep.tiny import ON_SLURM, ROOT, TINY, rad_bench, run_here, wait_for
 
 TUNE = "tune: {axis: training.learning_rate, values: [1e-3, 1e-2, 1000], steps: 0.5, seeds: [7]}\n"
@@ -284,6 +285,23 @@ def test_a_mistake_is_one_paragraph_and_nothing_is_launched(tmp_path, mistake):
     (line,) = run_here("sweep", "bad.yaml", cwd=tmp_path, expect=2).stderr.strip().splitlines()
     assert word in line and "bad.yaml: " in line and "tune" in line
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def test_recordings_that_are_too_few_for_validation_are_refused_with_what_they_have_room_for(tmp_path):
+    """Four recordings are trained on; one of them has room for two validation episodes of 17 frames."""
+    (tmp_path / "recordings").mkdir()
+    for number in range(5):
+        save(tmp_path / "recordings", f"episode{number}.npz", **episode(number))
+    text = TUNED.replace("{name: rooms, size: 16}", "{name: memory_maze, path: recordings}")
+    (tmp_path / "bad.yaml").write_text(text.replace("episodes: 4", "episodes: 2, probe: 0"))
+    plan = ("plan", "bad.yaml", "--no-probe", "--set", "grid.memory=[none]")
+    assert "none: trials" in run_here(*plan, cwd=tmp_path).stdout
+    (line,) = run_here(*plan, "--set", "tune.episodes=3", cwd=tmp_path, expect=2).stderr.strip().splitlines()
+    assert "tune.episodes" in line and "1 validation episodes" in line and "there is room for 2" in line
+    for number in (1, 2, 3):
+        (tmp_path / "recordings" / f"episode{number}.npz").unlink()
+    (line,) = run_here(*plan, cwd=tmp_path, expect=2).stderr.strip().splitlines()
+    assert "tune: " in line and "only one training recording" in line
 
 
 def test_a_folder_whose_trials_are_none_is_refused_with_its_reason(copied):
