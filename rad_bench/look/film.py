@@ -35,7 +35,6 @@ COLOURS = {
 MEMORY = {"keep": "", "reset": ", memory reset after the context", "swap": ", another episode's memory"}
 TILE = 128  # smallest side of an enlarged frame, in pixels
 GAP, BAR = 8, 8  # pixels: between tiles, height of the bar
-LABEL_LINES = 3  # most lines of a name
 TEXT, LINE = 14, 19  # pixels: font size, line height
 
 
@@ -173,17 +172,14 @@ def _caption(film: Film, b: int, t: int) -> str:
 
 
 def _wrap(text: str, font: Any, width: int) -> str:
-    """Wrap a label into lines of at most `width` pixels."""
+    """Wrap a name into lines of at most `width` pixels, at a space or underscore where there is one."""
     lines: list[str] = []
-    line = ""
-    for letter in text:
-        if font.getlength(line + letter) > width:
-            lines, line = [*lines, line], ""
-        line += letter
-    lines = [*lines, line]
-    return "\n".join(
-        lines[: LABEL_LINES - 1] + ["".join(lines[LABEL_LINES - 1 :])] if len(lines) > LABEL_LINES else lines
-    )
+    while text:
+        fits = max((n for n in range(1, len(text) + 1) if font.getlength(text[:n].rstrip()) <= width), default=1)
+        if fits < len(text):
+            fits = max(text.rfind(" ", 1, fits + 1), text.rfind("_", 1, fits) + 1) or fits
+        lines, text = [*lines, text[:fits].rstrip()], text[fits:].lstrip()
+    return "\n".join(lines)
 
 
 def write_video(pictures: Sequence[Image.Image], path: Path, fps: int) -> None:
