@@ -11,7 +11,7 @@ from PIL import Image
 
 from rad_bench.report.reading import Sweep
 
-MOST_BYTES = 9_000_000  # of strips on a page (a third more in base64); the others stay in the run folders
+MOST_BYTES = 4_000_000  # of strips on a page (a third more in base64); the others stay in the run folders
 
 
 @dataclass(frozen=True)

@@ -105,10 +105,13 @@ def difference(a: pd.Series, b: pd.Series) -> Estimate:
 
 
 def share_closed(block: pd.Series, none: pd.Series, attention: pd.Series) -> Estimate:
-    """Estimate (block - none) / (attention - none), a ratio of means for each seed; NaN if the two do not differ.
+    """Estimate (block - none) / (attention - none), a ratio of means for each seed.
 
-    Unlike decibels, this share can be compared between worlds and papers.
+    Unlike decibels, this share can be compared between worlds and papers. It is NaN if attention is not shown to be
+    better than none: a share of a gap that may be none is noise.
     """
+    if not difference(attention, none).low > 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
     means = pd.concat([block, none, attention], axis=1, join="inner").dropna().groupby("seed").mean().to_numpy()
     if not len(means) or (means[:, 2] - means[:, 1]).min() < LEAST_GAP:
         return Estimate(np.nan, np.nan, np.nan, 0)

@@ -124,7 +124,7 @@ def _curve_plots(
         caption = f"{task}: PSNR of all frames, whose classes change along the horizon; {bands}"
         curves = horizon_curves(every, blocks)
         plots.append((f"horizon-all-{task}", caption, curves, "generated frame", "PSNR of all frames, dB"))
-    return [plot for plot in plots if plot[2]]
+    return [plot for plot in plots if any(len(curve.x) > 1 for curve in plot[2])]  # single points are no curve
 
 
 def _draw_curves(curves: list[Curve], x: str, y: str, scale: str, styles: dict[str, Style]) -> tuple[Figure, str]:

@@ -154,6 +154,8 @@ def test_the_share_of_a_gap_is_a_ratio_of_means_for_each_seed():
     assert share.mean == pytest.approx(0.5) and share.low < 0.25 < 0.75 < share.high
     assert share_closed(none, none, ceiling).mean == 0 and share_closed(ceiling, none, ceiling).mean == 1
     assert np.isnan(share_closed(none, none, none + 0.5).mean)
+    unsure = none + pd.Series([2.0, 2, 12, 12], index)  # 2 dB in one training, 12 in the other
+    assert np.isnan(share_closed(none, none, unsure).mean)
 
 
 def crossed(rng, seeds, episodes, of_seeds, of_episodes, rest=0.5):
