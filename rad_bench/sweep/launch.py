@@ -16,6 +16,7 @@ from rad_bench.store.atomic import write_atomically
 from rad_bench.store.lease import BusyError, hold
 from rad_bench.store.run_folder import Run, RunFolder, save_run
 from rad_bench.store.sweep_folder import LAUNCHERS, run_folders
+from rad_bench.sweep.calibrate import calibrate
 from rad_bench.sweep.cluster import ClusterLaunch, Waiting
 from rad_bench.sweep.gather import Outcome, finish
 from rad_bench.sweep.grid import cut_to, launch_of
@@ -53,6 +54,8 @@ def run_sweep(
     try:
         with hold(sweep_folder / LAUNCHERS, sweep.launch.lease):
             notes, detached = _launch(sweep, runs, sweep_folder, cluster, detach, console)
+            if not detached:
+                calibrate(sweep, runs, sweep_folder, cluster, console)
     except BusyError as error:
         raise UserError(
             f"{sweep_folder}: another rad-bench is launching this sweep: {error}. Wait for it, end it by `rad-bench "
