@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from rad_bench.errors import one_line
-from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.report.reading import Sweep, matching
 from rad_bench.store.result import Result, Timing
 from rad_bench.units import show_seconds
@@ -22,14 +21,15 @@ PARTS = {  # part of a turn -> its name in a table
 
 
 def cost_of(sweep: Sweep, block: str) -> dict[str, float]:
-    """Return the costs of a block; empty for controls. Times in its own runs, and peak memory, are means over runs.
+    """Return the costs of a block; empty for controls and models from outside.
 
+    Times in its own runs, and peak memory, are means over runs.
     Ratios are `<part>_ratio`, with `_low` and `_high`, for the FLOPs and, if the block was timed, for each of `PARTS`.
     """
-    results = sweep.results_of(block)
+    results = sweep.trained_of(block)
     if not results:
         return {}
-    first, base = results[0], sweep.results_of(baseline(sweep, block))[0]
+    first, base = results[0], sweep.trained_of(baseline(sweep, block))[0]
     state_bytes, window = first.state_bytes, first.window_bytes
     return {
         "memory_parameters": first.parameters.memory,
@@ -51,7 +51,7 @@ def cost_of(sweep: Sweep, block: str) -> dict[str, float]:
 
 def baseline(sweep: Sweep, block: str) -> str:
     """Return the block that another's cost is compared with: `none`, or the sweep's first where it has no such."""
-    trained = [name for name in sweep.blocks if name not in CONTROLS]
+    trained = _trained(sweep)
     return matching("none", block, trained) or trained[0]
 
 
@@ -80,7 +80,7 @@ def machine(sweep: Sweep) -> str:
 
 def base_times(sweep: Sweep) -> str:
     """Say what the first block that others are compared with takes; an empty text if it was not timed."""
-    for block in (name for name in sweep.blocks if name not in CONTROLS):
+    for block in _trained(sweep):
         base = baseline(sweep, block)
         timing = _timing(sweep, base)
         if timing is None:
@@ -90,6 +90,10 @@ def base_times(sweep: Sweep) -> str:
         a_frame = last / max(sweep.calibration.frames.get(base, 1), 1)
         return f"{base} takes {show_seconds(step)} a training step and {show_seconds(a_frame)} a frame at the end."
     return ""
+
+
+def _trained(sweep: Sweep) -> list[str]:
+    return [block for block in sweep.blocks if sweep.trained_of(block)]
 
 
 def _flops(result: Result) -> float:
