@@ -139,7 +139,18 @@ class MinecraftData(FilesData):
     same_heading: float = Field(20.0, gt=0, le=180, description="largest angle between them, degrees")
 
 
-DataConfig = Annotated[RoomsData | MemoryMazeData | MinecraftData, Field(discriminator="name")]
+class ClipsData(FilesData):
+    """Recordings in a form that a layout describes. There is no map, so equal views are found by pose."""
+
+    name: Literal["clips"]
+    layout: str | None = Field(
+        None, description="YAML file that says what the files mean, or a preset; null: layout.yaml in `path`"
+    )
+    same_place: float = Field(1.0, gt=0, description="largest distance of poses with the same view, in their unit")
+    same_heading: float = Field(20.0, gt=0, le=180, description="largest angle between them, degrees")
+
+
+DataConfig = Annotated[RoomsData | MemoryMazeData | MinecraftData | ClipsData, Field(discriminator="name")]
 
 
 class TrunkConfig(Config):

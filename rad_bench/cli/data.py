@@ -13,6 +13,9 @@ from rad_bench.cli.place import PLACE
 from rad_bench.errors import one_line
 
 FOLDER = click.argument("folder", type=PLACE)
+LAYOUT = click.option(
+    "--layout", help="A layout file, or a preset. Default: layout.yaml in FOLDER, or what the files tell."
+)
 
 
 @click.group()
@@ -39,7 +42,8 @@ def collect(world: str, size: str, episodes: int, steps: int, out: Path, workers
 
 @data.command()
 @FOLDER
-def check(folder: Path) -> None:
+@LAYOUT
+def check(folder: Path, layout: str | None) -> None:
     """Read all recordings in FOLDER, list each bad file, and summarise the good ones."""
     from rich.table import Table
 
@@ -47,7 +51,7 @@ def check(folder: Path) -> None:
     from rad_bench.data import open_folder
     from rad_bench.look.survey import survey
 
-    recordings = open_folder(folder)
+    recordings = open_folder(folder, layout=layout)
     with progress("episodes read") as report:
         findings = survey(recordings, report)
     table = Table("what", "found", title=one_line(f"{folder}: {recordings.source.kind}"))
@@ -62,15 +66,16 @@ def check(folder: Path) -> None:
 
 @data.command()
 @FOLDER
+@LAYOUT
 @click.option("--out", type=PLACE, default=Path("episodes.png"), show_default=True)
 @click.option("--episodes", type=click.IntRange(1), default=6, show_default=True)
 @click.option("--frames", type=click.IntRange(1), default=12, show_default=True)
-def show(folder: Path, out: Path, episodes: int, frames: int) -> None:
+def show(folder: Path, layout: str | None, out: Path, episodes: int, frames: int) -> None:
     """Draw frames of the recordings in FOLDER, and their paths seen from above, as a PNG."""
     from rad_bench.data import open_folder
     from rad_bench.look.survey import draw
 
-    recordings = open_folder(folder)
+    recordings = open_folder(folder, layout=layout)
     unread = draw(recordings, out, episodes, frames)
     _list("left out", [*recordings.left_out, *unread])
     click.echo(one_line(f"{out}: written."))
@@ -79,13 +84,14 @@ def show(folder: Path, out: Path, episodes: int, frames: int) -> None:
 @data.command()
 @FOLDER
 @click.argument("out", type=PLACE)
+@LAYOUT
 @click.option("--size", type=click.IntRange(8, 512), help="Crop to a square of this side, pixels. Default: no crop.")
-def pack(folder: Path, out: Path, size: int | None) -> None:
+def pack(folder: Path, out: Path, layout: str | None, size: int | None) -> None:
     """Decode and resize the recordings in FOLDER once, into OUT. The packed data is read much faster."""
     from rad_bench.data import open_folder
     from rad_bench.data.packed import pack as write
 
-    recordings = open_folder(folder, size)
+    recordings = open_folder(folder, size, layout)
     _list("left out", recordings.left_out)
     with progress("episodes packed") as report:
         write(recordings, out, report)

@@ -7,7 +7,7 @@ import os
 import warnings
 from pathlib import Path
 
-from rad_bench.config import DataConfig, MemoryMazeData, MinecraftData, RoomsData
+from rad_bench.config import ClipsData, DataConfig, MemoryMazeData, MinecraftData, RoomsData
 from rad_bench.data.episodes import Dataset, Episodes
 from rad_bench.data.recordings import Recordings
 from rad_bench.data.source import Source
@@ -21,17 +21,20 @@ def open_dataset(config: DataConfig) -> Dataset:
 
         return Rooms(config)
     same_view = None
-    if isinstance(config, MinecraftData):
+    if isinstance(config, MinecraftData | ClipsData):
         same_view = (config.same_place, math.radians(config.same_heading))
-    return Recordings(open_source(config.name, Path(config.path)), config, same_view)
+    layout = config.layout if isinstance(config, ClipsData) else None
+    return Recordings(open_source(config.name, Path(config.path), layout), config, same_view)
 
 
-def open_folder(folder: Path, size: int | None = None) -> Recordings:
-    """Open a folder of recordings; its files tell which kind of data it is. Raises `UserError` if it holds none."""
-    kind = _kind(folder)
-    config: MinecraftData | MemoryMazeData = MemoryMazeData(name="memory_maze", path=str(folder), size=size)
+def open_folder(folder: Path, size: int | None = None, layout: str | None = None) -> Recordings:
+    """Open a folder of recordings, by a layout or as its files tell. Raises `UserError` if it holds none."""
+    kind = "clips" if layout is not None else _kind(folder)
+    config: MinecraftData | MemoryMazeData | ClipsData = MemoryMazeData(name="memory_maze", path=str(folder), size=size)
     if kind == "minecraft":
         config = MinecraftData(name="minecraft", path=str(folder), size=size)
+    elif kind == "clips":
+        config = ClipsData(name="clips", path=str(folder), size=size, layout=layout)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the caller reads `left_out`
         data = open_dataset(config)
@@ -42,11 +45,14 @@ def open_folder(folder: Path, size: int | None = None) -> Recordings:
 def _kind(folder: Path) -> str:
     """Return the `data.name` that fits a folder: by most of its files where several would."""
     from rad_bench.data.files import count_by_suffix, find_files, suffix
+    from rad_bench.data.layout import OWN, presets
     from rad_bench.data.packed import Packed, is_packed
     from rad_bench.data.video import SUFFIXES
 
     if is_packed(folder):
         return Packed(folder).kind
+    if os.path.isfile(folder / OWN):
+        return "clips"
     files = find_files(folder)
     videos = {os.path.splitext(name)[0] for name in files.paths if suffix(name) in SUFFIXES}
     arrays = {os.path.splitext(name)[0] for name in files.paths if suffix(name) == ".npz"}
@@ -55,13 +61,14 @@ def _kind(folder: Path) -> str:
         reasons = f" Left out: {'; '.join(files.left_out[:10])}." if files.left_out else ""
         raise UserError(
             f"{folder} holds {holds}, and no recordings.{reasons} Recordings are npz files in Memory Maze's layout, or "
-            "videos (.mp4, .mkv, .webm, .mov, .avi ...), each with an npz of the same name beside it. Pictures have to "
-            "be made into a video first: examples/own_clips.py shows how."
+            "videos (.mp4, .mkv, .webm, .mov, .avi ...), each with an npz of the same name beside it. Files in any "
+            f"other form, such as pictures and a csv, need a layout that says what they mean: a {OWN} in the folder, "
+            f"or a preset ({', '.join(presets())}); docs/data.md shows how."
         )
     return "minecraft" if videos & arrays or not arrays else "memory_maze"
 
 
-def open_source(kind: str, folder: Path) -> Source:
+def open_source(kind: str, folder: Path, layout: str | None = None) -> Source:
     """Return the recordings of this kind below a folder, packed or not. Raises `UserError` for another kind."""
     from rad_bench.data.packed import Packed, is_packed
 
@@ -74,6 +81,11 @@ def open_source(kind: str, folder: Path) -> Source:
         from rad_bench.data.minecraft import MinecraftFiles
 
         return MinecraftFiles(folder)
+    if kind == "clips":
+        from rad_bench.data.clips import ClipFiles
+        from rad_bench.data.layout import read_layout
+
+        return ClipFiles(folder, read_layout(layout, folder))
     from rad_bench.data.memory_maze import MemoryMazeFiles
 
     return MemoryMazeFiles(folder)

@@ -7,12 +7,11 @@ agent_pos [T, 2] in cells, agent_dir [T, 2] unit vectors, maze_layout [N, N] or 
 
 from __future__ import annotations
 
-import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,22 +20,14 @@ from numpy.typing import NDArray
 from rad_bench.data.files import find_files, suffix
 from rad_bench.data.index import list_items
 from rad_bench.data.maze_view import maze_around, maze_surfaces
+from rad_bench.data.npz import Header, header_of, read_rows
 from rad_bench.data.raycast import IntArray
 from rad_bench.data.source import Item, Recording
 
 INSPECTION = "memory_maze 3"
 WANTED = "memory_maze reads .npz files, one an episode; videos, each with an npz beside it, are data.name: minecraft"
 ACTIONS = 6
-SKIP = 1 << 22  # bytes read at a time while skipping to a clip
 KEYS = ("image", "action", "agent_pos", "agent_dir", "maze_layout")
-
-
-class Header(NamedTuple):
-    """What an npy header says of its array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    fortran: bool  # stored column by column
 
 
 class MemoryMazeFiles:
@@ -45,6 +36,7 @@ class MemoryMazeFiles:
     kind = "memory_maze"
     action_size = ACTIONS
     has_poses = True
+    in_degrees = False
 
     def __init__(self, folder: Path) -> None:
         files = find_files(folder)
@@ -57,10 +49,10 @@ class MemoryMazeFiles:
     def read(self, item: Item, start: int, stop: int) -> Recording:
         path = self.paths[item.name]
         with zipfile.ZipFile(path) as archive:
-            _check_shapes({key: _header(archive, key) for key in KEYS})
-            frames, actions, place, direction = (_rows(path, archive, key, start, stop) for key in KEYS[:4])
-            rows = _header(archive, "maze_layout").shape[0]  # of the map, or a map for each frame
-            layout = _rows(path, archive, "maze_layout", 0, rows).astype(bool)
+            _check_shapes({key: header_of(archive, key) for key in KEYS})
+            frames, actions, place, direction = (read_rows(path, archive, key, start, stop) for key in KEYS[:4])
+            rows = header_of(archive, "maze_layout").shape[0]  # of the map, or a map for each frame
+            layout = read_rows(path, archive, "maze_layout", 0, rows).astype(bool)
         if layout.ndim == 3 and (layout != layout[0]).any():
             raise ValueError("maze_layout changes within the episode")
         return Recording(
@@ -85,59 +77,13 @@ def _inspect(path: Path, name: str) -> Item:
         missing = [key for key in KEYS if f"{key}.npy" not in archive.namelist()]
         if missing:
             raise ValueError(f"has no {', '.join(missing)}")
-        headers = {key: _header(archive, key) for key in KEYS}
+        headers = {key: header_of(archive, key) for key in KEYS}
         _check_shapes(headers)
         members = [archive.getinfo(f"{key}.npy") for key in KEYS]
     with np.load(path, allow_pickle=False) as arrays:
         _poses(arrays["agent_pos"], arrays["agent_dir"])
     length, height, width = headers["image"].shape[:3]
     return Item(name, length, height, width, "-".join(f"{m.CRC:08x}.{m.file_size:x}" for m in members))
-
-
-def _read_header(member: IO[bytes]) -> Header:
-    version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(member)
-    return Header(shape, dtype, fortran and len(shape) > 1)
-
-
-def _header(archive: zipfile.ZipFile, key: str) -> Header:
-    with archive.open(f"{key}.npy") as member:
-        return _read_header(member)
-
-
-def _rows(path: Path, archive: zipfile.ZipFile, key: str, start: int, stop: int) -> NDArray[Any]:
-    """Read rows start..stop-1 of an array: memory-mapped if it is not compressed, else decompressed from its start.
-
-    An array in Fortran order, whose rows are not stored one after the other, is read as a whole.
-    """
-    info = archive.getinfo(f"{key}.npy")
-    with archive.open(info) as member:
-        header = _read_header(member)
-        width = math.prod(header.shape[1:])
-        row = width * header.dtype.itemsize
-        if member.tell() + max(stop, header.shape[0] * header.fortran) * row > info.file_size:
-            raise ValueError(f"{key} ends early")
-        if header.fortran:
-            content = member.read(header.shape[0] * row)
-            return np.frombuffer(content, header.dtype).reshape(header.shape, order="F")[start:stop].copy("C")
-        if info.compress_type == zipfile.ZIP_STORED:
-            with path.open("rb") as file:
-                # Bytes 26 to 29 of the member's local header are the lengths of its name and of its extra field.
-                file.seek(info.header_offset + 26)
-                name, extra = np.frombuffer(file.read(4), "<u2")
-            offset = info.header_offset + 30 + int(name) + int(extra) + member.tell() + start * row
-            return np.array(np.memmap(path, header.dtype, "r", offset, (stop - start, *header.shape[1:])))
-        skip = start * row
-        while skip:
-            skipped = len(member.read(min(skip, SKIP)))
-            if not skipped:
-                raise ValueError(f"{key} ends early")
-            skip -= skipped
-        content = member.read((stop - start) * row)
-    if len(content) < (stop - start) * row:
-        raise ValueError(f"{key} ends early")
-    return np.frombuffer(content, header.dtype).reshape(stop - start, *header.shape[1:]).copy()
 
 
 def _check_shapes(headers: Mapping[str, Header]) -> None:

@@ -27,6 +27,7 @@ class MinecraftFiles:
     """Implements `Source`."""
 
     kind = "minecraft"
+    in_degrees = True
 
     def __init__(self, folder: Path) -> None:
         pyav()

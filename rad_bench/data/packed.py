@@ -44,6 +44,7 @@ class Packed:
             self.listing = Listing([Item(**item) for item in index["items"]], [])
             self.kind, self.has_poses = str(index["kind"]), bool(index["has_poses"])
             self.action_size = int(index["action_size"])
+            self.in_degrees = bool(index.get("in_degrees", self.kind == "minecraft"))
             self._frames = np.load(folder / "frames.npy", mmap_mode="r", allow_pickle=False)
             self._actions = np.load(folder / "actions.npy", mmap_mode="r", allow_pickle=False)
             self._poses = np.load(folder / "poses.npy", mmap_mode="r", allow_pickle=False) if self.has_poses else None
@@ -141,6 +142,7 @@ def _write(data: Recordings, items: list[Item], folder: Path, report: Callable[[
     height, width = data.frame_shape[1:]
     sized_items = [{**asdict(item), "height": height, "width": width, "key_frames": []} for item in items]
     index = {"format": FORMAT, "kind": data.source.kind, "action_size": data.action_size, "has_poses": data.has_poses}
+    index["in_degrees"] = data.source.in_degrees
     (folder / INDEX).write_text(json.dumps({**index, "items": sized_items}, indent=1), encoding="utf-8")
 
 

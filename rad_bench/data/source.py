@@ -50,6 +50,7 @@ class Listing:
     left_out: list[str]
     others: list[str] = field(default_factory=list)  # names of files that are no part of any item
     wanted: str = ""  # which files are items
+    notes: list[str] = field(default_factory=list)  # what is recorded, and not read
 
 
 class Source(Protocol):
@@ -58,6 +59,7 @@ class Source(Protocol):
     kind: str  # `data.name` in a config
     action_size: int
     has_poses: bool
+    in_degrees: bool  # the files hold headings in degrees
     listing: Listing
 
     def read(self, item: Item, start: int, stop: int) -> Recording:

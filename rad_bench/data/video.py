@@ -137,5 +137,5 @@ def pyav() -> Any:
     try:
         import av
     except ImportError:
-        raise UserError("data.name minecraft needs PyAV to decode video: pip install 'rad-bench[video]'.") from None
+        raise UserError("videos need PyAV to be decoded: pip install 'rad-bench[video]'.") from None
     return av

@@ -31,6 +31,7 @@ class Survey:
     frames: int = 0
     left_out: list[str] = field(default_factory=list)  # files, with reasons
     others: str = ""  # files of other kinds: numbers by suffix
+    notes: list[str] = field(default_factory=list)  # what is recorded, and not read
     suspects: list[str] = field(default_factory=list)  # good files with suspicious content
     lengths: tuple[int, float, int] = (0, 0.0, 0)  # shortest, median, longest
     sizes: dict[str, int] = field(default_factory=dict)  # "height x width" -> episodes
@@ -57,6 +58,7 @@ class Survey:
         ]
         if self.others:
             lines.insert(1, ("not read", self.others))
+        lines += [("not read", note) for note in self.notes]
         if not self.kinds:
             return [
                 *lines,
@@ -79,6 +81,7 @@ def survey(data: Recordings, report: Callable[[int, int], None]) -> Survey:
     """Read every frame of every item once; `report(done, of)` is called after each."""
     items = _items(data)
     result = Survey(left_out=list(data.left_out), others=count_by_suffix(data.source.listing.others))
+    result.notes = data.source.listing.notes
     good: list[Item] = []
     out_of_step = OutOfStep()
     steps: list[NDArray[np.float64]] = []
@@ -100,7 +103,7 @@ def survey(data: Recordings, report: Callable[[int, int], None]) -> Survey:
             kind, gap = _revisits(data, item, recording)
             kinds.append(kind.ravel())
             gaps.append(gap.ravel()[kind.ravel() == "revisit"])
-            faults = pose_faults(recording, degrees=data.source.kind == "minecraft")
+            faults = pose_faults(recording, degrees=data.source.in_degrees)
             result.suspects += [f"{item.name}: {fault}" for fault in faults]
             out_of_step.add(item.name, recording)
     if not good:

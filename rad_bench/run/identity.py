@@ -22,6 +22,7 @@ from rad_bench.training.device import device_name
 
 NOT_SCIENCE = (
     ("data", "path"),
+    ("data", "layout"),  # what it says is part of the data's identity
     ("autoencoder", "path"),
     ("evaluation", "batch"),
     ("evaluation", "strips"),

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rad_bench.config import FilesData, RunConfig, SweepConfig
+from rad_bench.config import ClipsData, FilesData, RunConfig, SweepConfig
+from rad_bench.data.layout import is_file
 from rad_bench.errors import UserError, did_you_mean
 from rad_bench.paths import absolute_path, block_path, user_path
 from rad_bench.store import strict_yaml
@@ -259,6 +260,8 @@ def absolute_paths(config: RunConfig, folders: Iterable[Path] = ()) -> RunConfig
     data, memory, autoencoder = config.data, config.memory, config.autoencoder
     if isinstance(data, FilesData):
         data = data.model_copy(update={"path": absolute_path(data.path, "run.data.path")})
+    if isinstance(data, ClipsData) and data.layout is not None and is_file(data.layout):
+        data = data.model_copy(update={"layout": absolute_path(data.layout, "run.data.layout")})
     if autoencoder.path is not None:
         path = absolute_path(autoencoder.path, "run.autoencoder.path")
         autoencoder = autoencoder.model_copy(update={"path": path})
