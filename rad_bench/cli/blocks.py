@@ -32,10 +32,9 @@ def check(block: str | None, options: tuple[str, ...], device: str, out: Path) -
         if options:
             raise UserError("--option: needs a BLOCK that has this option.")
         return _check_on_device(device, out)
-    import torch
     from rich.table import Table
 
-    from rad_bench.blocks.contract import check_block
+    from rad_bench.blocks.contract import check_block, contract_precision
     from rad_bench.config import MemoryConfig
     from rad_bench.model.registry import check_options, find_block
     from rad_bench.paths import block_path
@@ -46,10 +45,8 @@ def check(block: str | None, options: tuple[str, ...], device: str, out: Path) -
     name = block_path(block, ())
     assignments = dict(split_assignment(text, "--option") for text in options)
     place = choose_device("cpu" if device == "auto" else device, Group())
-    precision = torch.float64 if place.type == "cpu" else torch.float32  # fast paths are written for fp32
-    outcomes = check_block(
-        find_block(name), check_options(MemoryConfig(name=name, options=assignments)), place, precision
-    )
+    options_of_block = check_options(MemoryConfig(name=name, options=assignments))
+    outcomes = check_block(find_block(name), options_of_block, place, contract_precision(place))
     table = Table("check", "", "detail")
     for outcome in outcomes:
         table.add_row(outcome.name, "pass" if outcome.passed else "FAIL", outcome.detail)

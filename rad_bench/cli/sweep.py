@@ -177,7 +177,7 @@ def _print_models(runs: list[Any], trials: dict[str, list[Any]], sweep: Any, fol
     from rad_bench.units import show_spans
 
     choice = choose(sweep, runs, trials, folder)
-    models = plan_sweep([*choice.runs, *choice.undecided], folder, trials)
+    models = plan_sweep([*choice.runs, *choice.undecided], folder, trials, sweep.launch.device)
     print_table(models_table(models), 120)
     click.echo(disk_line(models, sweep.launch.parallel, folder))
     print_table(need_table(models), 120)

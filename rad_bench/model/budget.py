@@ -2,7 +2,7 @@
 
 `match.by` names the unit of the budget. It is measured by running the block, not by a formula:
 
-    parameters   of the memory blocks of all layers
+    parameters   of the memory blocks of all layers, trained or not, and their buffers
     state        bytes of memory state a video after context and horizon, counted from the state's tensors
     flops        a frame, of the memory's forward pass over one training clip (clean and noisy stream), as PyTorch
                  counts them: matrix products, no elementwise operations
@@ -14,6 +14,7 @@ same, without the arithmetic.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import sys
@@ -97,7 +98,7 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
         ) from None
     plan = ModelPlan(
         options=options,
-        memory_parameters=sum(p.numel() for _, p in trunk.memory_parameters()),
+        memory_parameters=layers * _held(layer),
         trunk_parameters=sum(p.numel() for _, p in trunk.trunk_parameters()),
         state_bytes=state,
         window_bytes=_window_bytes(trunk, max(state)),
@@ -127,7 +128,12 @@ def plan_model(run: RunConfig, frame_shape: tuple[int, int, int], action_size: i
 
 
 def _parameters(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
-    return sum(p.numel() for p in layer.parameters())
+    return _held(layer)
+
+
+def _held(layer: MemoryBlock) -> int:
+    """Count the numbers that a layer's memory block holds, in parameters and in buffers."""
+    return sum(tensor.numel() for tensor in (*layer.parameters(), *layer.buffers()))
 
 
 def _state(layer: MemoryBlock, run: RunConfig, scan: Scan) -> int:
@@ -205,12 +211,20 @@ def _tokens(layer: MemoryBlock, scan: Scan, steps: int, device: torch.device) ->
 def _count(module: Module, tokens: int, count: Callable[[Module, torch.device], Counted]) -> Counted:
     """Return `count(module, device)`, on the meta device if module and tokens a frame make it large."""
     if tokens * sum(p.numel() for p in module.parameters()) > SMALL:
-        meta = torch.device("meta")
-        try:
-            return count(copy.deepcopy(module).to(meta), meta)
-        except Exception:
-            pass  # the block reads values, or is faulty: real tensors give the count, or its own error
-    return count(module, torch.device("cpu"))
+        with contextlib.suppress(Exception):  # it reads values, or is faulty: real tensors give the count, or its error
+            return count(copy.deepcopy(module).to("meta"), torch.device("meta"))
+    try:
+        return count(module, torch.device("cpu"))
+    except Exception:
+        for device in accelerators():  # it may need one
+            with contextlib.suppress(Exception):
+                return count(copy.deepcopy(module).to(device), device)
+        raise
+
+
+def accelerators() -> list[torch.device]:
+    """Return the GPU, if there is one."""
+    return [torch.device("cuda")] if torch.cuda.is_available() else []
 
 
 def count_flops(work: Callable[[], object]) -> int:

@@ -13,7 +13,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from rad_bench.blocks.contract import check_block
+from rad_bench.blocks.contract import check_block, contract_precision
 from rad_bench.config import LaunchConfig, RunConfig, SweepConfig
 from rad_bench.data import open_dataset
 from rad_bench.errors import UserError
@@ -33,6 +33,7 @@ from rad_bench.training.distributed import Group
 from rad_bench.units import show_bytes, show_seconds, show_spans, two_digits
 
 CHECKED_WIDTH = 64  # channels
+NO_GPU = " It was checked on the CPU, as PyTorch sees no GPU here; plan a block that needs one where there is one."
 NEEDLESS: dict[str, Any] = {  # what does not change which frames are trained and scored
     **dict.fromkeys(("memory", "match", "seed", "diffusion"), True),
     "training": {"learning_rate", "betas", "weight_decay", "warmup", "clip", "ema", "precision", "checkpoint_every"},
@@ -58,9 +59,11 @@ class PlannedModel:
 
 
 def plan_sweep(
-    runs: Sequence[Run], sweep_folder: Path, trials: Mapping[str, Sequence[Run]] | None = None
+    runs: Sequence[Run], sweep_folder: Path, trials: Mapping[str, Sequence[Run]] | None = None, device: str = "auto"
 ) -> list[PlannedModel]:
     """Return the models of a sweep in the grid's order, after its trials, which are one model for each block.
+
+    Users' blocks are checked on the device that `launch.device` names, if it is here.
 
     Raises `UserError` if one cannot be built, or its data cannot serve its training or evaluation.
     """
@@ -70,7 +73,7 @@ def plan_sweep(
         groups.setdefault(key, (run.label, []))[1].append(run)
     for _, group in groups.values():
         if not is_built_in(group[0].config.memory):
-            _check_contract(group[0].config)
+            _check_contract(group[0].config, device)
     models = []
     needs: dict[str, tuple[dict[str, Need], list[str]]] = {}  # shared by models with the same clips and tasks
     tried = [(f"{block}: trials", list(own)) for block, own in (trials or {}).items()]
@@ -91,19 +94,27 @@ def plan_sweep(
     return models
 
 
-def _check_contract(config: RunConfig) -> None:
+def _check_contract(config: RunConfig, device_name: str) -> None:
     """Raise `UserError` if a user's block breaks the contract: its scores would not be due to a memory.
 
-    The check takes seconds, because it uses a small width and not the size that the budget gives the block.
+    The check takes seconds, because it uses a small width and not the size that the budget gives the block. It covers
+    clips as long as the longest of training and evaluation.
     """
     name, width = config.memory.name, min(config.trunk.width, CHECKED_WIDTH)
-    broken = [c for c in check_block(find_block(name), check_options(config.memory), dim=width) if not c.passed]
+    frames = max(config.training.frames, config.evaluation.context + config.evaluation.horizon)
+    device = choose_device(device_name if torch.cuda.is_available() else "cpu", Group())
+    outcomes = check_block(
+        find_block(name), check_options(config.memory), device, contract_precision(device), width,
+        length=frames // config.trunk.frames_per_step,
+    )  # fmt: skip
+    broken = [check for check in outcomes if not check.passed]
     if broken:
         details = "; ".join(f"{check.name}: {check.detail}" for check in broken[:3])
         more = f"; and {len(broken) - 3} more" if len(broken) > 3 else ""
         raise UserError(
             f"memory: block '{name}' breaks the contract of memory blocks and cannot be compared with others: {details}"
             f"{more}. `rad-bench check {name}` shows all checks."
+            + (NO_GPU if device.type == "cpu" != device_name else "")
         )
 
 

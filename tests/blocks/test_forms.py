@@ -33,7 +33,8 @@ def test_every_block_with_a_paper_of_its_own_has_two_forms():
 
 @pytest.mark.parametrize(("name", "options"), PAPER, ids=str)
 def test_the_papers_form_keeps_the_contract(name, options):
-    assert not [outcome for outcome in check_block(find_block(name), options) if not outcome.passed]
+    outcomes = check_block(find_block(name), options, thorough="heads" not in options)
+    assert not [outcome for outcome in outcomes if not outcome.passed]
 
 
 @pytest.mark.parametrize("tokens", [1, 8])
