@@ -441,6 +441,9 @@ class LaunchConfig(Config):
         0, ge=0, le=MOST_STEPS, description="training steps between strips of generated frames; 0: none"
     )
     tensorboard: bool = Field(False, description="also write curves and strips of training for TensorBoard")
+    calibrate: bool = Field(
+        True, description="when runs on this machine are done, time all models in turns, about ten seconds each"
+    )
     attempts: int = Field(
         3,
         ge=1,

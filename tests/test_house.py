@@ -11,7 +11,7 @@ import sys
 PACKAGE = pathlib.Path(__file__).parents[1] / "rad_bench"
 ROOMS = (  # from the ground floor up
     "blocks", "errors", "units", "paths", "drawing", "config", "store", "data", "model", "training", "evaluation",
-    "run", "look", "report", "sweep", "exchange", "bench", "cli",
+    "run", "look", "report", "bench", "sweep", "exchange", "cli",
 )  # fmt: skip
 FACES = ("__init__", "__main__")  # of the package itself: its version, and `python -m rad_bench`
 

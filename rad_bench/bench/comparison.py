@@ -64,7 +64,7 @@ def compare(comparison: Comparison, device: torch.device, seconds: float = 2.0) 
     times: list[tuple[float, float]] = []
     began = time.perf_counter()
     while len(times) < FEWEST or (time.perf_counter() - began < seconds and len(times) < MOST):
-        pair = (_seconds(comparison.ours, device), _seconds(comparison.other, device))
+        pair = (work_seconds(comparison.ours, device), work_seconds(comparison.other, device))
         times.append(pair)
     ours, other = (statistics.median(part) for part in zip(*times, strict=True))
     low, _, high = statistics.quantiles([b / a for a, b in times], n=4)
@@ -75,11 +75,12 @@ def compare(comparison: Comparison, device: torch.device, seconds: float = 2.0) 
     )  # fmt: skip
 
 
-def _seconds(work: Work, device: torch.device) -> float:
+def work_seconds(work: Work, device: torch.device) -> float:
+    """Return what a piece of work takes: CPU time, or on a GPU the time until the device has finished."""
     if device.type != "cuda":
-        began = _cpu_seconds()
+        began = cpu_seconds()
         work()
-        return max(_cpu_seconds() - began, 1e-9)
+        return max(cpu_seconds() - began, 1e-9)
     torch.cuda.synchronize(device)
     began = time.perf_counter()
     work()
@@ -87,7 +88,7 @@ def _seconds(work: Work, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """Return this process's CPU time and that of the children it has waited for."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime

@@ -10,6 +10,7 @@ def write_report(sweep_folder: Path) -> Path:
     from rad_bench.report import tables
     from rad_bench.report.ablation import ablation_rows
     from rad_bench.report.answer import answer
+    from rad_bench.report.cost import base_times, machine
     from rad_bench.report.evidence import budgets, gaps, need, parity
     from rad_bench.report.learning import learning_curves, learning_table, order_sentences
     from rad_bench.report.load import loads
@@ -41,7 +42,7 @@ def write_report(sweep_folder: Path) -> Path:
         tables.memory(memory),
         tables.probe(probe_scores),
         tables.distances(rows),
-        tables.cost(rows),
+        tables.cost(rows, f"{machine(sweep)} {base_times(sweep)}"),
         tables.ablations(axes),
         tables.matrix(pairs),
     ]

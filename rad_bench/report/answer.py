@@ -9,6 +9,7 @@ import numpy as np
 from rad_bench.evaluation.controls import CONTROLS, COPY_LAST
 from rad_bench.report.ablation import AblationRow
 from rad_bench.report.caveats import caveats, scope
+from rad_bench.report.cost import baseline, machine
 from rad_bench.report.intervals import Pair, best_group, find_pair, smallest_shown
 from rad_bench.report.load import Load
 from rad_bench.report.reading import Sweep, base_name
@@ -16,7 +17,6 @@ from rad_bench.report.summary import Row
 from rad_bench.report.table import listing, number_text, p_text, show
 from rad_bench.report.tables import state_text
 from rad_bench.report.tuning import Tuned, tuning_sentences
-from rad_bench.units import show_seconds
 
 LEVEL = 0.05
 
@@ -180,18 +180,20 @@ def _usage(ranked: list[Row]) -> list[str]:
 
 
 def _costs(sweep: Sweep, rows: list[Row], blocks: list[str]) -> list[str]:
-    """Say the parameters, state and time of some blocks."""
+    """Say the parameters, state and time of some blocks; their FLOPs, where no time was taken."""
     costs = {row.block: row for row in rows if row.cost}
     sentences = []
     for row in (costs[block] for block in blocks if block in costs):
         state = f"a state of {state_text(row)}" if row.carries_state else "no state"
-        time = show_seconds(row.cost["seconds_per_frame_end"])
-        sentences.append(f"{row.block}: {row.cost['memory_parameters']:,.0f} parameters, {state}, {time} a frame.")
+        base, timed = baseline(sweep, row.block), "last_frames_ratio" in row.cost
+        ratio = row.cost["last_frames_ratio" if timed else "flops_ratio"]
+        than = f"; a frame takes {ratio:.2f} times the {'time' if timed else 'FLOPs'} of {base}"
+        than = "" if base == row.block else than
+        sentences.append(f"{row.block}: {row.cost['memory_parameters']:,.0f} parameters, {state}{than}.")
     if not sentences:
         return ["No costs are known."]
-    devices = listing(list(dict.fromkeys(result.device for result in sweep.trained)))
     sizes = "Parameters: of the memory. State: per video at the horizon's end, without the attention window."
-    return [*sentences, f"{sizes} Times: measured in the runs, on {devices}; other jobs on the machine affect them."]
+    return [*sentences, f"{sizes} {machine(sweep)}"]
 
 
 def _span(texts: list[str]) -> str:

@@ -31,7 +31,8 @@ LONGEST_LABEL = 48  # characters
 INK, PAPER = "#1c1c1c", "#ffffff"  # the page replaces them with its own
 COSTS = {  # row.cost key -> name of the plot, label, scale
     "state_bytes_end": ("state", "state per video at the end, without window, bytes", 1.0),
-    "seconds_per_frame_end": ("time", "ms per generated frame at the horizon's end", 1e3),
+    "last_frames_ratio": ("time", "time of a frame at the horizon's end, ratio", 1.0),
+    "flops_ratio": ("flops", "FLOPs of a frame, ratio", 1.0),  # where no time was taken
 }
 STYLE: dict[Any, Any] = {
     "font.size": 7.5, "axes.labelsize": 8, "legend.fontsize": 7, "legend.title_fontsize": 7.5,
@@ -89,7 +90,9 @@ def draw_plots(
     for task in dict.fromkeys(load.task for load in held):
         caption = f"{task}: bits recovered against surfaces asked for; dotted: all bits; bands are 95 % intervals"
         add("load", f"load-{task}", caption, _draw_loads, [load for load in held if load.task == task])
-    for key, (name, label, _) in COSTS.items():
+    timed = any("last_frames_ratio" in row.cost for row in rows)
+    for key in ("state_bytes_end", "last_frames_ratio" if timed else "flops_ratio"):
+        name, label, _ = COSTS[key]
         for task in (task for task in with_revisits if any(row.cost for row in own[task])):
             caption = f"{task}: revisit PSNR against {label}; dashed: Pareto front of the means"
             add("cost", f"{name}-{task}", caption, _draw_cost, own[task], key)
@@ -211,7 +214,7 @@ def _draw_drops(rows: list[Row], styles: dict[str, Style]) -> tuple[Figure, str]
 def _draw_cost(rows: list[Row], key: str, styles: dict[str, Style]) -> tuple[Figure, str]:
     _, label, scale = COSTS[key]
     known = [row for row in rows if np.isfinite(row.revisit["psnr"].mean)]
-    costly, levels = [row for row in known if row.cost], [row for row in known if row.block in CONTROLS]
+    costly, levels = [row for row in known if key in row.cost], [row for row in known if row.block in CONTROLS]
     points = [(row.cost[key] * scale, row.revisit["psnr"].mean) for row in costly]
     figure, axes = _figure([row.block for row in (*costly, *levels)])
     front = [p for p in points if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from rad_bench.errors import UserError, one_line
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.evaluation.metrics import score_columns
 from rad_bench.report.intervals import episode_means
-from rad_bench.store.result import Result, Scored, read_scored
+from rad_bench.store.result import Calibration, Result, Scored, read_calibration, read_scored
 from rad_bench.store.run_folder import RunFolder
-from rad_bench.store.sweep_folder import check_links, check_name, read_plan
+from rad_bench.store.sweep_folder import CALIBRATION, check_links, check_name, read_plan
 
 # Order of blocks in the report. Other blocks follow in alphabetical order, controls last.
 ORDER = ("none", "feedforward", "lstm", "mamba2", "ttt", "attention")
@@ -40,6 +41,7 @@ class Sweep:
     plan: dict[str, Any]  # sweep.yaml
     failures: dict[str, str]  # planned run without frames -> reason
     curves: pd.DataFrame  # frames of weights on the way of training, by `step`; empty without `evaluation.at`
+    calibration: Calibration | None = None  # times of the models, taken in turns after the runs
 
     @property
     def tasks(self) -> list[str]:
@@ -93,6 +95,14 @@ def form_name(block: str) -> str:
     return ", ".join(part for part in (options, *others.split(" / ")) if part)
 
 
+def matching(control: str, block: str, blocks: Iterable[str]) -> str | None:
+    """Return the control (`none`, say) of a block: the one with the same other axes, or the only one."""
+    _, slash, others = block.partition(" / ")
+    candidates = [name for name in blocks if base_name(name) == control]
+    same = f"{control}{slash}{others}"
+    return same if same in candidates else candidates[0] if len(candidates) == 1 else None
+
+
 def read_sweep(folder: Path) -> Sweep:
     """Read a sweep's folder. Raises `UserError` if a file is invalid, or a name or link leads out of the folder."""
     table = folder / "frames.parquet"
@@ -115,7 +125,8 @@ def read_sweep(folder: Path) -> Sweep:
             check_links(folder / "runs" / result.trained_by, folder)
     failures = {name: _why_missing(folder / "runs" / name) for name in planned if name not in runs}
     shared, unshared = shared_frames(frames)
-    return Sweep(folder, shared, unshared, results, plan, failures, _read_curves(folder, shared))
+    calibration = read_calibration(folder / CALIBRATION)
+    return Sweep(folder, shared, unshared, results, plan, failures, _read_curves(folder, shared), calibration)
 
 
 def _read_curves(folder: Path, frames: pd.DataFrame) -> pd.DataFrame:

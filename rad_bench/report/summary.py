@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pandas as pd
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.evaluation.metrics import SMALLEST_MSE, Score, score_columns
 from rad_bench.report.capacity import Capacity, capacity
+from rad_bench.report.cost import cost_of
 from rad_bench.report.distances import Distance, distance
 from rad_bench.report.intervals import (
     Estimate,
@@ -26,8 +26,7 @@ from rad_bench.report.intervals import (
     over_episodes,
     share_closed,
 )
-from rad_bench.report.reading import Sweep, base_name
-from rad_bench.store.result import Result
+from rad_bench.report.reading import Sweep, base_name, matching
 
 
 @dataclass(frozen=True)
@@ -88,14 +87,6 @@ def reported_metrics(sweep: Sweep) -> dict[str, Score]:
     return {name: m for name, m in score_columns().items() if m.reported and name in sweep.frames}
 
 
-def matching(control: str, block: str, blocks: Iterable[str]) -> str | None:
-    """Return the control (`none`, say) of a block: the one with the same other axes, or the only one."""
-    _, slash, others = block.partition(" / ")
-    candidates = [name for name in blocks if base_name(name) == control]
-    same = f"{control}{slash}{others}"
-    return same if same in candidates else candidates[0] if len(candidates) == 1 else None
-
-
 def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: dict[str, bool | None]) -> Row:
     frames = sweep.frames
     own = frames[(frames["task"] == task) & (frames["block"] == block) & (frames["intervention"] == "keep")]
@@ -130,34 +121,12 @@ def _row(sweep: Sweep, task: str, block: str, kept: dict[str, pd.Series], best: 
         distance=distance(sweep, task, block),
         verdict=memory_verdict(swap, memoryless),
         best=best,
-        cost=_cost(results),
+        cost=cost_of(sweep, block),
     )
 
 
 def _mean(frames: pd.DataFrame) -> float:
     return estimate(episode_means(frames)).mean if len(frames) else np.nan
-
-
-def _cost(results: list[Result]) -> dict[str, float]:
-    """Return the costs of a block; times and memory are means over its runs."""
-    if not results:
-        return {}
-    first = results[0]
-    state_bytes, window = first.state_bytes, first.window_bytes
-    return {
-        "memory_parameters": first.parameters.memory,
-        "trunk_parameters": first.parameters.trunk,
-        "memory_flops_per_frame": first.flops_per_frame.memory,
-        "trunk_flops_per_frame": first.flops_per_frame.trunk,
-        "state_bytes_start": state_bytes[min(state_bytes)],
-        "state_bytes_end": state_bytes[max(state_bytes)],
-        **({} if window is None else {"window_bytes": window}),
-        "seconds_per_step": float(np.mean([r.training.seconds_per_step for r in results])),
-        "seconds_per_frame_start": float(np.mean([r.rollout.seconds_per_frame_start for r in results])),
-        "seconds_per_frame_end": float(np.mean([r.rollout.seconds_per_frame_end for r in results])),
-        "videos_rolled_out": first.rollout.videos,
-        "peak_memory_bytes": float(np.mean([r.peak_memory_bytes for r in results])),
-    }
 
 
 def summary_table(rows: list[Row]) -> pd.DataFrame:

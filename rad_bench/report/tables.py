@@ -7,6 +7,7 @@ import numpy as np
 from rad_bench.evaluation.controls import CONTROLS
 from rad_bench.evaluation.metrics import score_columns
 from rad_bench.report.ablation import AblationRow
+from rad_bench.report.cost import PARTS
 from rad_bench.report.intervals import LEAST_LOSS, Estimate, Pair
 from rad_bench.report.load import Load
 from rad_bench.report.summary import Row
@@ -54,15 +55,15 @@ def paper(rows: list[Row]) -> Table:
     """For a paper: one row per block, with its cost, and for every task its quality and its loss by a swap."""
     tasks = list(dict.fromkeys(row.task for row in rows))
     by_place = {(row.block, row.task): row for row in rows}
-    header = ["memory", "state", "ms per frame"]
+    header = ["memory", "state", "FLOPs, ratio", "time of a frame, ratio"]
     for task in tasks:
         header += [f"{task}: revisit PSNR, dB", f"{task}: lost by swap, dB"]
     cells: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
     for block in dict.fromkeys(row.block for row in rows):
         row = next(row for row in rows if row.block == block)
-        time = f"{1000 * row.cost['seconds_per_frame_end']:.2f}" if row.cost else ""
-        line = [block, state_text(row) if row.cost else "", time]
+        ratios = [number_text(row.cost.get(key, np.nan)) for key in ("flops_ratio", "last_frames_ratio")]
+        line = [block, state_text(row) if row.cost else "", *ratios]
         for task in tasks:
             row = by_place[block, task]
             line += [_shown(row, "psnr", 1), show(row.drops.get("swap"), 1)]
@@ -71,7 +72,8 @@ def paper(rows: list[Row]) -> Table:
         cells.append(line)
     caption = (
         f"Mean and 95 % interval over seeds; {BOLD if bold else NO_BOLD}; state: per video at the horizon's end, "
-        "without the attention window; lost by swap: shows that memory is used, not what it gains"
+        "without the attention window; ratios: to `none`, of a frame; lost by swap: shows that memory is used, not "
+        "what it gains"
     )
     return Table("paper", caption, header, cells, bold).without_empty_columns()
 
@@ -249,12 +251,12 @@ def ablations(rows: list[AblationRow]) -> Table:
     return Table("ablations", caption, header, cells, bold).without_empty_columns()
 
 
-def cost(rows: list[Row]) -> Table:
-    """What each block costs, measured in its own runs."""
+def cost(rows: list[Row], times: str = "") -> Table:
+    """What each block costs; `times` says how its time was taken."""
     header = [
         "block", "memory parameters", "trunk parameters", "memory MFLOPs per frame", "trunk MFLOPs per frame",
-        "state bytes, 1 step", "state bytes, end", "window, bytes per video", "ms per training step",
-        "ms per frame, start", "ms per frame, end", "peak memory, MB",
+        "FLOPs, ratio", *PARTS.values(), "state bytes, 1 step", "state bytes, end", "window, bytes per video",
+        "peak memory, MB",
     ]  # fmt: skip
     cells = []
     for row in {row.block: row for row in rows if row.cost}.values():
@@ -262,17 +264,23 @@ def cost(rows: list[Row]) -> Table:
         parameters = [f"{int(c[f'{part}_parameters']):,}" for part in ("memory", "trunk")]
         flops = [f"{c[f'{part}_flops_per_frame'] / 1e6:.2f}" for part in ("memory", "trunk")]
         state = [f"{int(c[f'state_bytes_{when}']):,}" for when in ("start", "end")]
-        times = [c["seconds_per_step"], c["seconds_per_frame_start"], c["seconds_per_frame_end"]]
+        ratios = [number_text(c["flops_ratio"]), *(_ratio(c, part) for part in PARTS)]
         window = f"{int(c['window_bytes']):,}" if "window_bytes" in c else ""
-        line = [row.block, *parameters, *flops, *state, window, *(f"{1000 * s:.2f}" for s in times)]
-        cells.append([*line, f"{c['peak_memory_bytes'] / 1e6:.0f}"])
-    videos = " or ".join(f"{count:.0f}" for count in sorted({r.cost["videos_rolled_out"] for r in rows if r.cost}))
+        memory = f"{c['peak_memory_bytes'] / 1e6:.0f}"
+        cells.append([row.block, *parameters, *flops, *ratios, *state, window, memory])
     caption = (
-        "Cost, measured in the runs; FLOPs: forward, per frame of a training clip; state: of the memory, without the "
-        "window of the trunk's attention, which every block needs too; times: per video, with "
-        f"{videos} rolled out together"
-    )
+        "Cost; FLOPs: forward, per frame of a training clip; ratios: to `none`, or to the first block without it; "
+        "state: of the memory, without the window of the trunk's attention, which every block needs too; peak memory: "
+        f"of a run's process. {times}"
+    ).rstrip()
     return Table("cost", caption, header, cells).without_empty_columns()
+
+
+def _ratio(costs: dict[str, float], part: str) -> str:
+    if f"{part}_ratio" not in costs:
+        return ""
+    middle, low, high = (number_text(costs[f"{part}_ratio{end}"]) for end in ("", "_low", "_high"))
+    return middle if low == high else f"{middle} [{low}, {high}]"
 
 
 def pairs_table(pairs: dict[str, list[Pair]]) -> Table:

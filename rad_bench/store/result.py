@@ -18,6 +18,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+BUSY = 0.1  # share of the cores that other work may use in an idle machine
 _S = TypeVar("_S", bound=_Section)
 
 
@@ -98,6 +99,33 @@ class VideoDistance(_Section):
     scores: dict[str, float] = {}  # of what the run `generated`, and of controls, by name
     halves: float | None = None  # of the true clips of every second episode against the others': what chance gives
     absent: str | None = None  # why there are no scores
+
+
+class Timing(_Section):
+    """Seconds of each turn."""
+
+    step: list[float] = Field(min_length=1)  # a training step
+    first_frames: list[float] = Field(min_length=1)  # a step of a rollout after the context, of all videos together
+    last_frames: list[float] = Field(min_length=1)  # at the end of the longest horizon
+
+
+class Calibration(_Section):
+    """Times of a sweep's models, taken in turns after its runs; or why there are none."""
+
+    models: dict[str, str]  # label -> hash of what was timed
+    timings: dict[str, Timing] = {}  # by label
+    absent: str | None = None  # why there are no times
+    device: str = ""
+    threads: int = 1
+    frames: dict[str, int] = {}  # generated in a step of a rollout, over all videos, by label
+    others: float | None = None  # cores that other work kept busy meanwhile; None: not known
+    cores: int = 1
+    commit: str | None = None
+
+    @property
+    def busy(self) -> bool:
+        """True if other work used so much of the machine that ratios may be off."""
+        return self.others is not None and self.others > BUSY * self.cores
 
 
 class Need(_Section):
@@ -208,6 +236,12 @@ def read_training(path: Path) -> TrainingRecord:
     if record.by is not None:
         check_name(record.by, path)
     return record
+
+
+def read_calibration(path: Path) -> Calibration | None:
+    """Read the calibration of a sweep; None if there is no such file. Raises `UserError`."""
+    what = "the calibration of a sweep"
+    return _validate(path, _parse(path, what), Calibration, what) if path.exists() else None
 
 
 def _parse(path: Path, what: str) -> Any:

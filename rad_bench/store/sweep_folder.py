@@ -12,6 +12,7 @@ from rad_bench.errors import UserError
 from rad_bench.store import strict_yaml
 from rad_bench.store.run_folder import Run, load_run
 
+CALIBRATION = "calibration.json"  # times of the sweep's models, taken in turns
 LAUNCHERS = "launchers"  # folder of the claims of processes that launch the sweep
 _NAME = re.compile(r"[A-Za-z0-9=_-][A-Za-z0-9.=_-]{0,199}")
 

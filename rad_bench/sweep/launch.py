@@ -17,6 +17,7 @@ from rad_bench.store.atomic import write_atomically
 from rad_bench.store.lease import BusyError, hold
 from rad_bench.store.run_folder import Run, RunFolder, save_run
 from rad_bench.store.sweep_folder import LAUNCHERS, run_folders
+from rad_bench.sweep.calibrate import calibrate
 from rad_bench.sweep.cluster import ClusterLaunch, Waiting
 from rad_bench.sweep.gather import Outcome, finish
 from rad_bench.sweep.grid import cut_to, launch_of
@@ -71,6 +72,8 @@ def run_sweep(
                 _say_progress(runs, trials, choice, sweep_folder, cluster, console)
                 decided = [run for run in choice.runs if run not in todo]  # what failed just now is not tried again
                 notes |= _launch(sweep, decided, sweep_folder, cluster, False, console)[0]
+            if not detached:
+                calibrate(sweep, choice.runs, sweep_folder, cluster, console)
     except BusyError as error:
         raise UserError(
             f"{sweep_folder}: another rad-bench is launching this sweep: {error}. Wait for it, end it by `rad-bench "

@@ -17,8 +17,9 @@ from rad_bench.run.identity import decisive
 from rad_bench.store import strict_yaml
 from rad_bench.store.atomic import write_atomically
 from rad_bench.store.history import joined, read_history, written
+from rad_bench.store.result import read_calibration
 from rad_bench.store.run_folder import RunFolder
-from rad_bench.store.sweep_folder import planned_runs, planned_trials, read_plan
+from rad_bench.store.sweep_folder import CALIBRATION, planned_runs, planned_trials, read_plan
 from rad_bench.sweep.gather import Outcome, finish
 
 
@@ -57,6 +58,9 @@ def merge(out: Path, folders: list[Path]) -> Outcome:
             **({"trials": trials, "tune": tune} if trials else {}),
         }
         write_atomically(work / "sweep.yaml", strict_yaml.dump(plan).encode())
+        if calibration := next(filter(None, (read_calibration(folder / CALIBRATION) for folder in folders)), None):
+            # One machine's: times of several do not compare.
+            write_atomically(work / CALIBRATION, calibration.model_dump_json(indent=1).encode())
         work.rename(out)
     except OSError as error:
         raise unwritten(error, out) from None

@@ -33,7 +33,7 @@ DOCUMENTS = {  # in the order in which they are read: what an earlier one shows,
 SIZES = [
     "run.training.steps=4", "run.training.batch=2", "run.training.frames=10", "run.training.loss_from=4",
     "run.evaluation.episodes=2", "run.evaluation.context=8", "run.evaluation.horizon=4", "run.evaluation.probe=0",
-    "run.evaluation.at=[]",
+    "run.evaluation.at=[]", "launch.calibrate=false",
 ]  # fmt: skip
 FEW = "".join(f" --set {size}" for size in SIZES)
 SWEPT = "rad-bench sweep sweeps/memory_blocks.yaml"  # the sweep whose results the documents look at

@@ -64,12 +64,12 @@ def test_controls_are_drawn_in_every_panel_and_as_a_line_over_the_cost(tmp_path)
         assert plots["horizon-retrieval"].svg.count(f">{control}<") == 2
         assert plots["state-retrieval"].svg.count(f">{control}<") == 1
         assert f">{control}<" not in plots["loss"].svg
-    assert "autoencoder: 30.0 dB" in plots["time-retrieval"].text
+    assert "autoencoder: 30.0 dB" in plots["flops-retrieval"].text
 
 
 def test_a_sweep_of_few_episodes_has_no_curves_and_the_page_says_why(tmp_path):
     page = write_report(write_sweep(tmp_path, episodes=LEAST_EPISODES - 1, seeds=(0, 1))).read_text()
-    assert {path.stem.partition("-")[0] for path in page_plots(tmp_path)} == {"interventions", "state", "time", "loss"}
+    assert {path.stem.partition("-")[0] for path in page_plots(tmp_path)} == {"interventions", "state", "flops", "loss"}
     assert f"bins of fewer than {LEAST_EPISODES} episodes are not drawn" in page
 
 

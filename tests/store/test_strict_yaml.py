@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rad_bench.config import SlurmConfig
 from rad_bench.store import strict_yaml
-from tests.sweep.tiny import TINY, run_here
+from tests.sweep.tiny import LAUNCH, TINY, run_here
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_times_are_what_sbatch_makes_of_them_and_messages_quote_what_was_written
     minutes = {"12:00:00": 720, "1-12:30:00": 2190, "00:01:30": 2, "90m": 90, "1.5h": 90}
     assert {time: SlurmConfig(timeout=time).minutes for time in minutes} == minutes
     for time in ("4:00", "12:00:00:00", "-1:00:00", "1:75:00"):
-        sweep = TINY.replace("launch: {parallel: 2}", f"launch: {{slurm: {{timeout: {time}}}}}")
+        sweep = TINY.replace(LAUNCH, f"launch: {{slurm: {{timeout: {time}}}}}")
         (tmp_path / "s.yaml").write_text(sweep)
         told = run_here("plan", "s.yaml", cwd=tmp_path, expect=2).stderr
         assert f"launch.slurm.timeout: is '{time}'" in told and "such as 12:00:00" in told

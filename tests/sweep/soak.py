@@ -117,7 +117,8 @@ def account(folder, injected, seconds, options):
     other.mkdir()
     chosen = sorted({results[name]["seed"] for name in sample})
     text = (folder / "tiny.yaml").read_text()
-    (other / "tiny.yaml").write_text(text[: text.index("  seed:")] + f"  seed: {chosen}\nlaunch: {{parallel: 2}}\n")
+    text = text[: text.index("  seed:")] + f"  seed: {chosen}\nlaunch: {{calibrate: false}}\n"
+    (other / "tiny.yaml").write_text(text)
     rad_bench("sweep", "tiny.yaml", "--cluster", "local", cwd=other)
     ours = frames[frames["seed"].isin(chosen) & (frames["block"] != "copy-last")]
     theirs = pd.read_parquet(other / "results" / "tiny" / "frames.parquet")

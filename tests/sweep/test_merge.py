@@ -30,7 +30,10 @@ def halves(once, tmp_path_factory):
 
 
 def test_parts_of_a_sweep_merge_into_the_whole(halves):
+    times = {"models": {}, "absent": "it was a test"}
+    (halves / "part1" / "tiny" / "calibration.json").write_text(json.dumps(times))
     run_here("merge", "whole", "part0/tiny", "part1/tiny", "part0/tiny", cwd=halves)
+    assert json.loads((halves / "whole" / "calibration.json").read_text())["absent"] == "it was a test"
     frames = pd.read_parquet(halves / "whole" / "frames.parquet")
     assert set(frames["seed"]) == {0, 1}
     assert len(list((halves / "whole" / "runs").iterdir())) == 4

@@ -17,7 +17,7 @@ from rad_bench.run.execute import execute
 from rad_bench.store.run_folder import RunFolder, save_run
 from rad_bench.sweep.grid import cut_to, plan_runs
 from rad_bench.sweep.load import load_sweep
-from tests.sweep.tiny import GRU, ROOT, TINY, command, rad_bench, run_here
+from tests.sweep.tiny import GRU, LAUNCH, ROOT, TINY, command, rad_bench, run_here
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_the_command_line_and_extends_reach_every_part_of_a_grid(tmp_path):
 
 def test_what_only_leaves_of_a_sweep_is_a_sweep_of_its_own(tmp_path):
     where = "launch: {where: {memory=none: {threads: 2}, memory=lstm: {threads: 3}}}"
-    yaml = TINY.replace("launch: {parallel: 2}", where)
+    yaml = TINY.replace(LAUNCH, where)
     yaml = yaml.replace("grid:", "grid:\n  at: {a: {trunk.depth: 1}, b: {trunk.depth: 2}}")
     (tmp_path / "tiny.yaml").write_text(yaml)
     sweep = load_sweep(tmp_path / "tiny.yaml")

@@ -11,21 +11,20 @@ from pathlib import Path
 from rad_bench.cli import main
 
 ROOT = Path(__file__).parents[2]
-TINY = """
+LAUNCH = "launch: {parallel: 2, calibrate: false}"
+TINY = f"""
 name: tiny
 run:
-  data: {name: rooms, size: 16}
-  trunk: {width: 16, depth: 1, patch: 8, window: 2}
-  training: {steps: 30, batch: 2, frames: 12, loss_from: 4, checkpoint_every: 5}
-  evaluation: {episodes: 4, context: 9, horizon: 8, strips: 1}
+  data: {{name: rooms, size: 16}}
+  trunk: {{width: 16, depth: 1, patch: 8, window: 2}}
+  training: {{steps: 30, batch: 2, frames: 12, loss_from: 4, checkpoint_every: 5}}
+  evaluation: {{episodes: 4, context: 9, horizon: 8, strips: 1}}
 grid:
-  memory: [none, {name: lstm, hidden: 8}]
+  memory: [none, {{name: lstm, hidden: 8}}]
   seed: [0, 1]
-launch: {parallel: 2}
+{LAUNCH}
 """
-ON_SLURM = TINY.replace(
-    "launch: {parallel: 2}", "launch: {parallel: 2, slurm: {partition: debug, memory_gb: 2, poll: 2}}"
-)
+ON_SLURM = TINY.replace("calibrate: false", "slurm: {partition: debug, memory_gb: 2, poll: 2}")
 GRU = """
 import torch
 from torch import nn
