@@ -97,4 +97,5 @@ def test_a_block_is_compared_with_the_none_of_its_axes_or_else_with_the_first_bl
         (["none / window=1", "none / window=2", "lstm / window=2"], "lstm / window=2", "none / window=2"),
     ):
         named = pd.concat([frames[frames["block"] == "lstm"].assign(block=label) for label in labels])
-        assert baseline(replace(sweep, frames=named, results=[]), block) == expected
+        results = [sweep.results[0].model_copy(update={"block": label}) for label in labels]
+        assert baseline(replace(sweep, frames=named, results=results), block) == expected
