@@ -167,8 +167,10 @@ def tuning_sentences(sweep: Sweep, tuning: Sequence[Tuned]) -> list[str]:
     losses = {own.block: own.loss(shared) for own in chosen if np.isfinite(own.loss(shared))}
     if losses:
         block = max(losses, key=lambda name: losses[name])
-        most = f"at most {losses[block]:.1f} dB there ({block})" if losses[block] else "nothing there"
-        sentences[0] += f" {shared:g} for all would have lost {most}."
+        most = f"at most {losses[block]:.1f} dB ({block})" if losses[block] else "nothing"
+        sentences[0] += (
+            f" With {shared:g} for all, {most} would have been lost there. {_order(chosen, shared)}".rstrip()
+        )
     if edge := [own.block for own in chosen if own.at_edge]:
         sentences.append(
             f"The chosen {axis} of {listing(edge)} is the smallest or largest of the values tried: a better one may "
@@ -180,3 +182,16 @@ def tuning_sentences(sweep: Sweep, tuning: Sequence[Tuned]) -> list[str]:
         if own.choice is None
     ]
     return sentences
+
+
+def _order(chosen: list[Tuned], shared: float) -> str:
+    """Say whether the order of blocks on validation episodes depends on the tuning."""
+    both = [own for own in chosen if np.isfinite(own.loss(shared))]
+    tuned = sorted(both, key=lambda own: -(own.scores[shared] + own.loss(shared)))
+    alike = sorted(both, key=lambda own: -own.scores[shared])
+    if len(both) < 2:
+        return ""
+    if tuned == alike:
+        return f"The order of blocks there is the same with {shared:g} for all."
+    first, other = (", ".join(own.block for own in order) for order in (tuned, alike))
+    return f"The order of blocks there, best first, is {first}; with {shared:g} for all it is {other}."

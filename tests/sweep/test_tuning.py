@@ -228,8 +228,15 @@ def test_an_edge_and_a_costly_shared_value_are_said(finished):
     sweep = read_sweep(results(finished))
     tuning = [of({1e-3: 10.0, 4e-3: 11.0, 1e-2: 12.5}), Tuned("none", {1e-3: 1.0, 4e-3: 2.0, 1e-2: 0.0}, [], 3, "")]
     first, edge = tuning_sentences(sweep, tuning)
-    assert "0.004 for all would have lost at most 1.5 dB there (lstm)" in first
+    assert "With 0.004 for all, at most 1.5 dB (lstm) would have been lost there." in first
+    assert "The order of blocks there is the same with 0.004 for all." in first
     assert "lstm is the smallest or largest of the values tried" in edge and "none" not in edge
+
+
+def test_an_order_that_depends_on_tuning_is_said(finished):
+    tuning = [of({1e-3: 10.0, 4e-3: 11.0, 1e-2: 10.5}), Tuned("none", {1e-3: 12.0, 4e-3: 10.0}, [], 2, "")]
+    first, _ = tuning_sentences(read_sweep(results(finished)), tuning)
+    assert "best first, is none, lstm; with 0.004 for all it is lstm, none." in first
 
 
 # Without it, nothing changes
