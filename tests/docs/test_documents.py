@@ -260,7 +260,6 @@ def test_the_citation_is_of_this_version():
     assert citation["version"] == project["version"]
     assert citation["license"] == project["license"]
     assert citation["repository-code"] == project["urls"]["Repository"]
-    assert f"version = {{{project['version']}}}" in DOCUMENTS["README.md"]
 
 
 def test_the_tuning_in_the_documents_is_that_of_the_sweep():

@@ -91,7 +91,7 @@ def test_clips_of_one_recording_are_not_swapped(tmp_path):
         assert set(result.frames["intervention"]) == found
         if "swap" not in found:
             with pytest.raises(UserError, match="clips of one recording"):
-                film([trained], "continuation", "swap", [])
+                film([trained], "continuation", ["swap"], [])
 
 
 @pytest.mark.parametrize("memory", ["lstm", "attention"])

@@ -8,6 +8,7 @@ import torch
 
 from rad_bench.evaluation import perceptual
 from rad_bench.evaluation.evaluate import evaluate
+from rad_bench.evaluation.weights import fetched_path
 from rad_bench.exchange.folder import read_keys, write_truth
 from rad_bench.exchange.score import Model, score
 from rad_bench.exchange.tasks import write_tasks
@@ -88,8 +89,8 @@ def with_lpips(lpips_weights, tmp_path, monkeypatch):
     """Put the weights into a cache that is used, and forget that there were none."""
     cached = perceptual.lpips_unavailable, perceptual._backbone, perceptual._network
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    perceptual.fetched_path().parent.mkdir(parents=True)
-    shutil.copy(lpips_weights, perceptual.fetched_path())
+    fetched_path(perceptual.NETWORK).parent.mkdir(parents=True)
+    shutil.copy(lpips_weights, fetched_path(perceptual.NETWORK))
     for function in cached:
         function.cache_clear()
     yield

@@ -87,7 +87,7 @@ def whole_tree(path):
     tree = load_sweep(path).model_dump(mode="json")
     data = tree["run"].get("data", {})
     if data.get("name") == "memory_maze":
-        tree["run"]["data"] = {"name": "rooms", "size": data["size"]}
+        tree["run"] |= {"data": {"name": "rooms", "size": 16}, "autoencoder": {"name": "none"}}
     return tree
 
 
