@@ -25,7 +25,7 @@ def main() -> None:
     sweep = load_sweep(SWEEP, [*SETTINGS, *sys.argv[1:]])
     runs = plan_runs(sweep)
     folder = Path("results") / sweep.name
-    run_sweep(sweep, runs, folder, cluster="local", detach=False, console=Console())
+    run_sweep(sweep, runs, trials={}, sweep_folder=folder, cluster="local", detach=False, console=Console())
 
     # One row a block and task. `frames.parquet` beside it has one row a frame.
     summary = pd.read_csv(folder / "summary.csv")
