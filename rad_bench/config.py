@@ -455,6 +455,7 @@ class LaunchConfig(Config):
     calibrate: bool = Field(
         True, description="when runs on this machine are done, time all models in turns, about ten seconds each"
     )
+    wandb: bool = Field(False, description="also log config, curves, strips and scores to Weights & Biases")
     attempts: int = Field(
         3,
         ge=1,

@@ -12,7 +12,7 @@ from rad_bench import __version__
 from rad_bench.cli.autoencoder import autoencoder
 from rad_bench.cli.blocks import bench, blocks, check
 from rad_bench.cli.data import data
-from rad_bench.cli.exchange import score, tasks
+from rad_bench.cli.exchange import export, score, tasks
 from rad_bench.cli.look import play, rollout
 from rad_bench.cli.start import settle
 from rad_bench.cli.sweep import cancel, compare, merge, plan, report, status, sweep
@@ -22,7 +22,7 @@ from rad_bench.errors import UserError, did_you_mean
 
 VERBS = (
     *(sweep, plan, sweeps, status, cancel, report, merge, compare),
-    *(tasks, score, rollout, play, data, autoencoder, weights, check, blocks, bench),
+    *(tasks, score, export, rollout, play, data, autoencoder, weights, check, blocks, bench),
 )
 
 

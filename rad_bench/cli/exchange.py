@@ -1,4 +1,4 @@
-"""The verbs for models from outside: `rad-bench tasks` and `score`."""
+"""The verbs that exchange models: `rad-bench tasks` and `score` for those from outside, `export` for ours."""
 
 from __future__ import annotations
 
@@ -70,3 +70,15 @@ def score(folder: Path, rollouts: tuple[str, ...], swapped: tuple[str, ...], out
     for line in remarks:
         click.echo(one_line(line), err=True)
     print_outcome(outcome)
+
+
+@click.command()
+@click.argument("run", type=PLACE)
+@click.option("--out", type=PLACE, required=True, help="The new folder.")
+def export(run: Path, out: Path) -> None:
+    """Export a finished RUN to a folder that loads without rad-bench: weights, config, sources and a model card."""
+    from rad_bench.exchange.export import export as write
+
+    for text in write(run, out):
+        click.echo(one_line(f"note: not exported: {text}"), err=True)
+    click.echo(one_line(f"{out}: written. `python {out / 'load.py'}` loads it."))

@@ -21,6 +21,7 @@ from rad_bench.run.outputs import write_json, write_scores
 from rad_bench.run.parity import measure_parity
 from rad_bench.run.record import Evaluated, Start, make_result
 from rad_bench.run.reuse import Training, keep_training, reuse_training
+from rad_bench.run.tracking import Tracker
 from rad_bench.run.watch import Watch
 from rad_bench.store.lease import Holder
 from rad_bench.store.run_folder import Run, RunFolder, load_run
@@ -37,12 +38,16 @@ def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> N
     if group.broadcast("done", paths.is_done):
         return
     start = _start(paths, launch, group)
-    trained = _train(start, paths, group)
+    tracker = Tracker(start.run, paths) if launch.wandb and group.rank == 0 else None
+    trained = _train(start, paths, group, tracker)
     if trained is None:
         return
     keep_training(paths, trained, start.key)
     evaluated = _evaluate(start.run, replace(start.experiment, trunk=trained.average), paths)
     write_scores(start.run, evaluated.evaluation, paths)
+    if tracker is not None:
+        tracker.scores(start.run, evaluated.evaluation)
+        tracker.close()
     peak_memory = max(_peak_memory(start.experiment.device), trained.peak_memory)
     write_json(paths, paths.result.name, make_result(start, trained, evaluated, peak_memory).model_dump())
     for path in (paths.checkpoint, paths.checkpoint_before, paths.start):
@@ -71,7 +76,7 @@ def _start(paths: RunFolder, launch: LaunchConfig, group: Group) -> Start:
     return Start(run, launch, group.world, experiment, block, key, trunk_hash, parity)
 
 
-def _train(start: Start, paths: RunFolder, group: Group) -> Training | None:
+def _train(start: Start, paths: RunFolder, group: Group, tracker: Tracker | None) -> Training | None:
     """Train with the group, or reuse the weights of a run with the same key. Only rank 0 gets the outcome."""
     experiment, name = start.experiment, start.run.name
     config, device = experiment.config, experiment.device
@@ -79,7 +84,7 @@ def _train(start: Start, paths: RunFolder, group: Group) -> Training | None:
     if group.broadcast("trained before", reused is not None):
         return reused
     with group.connected(device):
-        watch = Watch(experiment, paths, start.launch)
+        watch = Watch(experiment, paths, start.launch, tracker)
         average, progress = train(experiment, paths, start.launch, group, watch)
         watch.close()
     return Training(average, progress, _peak_memory(device), name) if group.rank == 0 else None

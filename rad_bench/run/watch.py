@@ -1,4 +1,4 @@
-"""Monitoring of a training while it runs: strips of generated frames, and TensorBoard. It does not change training."""
+"""Monitoring of a training while it runs: strips, TensorBoard, Weights & Biases. It does not change training."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rad_bench.evaluation.strips import strip
 from rad_bench.evaluation.tasks import Task, make_task
 from rad_bench.model.experiment import Experiment
 from rad_bench.model.trunk import Trunk
+from rad_bench.run.tracking import Tracker
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.training.loop import LOG_EVERY, Progress, learning_rate
 
@@ -30,29 +31,36 @@ if TYPE_CHECKING:
 class Watch:
     """Writes strips and curves. Call it after each training step, and close it at the end."""
 
-    def __init__(self, experiment: Experiment, folder: RunFolder, launch: LaunchConfig) -> None:
+    def __init__(
+        self, experiment: Experiment, folder: RunFolder, launch: LaunchConfig, tracker: Tracker | None = None
+    ) -> None:
         self.experiment, self.run, self.folder = experiment, experiment.config, folder
         self.strip_every, self.tensorboard = launch.strip_every, launch.tensorboard
         self.writer: SummaryWriter | None = None
+        self.tracker = tracker
         if self.tensorboard:
             check_tensorboard()
 
     def __call__(self, progress: Progress, average: Trunk) -> None:
         """Write curves with every line of the log, and a strip every `launch.strip_every` steps."""
         step = progress.step
-        if self.tensorboard and (step % LOG_EVERY == 0 or step == self.run.training.steps):
-            writer = self._writer(step)
-            for name, value in (
-                ("loss", progress.loss_last), ("learning rate", learning_rate(self.run.training, step - 1)),
-                ("steps a second", step / progress.seconds if progress.seconds else math.nan),
-            ):  # fmt: skip
-                writer.add_scalar(name, value, step)
+        if step % LOG_EVERY == 0 or step == self.run.training.steps:
+            values = {
+                "loss": progress.loss_last, "learning rate": learning_rate(self.run.training, step - 1),
+                "steps a second": step / progress.seconds if progress.seconds else math.nan,
+            }  # fmt: skip
+            for name, value in values.items() if self.tensorboard else ():
+                self._writer(step).add_scalar(name, value, step)
+            if self.tracker is not None:
+                self.tracker.curves(step, values)
         if self.strip_every and step % self.strip_every == 0:
             image = strip(self._task.truth[0, self._task.context :], self._generated(average))
             target = self.folder.strips / f"training-{step:06d}.png"
             self.folder.replace(target, lambda file: image.save(file, "PNG"))
             if self.tensorboard:
                 self._writer(step).add_image("truth above, generated below", np.asarray(image), step, dataformats="HWC")
+            if self.tracker is not None:
+                self.tracker.strip(step, image)
 
     def close(self) -> None:
         """Flush TensorBoard's files."""

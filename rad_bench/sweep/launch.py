@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rad_bench.config import LaunchConfig, SweepConfig
 from rad_bench.errors import UserError, unwritten
+from rad_bench.run.tracking import check_wandb
 from rad_bench.run.watch import check_tensorboard
 from rad_bench.store import history, strict_yaml
 from rad_bench.store.atomic import write_atomically
@@ -59,6 +60,8 @@ def run_sweep(
         check_shares(run.config, math.prod(launch.tasks(cluster)), launch.accumulate)
     if any(launch_of(sweep, run).tensorboard for run in everything):
         check_tensorboard()
+    if any(launch_of(sweep, run).wandb for run in runs):
+        check_wandb()
     try:
         with hold(sweep_folder / LAUNCHERS, sweep.launch.lease):
             choice = choose(sweep, runs, trials, sweep_folder)
