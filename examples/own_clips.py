@@ -55,7 +55,8 @@ def main() -> None:
         save(FOLDER / f"clip-{clip}", frames, 0 * heading, 0 * heading, heading)
 
     sweep = load_sweep(SWEEP, [*SETTINGS, *sys.argv[1:]])
-    outcome = run_sweep(sweep, plan_runs(sweep), Path("results") / sweep.name, "local", detach=False, console=Console())
+    runs, folder = plan_runs(sweep), Path("results") / sweep.name
+    outcome = run_sweep(sweep, runs, {}, folder, "local", detach=False, console=Console())
     print(f"report: {outcome.report}")
 
 
