@@ -1,4 +1,4 @@
-"""How much a memory holds: the colours of surfaces that a rollout gets right, in bits, and per byte of state."""
+"""How much a memory holds: the colours of surfaces that a rollout gets right, in bits, and per kilobyte of state."""
 
 from __future__ import annotations
 

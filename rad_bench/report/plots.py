@@ -166,11 +166,13 @@ def _draw_curves(curves: list[Curve], x: str, y: str, scale: str, styles: dict[s
 def _draw_loads(held: list[Load], styles: dict[str, Style]) -> tuple[Figure, str]:
     """Draw bits against surfaces, with a dotted line where all bits are."""
     curves = [load.curve for load in held if load.block not in CONTROLS]
-    figure, text = _draw_curves(curves, "surfaces to remember", "bits recovered", "linear", styles)
+    figure, axes = _figure([curve.label for curve in curves])
+    _fill(axes, curves, styles)
     most = max((point for load in held for point in load.points), key=lambda point: point.items)
-    for axes in figure.axes:
-        axes.plot([0, most.items], [0, most.offered], color=INK, linewidth=0.6, linestyle=(0, (1, 2)))
-    return figure, text
+    axes.plot([0, most.items], [0, most.offered], color=INK, linewidth=0.6, linestyle=(0, (1, 2)))
+    axes.set(xlabel="surfaces to remember", ylabel="bits recovered")
+    _legend(figure, axes)
+    return figure, "; ".join(curve.text for curve in curves)
 
 
 def _fill(axes: Axes, curves: list[Curve], styles: dict[str, Style], name: Callable[[str], str] = str) -> None:

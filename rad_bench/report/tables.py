@@ -108,7 +108,7 @@ def interventions(rows: list[Row]) -> Table:
 
 
 def capacity(rows: list[Row]) -> Table:
-    """How many colours each block gets right, in bits, and per byte of state."""
+    """How many colours each block gets right, in bits, and per kilobyte of state."""
     cells = []
     for row in rows:
         if row.capacity is None:
@@ -118,15 +118,19 @@ def capacity(rows: list[Row]) -> Table:
             [row.block, row.task, f"{row.capacity.items:.1f}", _shown(row, "recall", 2)]
             + [number_text(row.capacity.offered, 1)]
             + [number_text(bits.mean, 1) if row.block in CONTROLS else show(bits, 1)]
-            + [show_bytes(state) if state else "", f"{bits.mean / state:.1g}" if state else ""]
+            + [show_bytes(state) if state else "", _per_kilobyte(bits.mean, state)]
         )
-    header = ["block", "task", "surfaces", "recall", "bits offered", "bits recovered", "state", "bits per byte"]
+    header = ["block", "task", "surfaces", "recall", "bits offered", "bits recovered", "state", "bits per kB"]
     caption = (
         "Colours of surfaces in revisit frames that only a memory can know, read off the generated frames. Surfaces: "
         "asked for in an episode; recall: share of right colours; bits recovered: surfaces times what an answer "
         "carries at that recall, 0 at chance; state: at the end of the horizon"
     )
     return Table("capacity", caption, header, cells)
+
+
+def _per_kilobyte(bits: float, state: float) -> str:
+    return number_text(1000 * bits / state, 2) if state else ""
 
 
 def load(loads: list[Load], rows: list[Row]) -> Table:
@@ -138,10 +142,10 @@ def load(loads: list[Load], rows: list[Row]) -> Table:
         control = one.block in CONTROLS
         cells.append(
             [one.block, one.task, show_bytes(state) if state else "", one.half_text or show(one.half, 0)]
-            + [number_text(most.bits.mean, 0) if control else show(most.bits, 0), f"{most.items:.0f}"]
-            + [f"{most.bits.mean / state:.1g}" if state else ""]
+            + [number_text(most.bits.mean, 1) if control else show(most.bits, 1), f"{most.items:.0f}"]
+            + [_per_kilobyte(most.bits.mean, state)]
         )
-    header = ["block", "task", "state", "surfaces until half is lost", "most bits", "at surfaces", "bits per byte"]
+    header = ["block", "task", "state", "surfaces until half is lost", "most bits", "at surfaces", "bits per kB"]
     caption = (
         "Worlds with few and with many surfaces; surfaces: asked for in an episode. Until half is lost: where the bits "
         "recovered fall below half of those offered. State: at the end of the horizon"

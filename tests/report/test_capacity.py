@@ -25,7 +25,7 @@ def test_guessing_carries_nothing_on_the_average():
     assert channel_bits(0.0, 8) < 0 < channel_bits(0.2, 8) and np.isnan(channel_bits(np.nan, 8))
 
 
-def test_the_report_says_how_many_bits_each_block_recovers_and_per_byte_of_state(tmp_path):
+def test_the_report_says_how_many_bits_each_block_recovers_and_per_kilobyte_of_state(tmp_path):
     folder = write_sweep(tmp_path)
     frames = pd.read_parquet(folder / "frames.parquet")
     share = frames["block"].map({"none": 1 / 8, "lstm": 0.5, "mamba2": 1.0, "copy-last": 0.25})
@@ -38,10 +38,10 @@ def test_the_report_says_how_many_bits_each_block_recovers_and_per_byte_of_state
     table = (folder / "report" / "tables" / "capacity.md").read_text()
     (line,) = [line for line in table.splitlines() if line.startswith("| mamba2 | retrieval")]
     state = summary.loc[("mamba2", "retrieval"), "state_bytes_end"]
-    assert "| 6.0 |" in line and "| 18.0 |" in line and line.endswith(f"| {18 / state:.1g} |")
-    assert "bits per byte" in page and "that only memory can know, generated frames hold: mamba2 18.0" in page
+    assert "| 6.0 |" in line and "| 18.0 |" in line and line.endswith(f"| {18_000 / state:.2f} |")
+    assert "bits per kB" in page and "that only memory can know, generated frames hold: mamba2 18.0" in page
 
 
 def test_without_a_palette_the_report_has_no_such_table(tmp_path):
     page = write_report(write_sweep(tmp_path)).read_text()
-    assert "bits per byte" not in page and "bits in the colours" not in page
+    assert "bits per kB" not in page and "bits in the colours" not in page

@@ -40,7 +40,7 @@ def test_a_memory_of_eight_surfaces_bends_away_after_eight(tmp_path):
     assert found["mamba2"].most.bits.mean == pytest.approx(96)
 
 
-def test_the_page_shows_the_curve_the_knee_and_bits_per_byte(tmp_path):
+def test_the_page_shows_the_curve_the_knee_and_bits_per_kilobyte(tmp_path):
     folder = write_loads(tmp_path)
     page = write_report(folder).read_text(encoding="utf-8")
     assert "half of their colours are lost: mamba2 more than 32, lstm 1" in page
@@ -49,7 +49,7 @@ def test_the_page_shows_the_curve_the_knee_and_bits_per_byte(tmp_path):
     state = (
         pd.read_csv(folder / "summary.csv").set_index(["block", "task"]).loc[("mamba2", "retrieval"), "state_bytes_end"]
     )
-    assert line.endswith(f"| more than 32 | 96 [96, 96] | 32 | {96 / state:.1g} |")
+    assert line.endswith(f"| more than 32 | 96.0 [96.0, 96.0] | 32 | {96_000 / state:.2f} |")
     assert (folder / "report" / "plots" / "load-retrieval.svg").exists()
 
 
