@@ -1,7 +1,8 @@
 """Weights & Biases: a run's config, curves, strips and scores, for those who keep their runs there.
 
 The id of the run there is its key, so that a resumed run goes on in the same place. wandb's own variables apply, such
-as WANDB_PROJECT, and WANDB_MODE=offline for machines without network.
+as WANDB_PROJECT, and WANDB_MODE=offline for machines without network. Its files are in the sweep's folder `wandb`, not in
+the run's: they hold links to elsewhere, which a run's folder must not.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ class Tracker:
         try:
             self.run: Any = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT), id=run.key[:32], name=run.name, group=run.label,
-                config=config, dir=str(folder.path), resume="allow", settings=wandb.Settings(silent=True),
+                config=config, dir=os.environ.get("WANDB_DIR", str(folder.path.parents[1])), resume="allow",
+                settings=wandb.Settings(silent=True),
             )  # fmt: skip
         except (wandb.Error, OSError) as error:
             raise UserError(
-                f"launch.wandb: the run cannot be begun there ({error}); WANDB_MODE=offline keeps it in its folder."
+                f"launch.wandb: the run cannot be begun there ({error}); WANDB_MODE=offline keeps it in the sweep's folder."
             ) from None
         self.run.define_metric("*", step_metric=STEP)
         self._image, self._table = wandb.Image, wandb.Table

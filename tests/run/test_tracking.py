@@ -11,6 +11,7 @@ from rad_bench.errors import UserError
 from rad_bench.run.execute import execute
 from rad_bench.run.tracking import check_wandb
 from rad_bench.store.run_folder import RunFolder, save_run
+from rad_bench.store.sweep_folder import check_links
 from tests.runs import tiny_run
 
 BLOCK, FULL, LAST = 32768, 1, 4
@@ -36,14 +37,16 @@ def records(path):
 def test_offline_it_keeps_config_curves_strips_and_scores_and_changes_no_bit(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is not installed (extra: wandb)")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    tracked, alone = tmp_path / "tracked", tmp_path / "alone"
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    tracked, alone = tmp_path / "tracked" / "runs" / "lstm", tmp_path / "alone" / "runs" / "lstm"
     for folder, launch in ((tracked, LaunchConfig(strip_every=10, wandb=True)), (alone, LaunchConfig())):
         save_run(tiny_run(), folder)
         execute(RunFolder(folder), launch)
     assert (tracked / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
-    assert not (alone / "wandb").exists()
+    assert not (tmp_path / "alone" / "wandb").exists()
+    check_links(tracked, tmp_path / "tracked")  # as the report does
 
-    (path,) = (tracked / "wandb").glob("offline-run-*/*.wandb")
+    (path,) = (tmp_path / "tracked" / "wandb").glob("offline-run-*/*.wandb")
     config, history = {}, []
     for record in records(path):
         config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
@@ -55,7 +58,7 @@ def test_offline_it_keeps_config_curves_strips_and_scores_and_changes_no_bit(tmp
     assert sum("truth above, generated below" in line for line in names) == 2
     (final,) = [line for line, own in zip(history, names, strict=True) if "scores" in own]
     assert any(name.startswith("strips/continuation-truth") for name in final)
-    (table,) = (tracked / "wandb").glob("offline-run-*/files/media/table/scores_*.table.json")
+    (table,) = (tmp_path / "tracked" / "wandb").glob("offline-run-*/files/media/table/scores_*.table.json")
     assert {"task", "intervention", "kind", "psnr"} <= set(json.loads(table.read_text())["columns"])
 
 
