@@ -5,24 +5,26 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from rad_bench.data.files import Files, find_files, suffix
 from rad_bench.data.index import list_items
-from rad_bench.data.layout import EPISODE, PICTURE, VIDEO, Layout
+from rad_bench.data.layout import EPISODE, OWN, PICTURE, VIDEO, Layout
 from rad_bench.data.npz import header_of, read_rows
 from rad_bench.data.source import Item, Recording
 from rad_bench.data.tables import FRAME, TABLES, frame_names, opened
 from rad_bench.data.video import SUFFIXES, inspect_video, pyav, read_frames
 
-INSPECTION = "clips 1"
+INSPECTION = "clips 2"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -54,7 +56,7 @@ class ClipFiles:
         first = {name: parts[0].files[0] for name, parts in self.parts.items()}
         by_path = {path: name for name, path in first.items()}
         mine = {path for name in first for path in self._files(name)}
-        others = [name for name, path in files.paths.items() if path not in mine]
+        others = [name for name, path in files.paths.items() if path not in mine and name != OWN]
         listing = list_items(
             folder, Files(first, [*files.left_out, *incomplete]), first, self._inspect,
             f"{INSPECTION} {layout.identity}", lambda path: self._files(by_path[path])[1:],
@@ -66,7 +68,7 @@ class ClipFiles:
         self.action_size = int(self.listing.items[0].variant.split()[0]) if self.listing.items else 0
 
     def read(self, item: Item, start: int, stop: int) -> Recording:
-        actions, poses = self._rows(item.name, item.length)
+        actions, poses, _ = self._rows(item.name, item.length)
         return Recording(
             self._frames(item, start, stop),
             torch.from_numpy(actions[start:stop].copy()),
@@ -90,27 +92,33 @@ class ClipFiles:
         shapes = {(height, width) for _, height, width, _ in sizes}
         if len(shapes) > 1 or length < 2:
             raise ValueError(f"has frames of several sizes: {shapes}" if length > 1 else f"has {length} frames")
-        actions, _ = self._rows(name, length)
+        actions, _, more = self._rows(name, length)
         digest = hashlib.sha256(self.layout.identity.encode())
         for file in self._files(name):
             with file.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
         ((height, width),) = shapes
         key_frames = sizes[0][3] if len(sizes) == 1 else []
-        variant = f"{actions.shape[1]} action columns"
+        variant = f"{actions.shape[1]} action columns" + (f" and a row more of {more} than frames" if more else "")
         return Item(name, length, height, width, digest.hexdigest()[:16], variant, key_frames)
 
-    def _rows(self, name: str, length: int) -> tuple[NDArray[np.float32], NDArray[np.float64] | None]:
-        """Return the actions and poses of a recording. Raises `ValueError` if it is not known which row is which's."""
+    def _rows(self, name: str, length: int) -> tuple[NDArray[np.float32], NDArray[np.float64] | None, str]:
+        """Return the actions and poses of a recording, and of which there is a row after the last frame.
+
+        Such a row is a recorder's habit: where only some recordings have one, they may as well lack their first frame.
+        Raises `ValueError` if it is not known which row is which's.
+        """
         actions, poses = np.zeros((length, 0), np.float32), None
         if self.layout.actions is not None:
             actions = self.layout.actions.read(self._table(name, "actions"))
         if self.layout.poses is not None:
             poses = self.layout.poses.read(self._table(name, "poses"))
-        for what, rows in (("actions", actions), ("poses", poses)):
-            if rows is not None and not length <= len(rows) <= length + 1:  # a row may follow the last frame
-                raise ValueError(f"has {length} frames and {what} for {len(rows)}")
-        return actions[:length], None if poses is None else poses[:length]
+        counts = {"actions": len(actions), **({} if poses is None else {"poses": len(poses)})}
+        for what, count in counts.items():
+            if not length <= count <= length + 1:
+                raise ValueError(f"has {length} frames and {what} for {count}")
+        more = " and ".join(what for what, count in counts.items() if count > length)
+        return actions[:length], None if poses is None else poses[:length], more
 
     def _table(self, name: str, what: str) -> Path:
         if what not in self.tables[name]:
@@ -210,7 +218,10 @@ def _size(part: Part, array: str | None) -> tuple[int, int, int, list[list[int]]
         video = inspect_video(part.files[0])
         return video.length, video.height, video.width, video.key_frames
     if part.kind in PICTURES:
-        sizes = {_picture_size(path) for path in part.files}
+        sizes = set()
+        for path in part.files:
+            with _opened_picture(path) as image:
+                sizes.add(image.size)
         numbers = [_number(path)[0] for path in part.files]
         if -1 in numbers or len(set(numbers)) < len(numbers):
             raise ValueError("has pictures without a number of their own")
@@ -246,9 +257,15 @@ def _array_shape(path: Path, array: str | None) -> tuple[tuple[int, ...], np.dty
         return arrays[array].shape, arrays[array].dtype
 
 
-def _picture_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.size
+@contextmanager
+def _opened_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a picture. Raises `ValueError` with its name, also while it is decoded."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "is no picture" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{path.name}: {reason}") from None
 
 
 def _read(part: Part, array: str | None, key_frames: list[list[int]], start: int, stop: int) -> Tensor:
@@ -259,7 +276,7 @@ def _read(part: Part, array: str | None, key_frames: list[list[int]], start: int
     if part.kind in PICTURES:
         pictures = []
         for file in part.files[start:stop]:
-            with Image.open(file) as image:
+            with _opened_picture(file) as image:
                 pictures.append(np.array(image.convert("RGB")))
         frames = np.stack(pictures)
     else:

@@ -294,7 +294,18 @@ def _uniform(listing: Listing, size: int | None) -> tuple[list[Item], list[str]]
 
 
 def _reasons(left_out: list[str]) -> str:
-    return "; ".join(left_out[:NAMED]) + (f"; and {len(left_out) - NAMED} more" if len(left_out) > NAMED else "")
+    """Return which files are left out, and why; a reason that several share is told once."""
+    by_reason: dict[str, list[str]] = {}
+    for name, _, reason in (line.partition(": ") for line in left_out):
+        by_reason.setdefault(reason, []).append(name)
+    left = NAMED
+    texts = []
+    for reason, names in list(by_reason.items())[:NAMED]:
+        named = names[: max(left, 1)]
+        left -= len(named)
+        more = f" and {len(names) - len(named)} more" if len(names) > len(named) else ""
+        texts.append(f"{', '.join(named)}{more}: {reason}" if reason else names[0])
+    return "; ".join(texts) + (f"; and {len(by_reason) - NAMED} other reasons" if len(by_reason) > NAMED else "")
 
 
 def _comes_split(items: list[Item]) -> bool:

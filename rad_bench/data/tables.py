@@ -66,8 +66,7 @@ def select(arrays: Mapping[str, Any], name: str) -> Array:
     elif key in arrays:
         array = arrays[key][()]
     else:
-        known = ", ".join(map(str, list(arrays)[:20])) or "nothing"
-        raise ValueError(f"has no {key}, only {known}")
+        raise ValueError(f"has no {key}, only {', '.join(map(str, list(arrays)[:20])) or 'nothing'}")
     if match is None:
         return array
     first, stop = int(match[2]), int(match[3] or int(match[2]) + 1)
@@ -88,16 +87,21 @@ def frame_names(arrays: Mapping[str, Any], pattern: str) -> list[str]:
 
 def _numbers(array: Array, name: str, path: Path) -> Array:
     array = array[:, None] if array.ndim == 1 else array
+    if array.ndim == 2 and array.dtype.kind == "U":  # of a table of texts
+        row = next(row for row, cell in enumerate(array[:, 0]) if not _is_number(cell))
+        raise ValueError(f"{path.name}: {name} is {str(array[row, 0])!r} in row {row}, not a number")
     if array.ndim != 2 or array.dtype.kind not in "fiub":
         raise ValueError(f"{path.name}: {name} is {array.dtype} {array.shape}, should be numbers (T,) or (T, K)")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{path.name}: {name} is not finite")
+    if len(rows := np.flatnonzero(~np.isfinite(array).all(1))):
+        raise ValueError(f"{path.name}: {name} is not finite in row {rows[0]}")
     return array
 
 
 def _csv_columns(path: Path) -> dict[str, Array]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        text = file.read()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path.name} is not text in UTF-8") from None
     delimiter = max(",;\t ", key=text.partition("\n")[0].count)
     lines = [line for line in csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True) if line]
     if not lines:

@@ -22,6 +22,7 @@ FITS, BETTER = 0.8, 0.25  # mean cosine of the angle between motion and heading,
 TURN, OFTEN = 60, 0.1  # degrees a frame; share of the frames
 LAGS, SIXTH = 30, 6  # frames by which frames and poses may be out of step: at most 30, or a sixth of all
 RELATED, UNRELATED = -0.3, -0.1  # log residuals of pictures that change with the poses, and that do not
+AGAINST, FEWEST = 0.75, 20  # share of turns in which pictures move the wrong way, and of how many
 GAIN, EVIDENCE = 0.05, 40  # by which the logarithm of the residual falls: a frame, and in all
 
 
@@ -127,26 +128,33 @@ def _unit_of_yaw(poses: Array, frames: Tensor) -> list[str]:
 
 @dataclass
 class OutOfStep:
-    """Finds whether the pictures change when the poses do, or some frames earlier or later."""
+    """Finds whether the pictures change when and as the poses do: some frames earlier or later, or the other way."""
 
     names: list[str] = field(default_factory=list)
     residuals: list[Array] = field(default_factory=list)  # of each recording, by lag: sum of log(residual / variance)
     rows: list[int] = field(default_factory=list)
+    turns: int = 0  # frames in which the camera turns and the picture moves to one side
+    against: int = 0  # those of them in which a turn to the left moves the picture to the left
     turning: list[bool] = field(default_factory=list)  # whether the camera turns often enough to judge a single one
 
     def add(self, name: str, recording: Recording) -> None:
         """Compare a recording's frames and poses at all lags."""
         assert recording.poses is not None
         poses, pictures = recording.poses.numpy(), recording.frames
+        turn, moved = _turn(poses), _displacement(pictures)
+        most = pictures.shape[-1] // 2  # which is also what blank pictures give
+        sideways = (np.abs(turn) > 1e-3) & (moved != 0) & (np.abs(moved) < most)
+        self.turns += int(sideways.sum())
+        self.against += int((turn[sideways] * moved[sideways] < 0).sum())
         lags = min(LAGS, len(poses) // SIXTH)
         rows = len(poses) - 1 - 2 * lags
         if rows < MOVING:
             return
-        turn, step = _turn(poses), np.linalg.norm(np.diff(poses[:, :2], axis=0), axis=1)
+        step = np.linalg.norm(np.diff(poses[:, :2], axis=0), axis=1)
         one = np.ones_like(turn)
         size = np.column_stack([np.abs(turn), step, np.abs(turn) > 1e-3, step > 1e-3, one])
         change = (pictures[1:].float() - pictures[:-1].float()).abs().mean((1, 2, 3)).double().numpy()
-        pairs = ((change, size), (_displacement(pictures), np.column_stack([turn, one])))
+        pairs = ((change, size), (moved, np.column_stack([turn, one])))
         self.names.append(name)
         self.rows.append(rows)
         self.turning.append(bool((np.abs(turn) > 1e-3).mean() > 0.25 and rows >= 5 * MOVING))
@@ -172,6 +180,11 @@ class OutOfStep:
             weights = np.array(self.rows, float)
             if text := _lag(np.average(self.residuals, axis=0, weights=weights), int(weights.sum())):
                 faults.append(f"all {len(self.names)} episodes together: {text}")
+        if self.turns >= FEWEST and self.against > AGAINST * self.turns:
+            faults.append(
+                f"all episodes together: pictures move as if the camera turned the other way, in {self.against} of "
+                f"{self.turns} turns: does the heading grow clockwise, or are left and right exchanged?"
+            )
         return faults
 
 

@@ -333,6 +333,15 @@ def spoil(folder, kind):
     elif kind == "number":
         text = (walk0 / "poses.csv").read_text().splitlines()
         (walk0 / "poses.csv").write_text("\n".join([*text[:-1], "img14.PNG,1,2,east"]))
+    elif kind == "torn":
+        (walk0 / "img5.PNG").write_bytes(b"")
+    elif kind == "first":  # the rows are one more than the frames, but not behind the last one
+        (walk0 / "img1.PNG").unlink()
+        walk0.rename(folder / "walk 9")
+    elif kind == "text":
+        (walk0 / "poses.csv").write_text((walk0 / "poses.csv").read_text(), encoding="utf-16")
+    elif kind == "nan":
+        (walk0 / "poses.csv").write_text("x,y,yaw\n" + "0,0,0\n" + "nan,0,0\n" * (T - 1))
     elif kind == "cells":
         (walk0 / "poses.csv").write_text("x,y,yaw\n1,2\n")
     else:
@@ -346,16 +355,27 @@ def spoil(folder, kind):
         ("table", "walk 0: has no poses: walk 0/poses.csv is missing"),
         ("rows", "walk 0: has 14 frames and poses for 12"),
         ("name", "walk 0: has no yaw, only image, x, y, angle"),
-        ("number", "walk 0: poses.csv: yaw is <U"),
+        ("number", "walk 0: poses.csv: yaw is 'east' in row 13, not a number"),
         ("cells", "walk 0: poses.csv: line 2 has 2 cells, and the first has 3"),
         ("size", "walk 0: has pictures of several sizes"),
+        ("torn", "walk 0: img5.PNG: is no picture"),
+        ("first", "walk 0: has 2 action columns and a row more of actions and poses than frames, but the first file"),
+        ("text", "walk 0: poses.csv is not text in UTF-8"),
+        ("nan", "walk 0: poses.csv: x is not finite in row 1"),
     ],
 )
 def test_what_does_not_fit_is_left_out_with_its_reason(tmp_path, kind, words):
     own_folder(tmp_path)
     spoil(tmp_path, kind)
     (reason,) = open_folder(tmp_path).left_out
-    assert words in reason
+    assert words.replace("walk 0", "walk 9" if kind == "first" else "walk 0") in reason
+
+
+def test_a_reason_that_all_share_is_told_once(tmp_path):
+    own_folder(tmp_path)
+    (tmp_path / "layout.yaml").write_text(OWN.replace("yaw", "angle"))
+    with pytest.raises(UserError, match=r"Left out: walk 0, walk 1, walk 2, walk 3: has no angle, only image, x, y, yaw\.$"):
+        opened(tmp_path)
 
 
 def test_a_folder_without_what_the_layout_asks_for_says_what_it_holds(tmp_path):

@@ -131,6 +131,18 @@ def test_frames_of_another_recording_are_named() -> None:
     assert len(checks.faults()) == 1 and checks.faults()[0].startswith("3: ")
 
 
+def test_a_world_whose_left_and_right_are_exchanged_is_named() -> None:
+    """Motion and heading fit each other in the mirror, so only the pictures tell."""
+    checks = OutOfStep()
+    good = recording()
+    assert good.poses is not None
+    mirrored = replace(good, poses=good.poses * torch.tensor([1, -1, -1]), layout=None)
+    assert pose_faults(mirrored, degrees=True) == []
+    checks.add("0", mirrored)
+    (fault,) = checks.faults()
+    assert re.search(r"as if the camera turned the other way, in \d+ of \d+ turns", fault)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_pictures_of_noise_prove_nothing(seed: int) -> None:
     rng, checks = np.random.default_rng(seed), OutOfStep()
