@@ -7,6 +7,7 @@ as WANDB_PROJECT, and WANDB_MODE=offline for machines without network.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -37,6 +38,9 @@ class Tracker:
             raise UserError(
                 f"launch.wandb: the run cannot be begun there ({error}); WANDB_MODE=offline keeps it in its folder."
             ) from None
+        for link in Path(self.run.settings.log_dir).glob("*"):
+            if link.is_symlink():  # to a log in the user's cache: nothing in a run's folder may lead out of it
+                link.unlink()
         self.run.define_metric("*", step_metric=STEP)
         self._image, self._table = wandb.Image, wandb.Table
 

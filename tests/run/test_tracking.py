@@ -11,6 +11,7 @@ from rad_bench.errors import UserError
 from rad_bench.run.execute import execute
 from rad_bench.run.tracking import check_wandb
 from rad_bench.store.run_folder import RunFolder, save_run
+from rad_bench.store.sweep_folder import check_links
 from tests.runs import tiny_run
 
 BLOCK, FULL, LAST = 32768, 1, 4
@@ -42,6 +43,7 @@ def test_offline_it_keeps_config_curves_strips_and_scores_and_changes_no_bit(tmp
         execute(RunFolder(folder), launch)
     assert (tracked / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
     assert not (alone / "wandb").exists()
+    check_links(tracked, tracked)  # the report refuses a run's folder with links that lead out of it
 
     (path,) = (tracked / "wandb").glob("offline-run-*/*.wandb")
     config, history = {}, []
