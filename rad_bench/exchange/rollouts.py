@@ -42,6 +42,9 @@ def inspect(folder: Path, keys: list[Key]) -> Reading:
         reading.problems.append(f"{folder} is not a folder")
         return reading
     for key in keys:
+        if not (folder / key.task.name).is_dir():
+            reading.problems.append(f"{key.task.name}: all episodes are missing, as there is no folder of this name")
+            continue
         changes: dict[str, int] = {}
         shifts: dict[str, tuple[int, float]] = {}
         for episode, truth in enumerate(key.truth):
@@ -98,8 +101,6 @@ def problems_text(where: str, problems: list[str]) -> str:
 
 def _find(folder: Path, episode: int) -> Path:
     """Return the file or folder of an episode: `003.npz`, `3.mp4`, `003/`."""
-    if not folder.is_dir():
-        raise ValueError(f"is missing, as there is no folder {folder.name}")
     matches = [
         path
         for path in sorted(folder.iterdir())
@@ -107,7 +108,8 @@ def _find(folder: Path, episode: int) -> Path:
         and (path.is_dir() or suffix(path.name) in (".npz", *SUFFIXES))
     ]
     if not matches:
-        raise ValueError("is missing")
+        others = sorted(path.name for path in folder.iterdir() if not path.stem.isdecimal())
+        raise ValueError("is missing" + (f"; what is {others[0]}, which has no number as its name?" if others else ""))
     if len(matches) > 1:
         raise ValueError(f"is there twice: {', '.join(path.name for path in matches)}")
     return matches[0]

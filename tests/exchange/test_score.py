@@ -68,6 +68,10 @@ def break_one(kind, where, frames):
     target = where / "continuation" / "002.npz"
     if kind == "missing":
         target.unlink()
+    elif kind == "no number":
+        target.rename(target.with_name("episode_2.npz"))
+    elif kind == "no folder":
+        (where / "continuation").rename(where / "other")
     elif kind == "short":
         np.savez(target, frames=frames[2, :-3])
     elif kind == "damaged":
@@ -91,6 +95,8 @@ def break_one(kind, where, frames):
     ("kind", "words"),
     [
         ("missing", "continuation/002: is missing"),
+        ("no number", "continuation/002: is missing; what is episode_2.npz, which has no number as its name?"),
+        ("no folder", "mine: continuation: all episodes are missing, as there is no folder of this name. Every"),
         ("short", "continuation/002: 002.npz has 21 frames, and 24 were asked for"),
         ("damaged", "continuation/002: "),
         ("not frames", "holds uint8 (24, 16, 16), should be"),
