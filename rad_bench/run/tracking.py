@@ -1,8 +1,8 @@
 """Weights & Biases: a run's config, curves, strips and scores, for those who keep their runs there.
 
 The id of the run there is its key, so that a resumed run goes on in the same place. wandb's own variables apply, such
-as WANDB_PROJECT, and WANDB_MODE=offline for machines without network. Its files are in the sweep's folder `wandb`, not in
-the run's: they hold links to elsewhere, which a run's folder must not.
+as WANDB_PROJECT, and WANDB_MODE=offline for machines without network. Its files are in the sweep's folder `wandb`, not
+in the run's: they hold links to elsewhere, which a run's folder must not.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Tracker:
             )  # fmt: skip
         except (wandb.Error, OSError) as error:
             raise UserError(
-                f"launch.wandb: the run cannot be begun there ({error}); WANDB_MODE=offline keeps it in the sweep's folder."
+                f"launch.wandb: the run cannot be begun there ({error}); WANDB_MODE=offline keeps it in the sweep's "
+                "folder."
             ) from None
         self.run.define_metric("*", step_metric=STEP)
         self._image, self._table = wandb.Image, wandb.Table
