@@ -238,8 +238,7 @@ def test_a_home_that_must_not_be_read_has_no_weights_in_it(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [ASCII, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}], ids=["all", "output", "C"])
-def test_an_ascii_locale_reads_writes_and_prints_everything(tmp_path, changes):
+def test_an_ascii_locale_reads_writes_and_prints_everything(tmp_path):
     """File, folder, data, label and block have accents; a run fails and says so."""
     folder = tmp_path / "données 日本"
     episodes(folder / "épisodes", 6)
@@ -250,7 +249,7 @@ def test_an_ascii_locale_reads_writes_and_prints_everything(tmp_path, changes):
         .replace("seed: [0, 1]", "seed: [0]"),
         encoding="utf-8",
     )
-    options = {"cwd": folder, "environment": {**os.environ, **changes}}
+    options = {"cwd": folder, "environment": {**os.environ, **ASCII}}
     rad_bench("data", "check", "épisodes", **options)
     rad_bench("sweep", "über.yaml", "--out", "résultats", **options)
     (run,) = (folder / "résultats" / "tiny" / "runs").iterdir()
