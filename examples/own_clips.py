@@ -50,7 +50,7 @@ def main() -> None:
     for clip in range(CLIPS):  # a camera that turns to and fro before a picture of noise
         wall = np.random.default_rng(clip).integers(0, 255, (SIZE, 6 * SIZE, 3), np.uint8)
         heading = 2.5 * np.sin(np.arange(FRAMES) / 4 + clip)
-        columns = (80 + 32 * heading).astype(int)
+        columns = (80 - 32 * heading).astype(int)
         frames = np.stack([wall[:, column : column + SIZE] for column in columns])
         save(FOLDER / f"clip-{clip}", frames, 0 * heading, 0 * heading, heading)
 
