@@ -298,14 +298,11 @@ def _reasons(left_out: list[str]) -> str:
     by_reason: dict[str, list[str]] = {}
     for name, _, reason in (line.partition(": ") for line in left_out):
         by_reason.setdefault(reason, []).append(name)
-    left = NAMED
     texts = []
-    for reason, names in list(by_reason.items())[:NAMED]:
-        named = names[: max(left, 1)]
-        left -= len(named)
-        more = f" and {len(names) - len(named)} more" if len(names) > len(named) else ""
-        texts.append(f"{', '.join(named)}{more}: {reason}" if reason else names[0])
-    return "; ".join(texts) + (f"; and {len(by_reason) - NAMED} other reasons" if len(by_reason) > NAMED else "")
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        texts.append(", ".join(names[:NAMED]) + more + (f": {reason}" if reason else ""))
+    return "; ".join(texts[:NAMED]) + (f"; and {len(texts) - NAMED} other reasons" if len(texts) > NAMED else "")
 
 
 def _comes_split(items: list[Item]) -> bool:

@@ -137,11 +137,7 @@ def _draw_curves(curves: list[Curve], x: str, y: str, scale: str, styles: dict[s
     names = list(dict.fromkeys(map(base_name, trained)))
     text = "; ".join(curve.text for curve in curves)
     if not 1 < len(names) < len(trained):
-        figure, axes = _figure(labels)
-        _fill(axes, curves, styles)
-        axes.set(xlabel=x, ylabel=y, yscale=scale)
-        _legend(figure, axes)
-        return figure, text
+        return _one_panel(curves, x, y, scale, styles)[0], text
     rows = -(-len(names) // 2)
     lines = max(sum(base_name(label) == name for label in trained) for name in names) + len(labels) - len(trained)
     height = rows * (PANEL_HEIGHT + LEGEND_LINE * (lines + 1)) + 0.2
@@ -163,15 +159,20 @@ def _draw_curves(curves: list[Curve], x: str, y: str, scale: str, styles: dict[s
     return figure, text
 
 
-def _draw_loads(held: list[Load], styles: dict[str, Style]) -> tuple[Figure, str]:
-    """Draw bits against surfaces, with a dotted line where all bits are."""
-    curves = [load.curve for load in held if load.block not in CONTROLS]
-    figure, axes = _figure([curve.label for curve in curves])
+def _one_panel(curves: list[Curve], x: str, y: str, scale: str, styles: dict[str, Style]) -> tuple[Figure, Axes]:
+    figure, axes = _figure(list(dict.fromkeys(curve.label for curve in curves)))
     _fill(axes, curves, styles)
+    axes.set(xlabel=x, ylabel=y, yscale=scale)
+    _legend(figure, axes)
+    return figure, axes
+
+
+def _draw_loads(held: list[Load], styles: dict[str, Style]) -> tuple[Figure, str]:
+    """Draw bits against surfaces, all blocks together, with a dotted line where all bits are."""
+    curves = [load.curve for load in held if load.block not in CONTROLS]
+    figure, axes = _one_panel(curves, "surfaces to remember", "bits recovered", "linear", styles)
     most = max((point for load in held for point in load.points), key=lambda point: point.items)
     axes.plot([0, most.items], [0, most.offered], color=INK, linewidth=0.6, linestyle=(0, (1, 2)))
-    axes.set(xlabel="surfaces to remember", ylabel="bits recovered")
-    _legend(figure, axes)
     return figure, "; ".join(curve.text for curve in curves)
 
 
