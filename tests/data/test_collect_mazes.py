@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from rad_bench.cli import cli
 from rad_bench.config import MemoryMazeData
 from rad_bench.data import open_dataset
-from rad_bench.data.collect import mazes
+from rad_bench.data.collect import collection, mazes
 from rad_bench.data.collect.explorer import Explorer
 from rad_bench.data.collect.maze_env import FastMaze, StockMaze
 from rad_bench.data.collect.mazes import collect_memory_maze
@@ -157,10 +157,10 @@ class Pool:
 def without_maze(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collect small files in this process, with nothing of Memory Maze."""
 
-    def one_episode(size: str, seed: list[int], steps: int, path: Path) -> None:
-        mazes._save(path, {"image": np.zeros(seed[1] + 1)})
+    def one_episode(size: str, seed: int, steps: int, number: int, path: Path) -> None:
+        collection.save(path, {"image": np.zeros(number + 1)})
 
-    monkeypatch.setattr(mazes, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(collection, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(mazes, "_check", lambda size, steps: None)
     monkeypatch.setattr(mazes.metadata, "version", lambda name: "0")
     monkeypatch.setattr(mazes, "_collect_one", one_episode)
@@ -250,8 +250,8 @@ def test_a_collecting_process_ends_with_the_one_that_began_it() -> None:
     begin = """if True:
         import multiprocessing, time
         from concurrent.futures import ProcessPoolExecutor
-        from rad_bench.data.collect import mazes
-        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=mazes._prepare)
+        from rad_bench.data.collect import collection
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=collection._prepare)
         print(pool.submit(abs, -1).result(), flush=True)
         time.sleep(60)"""
     process = subprocess.Popen([sys.executable, "-c", begin], stdout=subprocess.PIPE, text=True)
@@ -266,7 +266,7 @@ def test_a_maze_that_does_not_open_is_one_clear_paragraph(tmp_path: Path, monkey
 
     monkeypatch.setattr(mazes, "FastMaze", opens_not)
     with pytest.raises(UserError, match=r"cannot be opened with MUJOCO_GL=osmesa \(AttributeError: .*flex_vertedge"):
-        mazes._collect_one("9x9", [0, 0], 10, tmp_path / "episode.npz")
+        mazes._collect_one("9x9", 0, 10, 0, tmp_path / "episode.npz")
 
 
 def test_mistakes_are_one_clear_paragraph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
