@@ -20,7 +20,6 @@ from rad_bench.evaluation.tasks import generated_frames
 from rad_bench.model.cache import Cache
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.experiment import Experiment, open_experiment
-from rad_bench.model.motion import motion_size
 from rad_bench.model.rollout import rollout
 from rad_bench.model.trunk import Trunk
 from rad_bench.store.result import Timing
@@ -82,7 +81,7 @@ def _works(experiment: Experiment, launch: LaunchConfig) -> dict[str, Work]:
     trainer = make_trainer(experiment, launch.model_copy(update={"compile": False, "accumulate": 1}), Group())
     trunk, F = trainer.average.eval(), run.trunk.frames_per_step
     diffusion, videos = Diffusion(run.diffusion, experiment.codec.bound), videos_together(run)
-    motion = torch.randn(videos, F, motion_size(run.trunk.motion, experiment.dataset.action_size), device=device)
+    motion = torch.randn(videos, F, experiment.trunk.motion.in_features, device=device)
     noise = torch.randn(videos, *trunk.frame_shape, device=device)
     longest = max(generated_frames(name, run.evaluation, F) for name in run.evaluation.tasks)
     context = _read(trunk, trunk.start(videos), motion, run.evaluation.context)

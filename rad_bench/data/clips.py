@@ -62,8 +62,9 @@ class ClipFiles:
             f"{INSPECTION} {layout.identity}", lambda path: self._files(by_path[path])[1:],
         )  # fmt: skip
         wanted = f"the layout asks for {' and '.join(layout.frames.files)}"
-        self.listing = replace(listing, others=others, wanted=wanted, notes=_notes(layout))
+        self.listing = replace(listing, others=others, wanted=wanted)
         self.has_poses = layout.poses is not None
+        self.pose_size = 3 if layout.poses is None else layout.poses.size
         self.in_degrees = layout.poses is not None and layout.poses.unit == "degrees"
         self.action_size = int(self.listing.items[0].variant.split()[0]) if self.listing.items else 0
 
@@ -204,12 +205,6 @@ def _regex(pattern: str) -> re.Pattern[str]:
         else:
             text += "[^/]*" if part == "*" else re.escape(part)
     return re.compile(text, re.IGNORECASE)
-
-
-def _notes(layout: Layout) -> list[str]:
-    if layout.poses is None or not layout.poses.left_out:
-        return []
-    return [f"{' and '.join(layout.poses.left_out)} of the camera: a pose is x, y and heading, so these are left out"]
 
 
 def _size(part: Part, array: str | None) -> tuple[int, int, int, list[list[int]]]:

@@ -32,7 +32,7 @@ class Encoded:
     def __init__(self, data: Recordings, encoder: Encoder, device: torch.device) -> None:
         self.data, self.encoder, self.device = data, encoder, device
         self.frame_shape, self.action_size, self.identity = data.frame_shape, data.action_size, data.identity
-        self.has_poses, self.same_view = data.has_poses, data.same_view
+        self.has_poses, self.pose_size, self.same_view = data.has_poses, data.pose_size, data.same_view
         self.folder = cache_folder() / "latents" / encoder.identity / data.content
 
     def training_batch(

@@ -1,9 +1,13 @@
 """What every data set returns: frames, actions, egomotion and poses, and the surface that each ray of a view meets.
 
-Letters: B episodes, T frames, C colour channels, H height, W width, A action size, R rays across a view.
+Letters: B episodes, T frames, C colour channels, H height, W width, A action size, R rays across a view, P columns of
+a pose.
 
-Poses are (x, y, heading in radians), heading 0 along +x, counter-clockwise. Egomotion row t is the motion from
-frame t-1 to frame t in the body frame of t-1: (forward, sideways to the left, turn). Row 0 is zero.
+A data set's poses have P = 3 or 5 columns: (x, y, heading) or (x, y, heading, height, pitch). Places are in the world's
+unit of length, angles in radians; heading 0 is along +x and grows counter-clockwise, a positive pitch looks up.
+Egomotion has as many columns. Its row t is the motion from frame t-1 to frame t in the body frame of t-1: (forward,
+sideways to the left, turn), and (up, change of pitch). Row 0 is zero. The body frame is turned by the heading alone, so
+forward is level at any pitch, and a way back undoes the way there exactly.
 """
 
 from __future__ import annotations
@@ -44,8 +48,8 @@ class Episodes:
 
     frames: Tensor  # [B, T, C, H, W] uint8
     actions: Tensor  # [B, T, A] float32; row t is the action that led to frame t
-    egomotion: Tensor  # [B, T, 3] float32
-    poses: Tensor  # [B, T, 3] float64
+    egomotion: Tensor  # [B, T, P] float32
+    poses: Tensor  # [B, T, P] float64
     surfaces: Tensor  # [B, T, R] int64: identity of the surface each ray meets, -1 for none; R = 0 if unknown
     names: tuple[str, ...]  # [B] origin of each
     latents: Tensor | None = None  # [B, T, c, h, w] float32: the encoded frames, with an autoencoder
@@ -69,6 +73,7 @@ class Dataset(Protocol):
     frame_shape: tuple[int, int, int]  # C, H, W
     action_size: int
     has_poses: bool  # False: no egomotion, no retrieval task, no revisits
+    pose_size: int  # P, columns of poses and egomotion
     same_view: tuple[float, float] | None  # without a map: poses this close show the same view; radians
     identity: str  # hash of everything that decides its content
 
@@ -93,17 +98,20 @@ def wrap(angle: Tensor) -> Tensor:
 
 
 def egomotion_from_poses(poses: Tensor) -> Tensor:
-    """[..., T, 3] poses -> [..., T, 3] egomotion in the body frame, row 0 zero."""
+    """[..., T, P] poses -> [..., T, P] egomotion in the body frame, row 0 zero."""
     before, after = poses[..., :-1, :], poses[..., 1:, :]
     delta, heading = after[..., :2] - before[..., :2], before[..., 2]
     forward = delta[..., 0] * heading.cos() + delta[..., 1] * heading.sin()
     sideways = delta[..., 1] * heading.cos() - delta[..., 0] * heading.sin()
-    motion = torch.stack([forward, sideways, wrap(after[..., 2] - before[..., 2])], -1)
+    columns = [forward, sideways, wrap(after[..., 2] - before[..., 2])]
+    if poses.shape[-1] == 5:
+        columns += [after[..., 3] - before[..., 3], wrap(after[..., 4] - before[..., 4])]
+    motion = torch.stack(columns, -1)
     return torch.cat([torch.zeros_like(motion[..., :1, :]), motion], -2)
 
 
 def poses_from_egomotion(egomotion: Tensor) -> Tensor:
-    """Dead reckoning: [..., T, 3] egomotion -> [..., T, 3] poses relative to the first frame's, heading unwrapped.
+    """Dead reckoning: [..., T, P] egomotion -> [..., T, P] poses relative to the first frame's, angles unwrapped.
 
     Row 0 of the result is zero: the first frame's egomotion happened before the clip and is ignored.
     """
@@ -113,17 +121,19 @@ def poses_from_egomotion(egomotion: Tensor) -> Tensor:
     start = heading - motion[..., 2]  # the heading in which each motion began
     dx = motion[..., 0] * start.cos() - motion[..., 1] * start.sin()
     dy = motion[..., 0] * start.sin() + motion[..., 1] * start.cos()
-    return torch.stack([dx.cumsum(-1), dy.cumsum(-1), heading], -1)
+    level = torch.stack([dx.cumsum(-1), dy.cumsum(-1), heading], -1)
+    return torch.cat([level, motion[..., 3:].cumsum(-2)], -1)
 
 
 def invert_egomotion(egomotion: Tensor) -> Tensor:
-    """Return the motion that undoes each given motion, in the body frame where that ends. [..., 3] -> [..., 3]."""
-    forward, sideways, turn = egomotion.unbind(-1)
+    """Return the motion that undoes each given motion, in the body frame where that ends. [..., P] -> [..., P]."""
+    forward, sideways, turn, *others = egomotion.unbind(-1)
     return torch.stack(
         [
             -(forward * turn.cos() + sideways * turn.sin()),
             forward * turn.sin() - sideways * turn.cos(),
             -turn,
+            *(-other for other in others),
         ],
         -1,
     )

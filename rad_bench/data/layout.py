@@ -94,7 +94,7 @@ class Actions(Table):
 
 
 class Poses(Table):
-    """The camera's place and heading. Height and pitch are named if they are recorded; they are no part of a pose."""
+    """The camera's place and heading, and its height and pitch where they are recorded: one alone has the other 0."""
 
     x: str
     y: str
@@ -109,30 +109,36 @@ class Poses(Table):
     turns: Literal["counter-clockwise", "clockwise"] = Field(
         "counter-clockwise", description="how the heading grows, seen from above"
     )
+    tilts: Literal["up", "down"] = Field("up", description="how the pitch grows")
     scale: float = Field(1.0, gt=0, description="of places: 0.01 makes metres of centimetres")
 
+    @property
+    def size(self) -> int:
+        """Return the number of columns of a pose."""
+        return 3 if self.height is None and self.pitch is None else 5
+
     def read(self, path: Path) -> Floats:
-        """Return x, y and heading in radians of a file, [T, 3]. Raises `ValueError`."""
+        """Return the poses of a file, [T, size]. Raises `ValueError`."""
         angles = (self.heading,) if isinstance(self.heading, str) else self.heading
         others = [name for name in (self.height, self.pitch) if name is not None]
         columns = read_columns(path, [self.x, self.y, *angles, *others], self.rows)
         x, y, *rest = (column.astype(np.float64) for column in columns)
         mirror = 1.0 if self.handedness == "right" else -1.0
+        radians = np.deg2rad if self.unit == "degrees" else np.asarray
         if len(angles) == 1:
             dx, dy = {"+x": (1, 0), "+y": (0, 1), "-x": (-1, 0), "-y": (0, -1)}[self.zero]
-            turn = rest[0] if self.unit == "radians" else np.deg2rad(rest[0])
+            turn = radians(rest[0])
             heading = np.arctan2(mirror * dy, dx) + (turn if self.turns == "counter-clockwise" else -turn)
         else:
             heading = np.arctan2(mirror * rest[1], rest[0])
         pose = [self.scale * x, mirror * self.scale * y, heading]
+        if self.size == 5:
+            recorded = iter(rest[len(angles) :])
+            height, pitch = (next(recorded) if name else np.zeros_like(x) for name in (self.height, self.pitch))
+            pose += [self.scale * height, radians(pitch if self.tilts == "up" else -pitch)]
         if any(column.shape[1] != 1 for column in pose):
-            raise ValueError(f"{path.name}: x, y and heading must be one column each")
+            raise ValueError(f"{path.name}: x, y, heading, height and pitch must be one column each")
         return np.concatenate(pose, 1)
-
-    @property
-    def left_out(self) -> list[str]:
-        """Return what is recorded and is no part of a pose."""
-        return [name for name in ("height", "pitch") if getattr(self, name) is not None]
 
 
 class Layout(Config):

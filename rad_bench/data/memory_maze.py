@@ -36,6 +36,7 @@ class MemoryMazeFiles:
     kind = "memory_maze"
     action_size = ACTIONS
     has_poses = True
+    pose_size = 3
     in_degrees = False
 
     def __init__(self, folder: Path) -> None:

@@ -41,6 +41,7 @@ class MinecraftFiles:
         variant = self.listing.items[0].variant if self.listing.items else ""
         layout = LAYOUTS.get(variant)
         self.has_poses = layout is not None and layout.poses is not None
+        self.pose_size = 5 if self.has_poses else 3
         self.action_size = layout.action_size if layout is not None else 0
 
     def read(self, item: Item, start: int, stop: int) -> Recording:

@@ -10,8 +10,8 @@ A layout is recognised by its arrays, their types and their values together; wha
 
 Row t is the action that led to frame t, and the pose at frame t. x, y and z are in blocks, and y is the height.
 Minecraft's yaw is in degrees, 0 along +z, and grows clockwise as seen from above. Our x is its z, our y is its x, and
-our heading is -yaw, which is right-handed from above. Height and pitch are not part of a pose, because walking back
-does not undo a jump.
+our heading is -yaw, which is right-handed from above. Its pitch is in degrees and grows downwards; where none is
+recorded, it is 0.
 
 MineDojo's eight numbers are forward (1) or back (2); left (1) or right (2); jump, sneak or sprint (1..3); the turns of
 pitch and of yaw in bins of 15 degrees, 12 for none; use, drop, attack, craft, equip, place or destroy (1..7); and what
@@ -49,7 +49,7 @@ class Layout:
     variant: str  # as messages call it
     action_size: int
     actions: Callable[[Array], NDArray[np.float32]]  # of the array `actions`: [T, A]
-    poses: Callable[[dict[str, Array]], Array] | None  # of all arrays: columns x, z, yaw, [T, 3]
+    poses: Callable[[dict[str, Array]], Array] | None  # of all arrays: columns x, y, z, pitch, yaw, [T, 5]
 
 
 def _minedojo_columns(actions: Array) -> NDArray[np.float32]:
@@ -64,9 +64,9 @@ VRAG_POSES = Layout(
     "actions of 8 columns",
     KEYS,
     lambda a: a[:, :KEYS].astype(np.float32),
-    lambda arrays: arrays["actions"][:, [4, 6, 7]],
+    lambda arrays: np.insert(arrays["actions"][:, KEYS:], 3, 0, axis=1),
 )
-WORLDMEM = Layout("MineDojo's actions, and poses", 16, _minedojo_columns, lambda arrays: arrays["poses"][:, [0, 2, 4]])
+WORLDMEM = Layout("MineDojo's actions, and poses", 16, _minedojo_columns, lambda arrays: arrays["poses"])
 LAYOUTS = {layout.variant: layout for layout in (TECO, VRAG, VRAG_POSES, WORLDMEM)}
 
 
@@ -92,11 +92,11 @@ class Rows:
         return self.layout.actions(self.arrays["actions"][start:stop])
 
     def poses(self, start: int, stop: int) -> NDArray[np.float64] | None:
-        """Return x, y and heading in radians of frames start..stop-1, [T, 3]; None in a layout without poses."""
+        """Return the poses of frames start..stop-1, [T, 5]; None in a layout without poses."""
         if self.layout.poses is None:
             return None
-        x, z, yaw = self.layout.poses(self.arrays)[start:stop].astype(np.float64).T
-        return np.column_stack([z, x, -np.deg2rad(yaw)])
+        x, y, z, pitch, yaw = self.layout.poses(self.arrays)[start:stop].astype(np.float64).T
+        return np.column_stack([z, x, -np.deg2rad(yaw), y, -np.deg2rad(pitch)])
 
 
 def read_rows(path: Path) -> Rows:

@@ -3,7 +3,7 @@
     pack.json     the kind of the source, and the items in order
     frames.npy    [total, 3, H, W] uint8, all items concatenated, resized
     actions.npy   [total, A] float32
-    poses.npy     [total, 3] float64, where the source has poses
+    poses.npy     [total, P] float64, where the source has poses
     layouts.npz   one array an item, where the source has layouts
 
 A packed data set has the identity of its source at that size, so that the runs are the same.
@@ -48,6 +48,7 @@ class Packed:
             self._frames = np.load(folder / "frames.npy", mmap_mode="r", allow_pickle=False)
             self._actions = np.load(folder / "actions.npy", mmap_mode="r", allow_pickle=False)
             self._poses = np.load(folder / "poses.npy", mmap_mode="r", allow_pickle=False) if self.has_poses else None
+            self.pose_size = 3 if self._poses is None else self._poses.shape[1]
             self._layouts = _load_layouts(folder / "layouts.npz")
             lengths = [item.length for item in self.listing.items]
             if len(self._frames) != sum(lengths) or len(self._actions) != sum(lengths):
@@ -122,7 +123,7 @@ def _write(data: Recordings, items: list[Item], folder: Path, report: Callable[[
 
         frames = open_array("frames", data.frame_shape, np.uint8)
         actions = open_array("actions", (data.action_size,), np.float32)
-        poses = open_array("poses", (3,), np.float64) if data.has_poses else None
+        poses = open_array("poses", (data.pose_size,), np.float64) if data.has_poses else None
         for item, recording in data.read_through(items, bad, report):
             if bad:  # nothing will be kept; read on, to name all of them
                 continue

@@ -73,7 +73,7 @@ class Recordings:
         first = items[0]
         self.frame_shape = (3, config.size or first.height, config.size or first.width)
         self.action_size, self.has_poses = config.stride * source.action_size, source.has_poses
-        self.same_view = same_view
+        self.pose_size, self.same_view = source.pose_size, same_view
         self.content = self.identity = self._identity(items)
         if config.split == "validation":
             self._hold_out_validation()
@@ -217,7 +217,7 @@ class Recordings:
         frames = len(recordings[0].frames)
         actions = torch.stack([recording.actions for recording in recordings])
         actions[:, 0] = 0  # the action that led to the first frame is outside the clip
-        zeros = torch.zeros(frames, 3).double()
+        zeros = torch.zeros(frames, self.pose_size).double()
         poses = torch.stack([zeros if recording.poses is None else recording.poses for recording in recordings])
         unknown = np.zeros((frames, 0), np.int64)
         surfaces = [self.source.surfaces(recording) if with_surfaces else unknown for recording in recordings]
@@ -235,7 +235,8 @@ class Recordings:
         """Hash the items' names, contents and reading options, but not their folder or storage format."""
         held_out = "" if _comes_split(items) else f" held_out={self.config.held_out}"
         stride = "" if self.config.stride == 1 else f" stride={self.config.stride}"
-        lines = [f"{self.source.kind} {VERSION} {self.frame_shape}{held_out}{stride}"]
+        poses = "" if self.pose_size == 3 else f" poses={self.pose_size}"
+        lines = [f"{self.source.kind} {VERSION} {self.frame_shape}{held_out}{stride}{poses}"]
         lines += [f"{item.name} {item.length} {item.content}" for item in items]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 

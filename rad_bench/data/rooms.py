@@ -72,7 +72,7 @@ class Rooms:
         self.stripes = STRIPES if config.texture else 1  # on each panel
         self.frame_shape = (3, config.size, config.size)
         self.action_size = 4
-        self.has_poses = True
+        self.has_poses, self.pose_size = True, 3
         self.same_view: tuple[float, float] | None = None
         self.identity = hashlib.sha256(f"rooms {VERSION} {config.model_dump_json()}".encode()).hexdigest()[:16]
 

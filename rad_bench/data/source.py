@@ -33,7 +33,7 @@ class Recording:
 
     frames: Tensor  # [T, 3, H, W] uint8
     actions: Tensor  # [T, A] float32; row t is the action that led to frame t
-    poses: Tensor | None  # [T, 3] float64
+    poses: Tensor | None  # [T, P] float64; see `episodes`
     layout: NDArray[np.bool_] | None = None  # [N, N], true where free, in the poses' coordinates
 
     def slice(self, start: int, stop: int) -> Recording:
@@ -50,7 +50,6 @@ class Listing:
     left_out: list[str]
     others: list[str] = field(default_factory=list)  # names of files that are no part of any item
     wanted: str = ""  # which files are items
-    notes: list[str] = field(default_factory=list)  # what is recorded, and not read
 
 
 class Source(Protocol):
@@ -59,6 +58,7 @@ class Source(Protocol):
     kind: str  # `data.name` in a config
     action_size: int
     has_poses: bool
+    pose_size: int  # P; 3 without poses
     in_degrees: bool  # the files hold headings in degrees
     listing: Listing
 

@@ -44,13 +44,13 @@ def classify_task(
 
 
 def classify_poses(
-    poses_BT3: Tensor, context: int, reach: int, distance: float, angle: float
+    poses_BTP: Tensor, context: int, reach: int, distance: float, angle: float
 ) -> tuple[NDArray[np.str_], NDArray[np.float64]]:
     """Return kind and gap of each generated frame, both [B, H], by poses alone.
 
     Two frames show the same view if their poses differ by at most `distance` and `angle` (radians).
     """
-    same_BTT = pose_difference(poses_BT3, distance, angle) <= 1
+    same_BTT = pose_difference(poses_BTP, distance, angle) <= 1
     B, T, _ = same_BTT.shape
     gap = np.full((B, T - context), np.inf)
     for b in range(B):
@@ -63,10 +63,15 @@ def classify_poses(
     return kind, np.where(np.isinf(gap), np.nan, gap)
 
 
-def pose_difference(poses_BT3: Tensor, distance: float, angle: float) -> NDArray[np.float64]:
-    """Return the difference of poses in units of `distance` or `angle`, whichever is larger, [B, T, T]."""
-    far = torch.cdist(poses_BT3[..., :2], poses_BT3[..., :2]) / distance
-    turn = wrap(poses_BT3[:, :, None, 2] - poses_BT3[:, None, :, 2]).abs() / angle
+def pose_difference(poses_BTP: Tensor, distance: float, angle: float) -> NDArray[np.float64]:
+    """Return the difference of poses in units of `distance` or `angle`, whichever is larger, [B, T, T].
+
+    With five columns, `distance` is for places in space, and `angle` for heading and for pitch.
+    """
+    place_BTK = torch.cat([poses_BTP[..., :2], poses_BTP[..., 3:4]], -1)
+    far = torch.cdist(place_BTK, place_BTK) / distance
+    angles_BTK = poses_BTP[..., 2::2]
+    turn = wrap(angles_BTK[:, :, None] - angles_BTK[:, None]).abs().amax(-1) / angle
     difference: NDArray[np.float64] = torch.maximum(far, turn).numpy()
     return difference
 

@@ -26,8 +26,8 @@ class Task:
     context: int  # C
     truth: Tensor  # uint8 [B, C + H, channels, height, width]; the first C frames are given
     actions: Tensor  # [B, C + H, A]; zero on the way back, for which there are no actions
-    egomotion: Tensor  # [B, C + H, 3]
-    poses: Tensor  # [B, C + H, 3]
+    egomotion: Tensor  # [B, C + H, P]; 3 or 5 columns, see `data.episodes`
+    poses: Tensor  # [B, C + H, P]
     surfaces: Tensor  # [B, C + H, R]
     recordings: tuple[str, ...] | None = None  # [B] recording of each; None if each has its own world
     palette: Palette | None = None  # of the worlds' surfaces, where they have one of a few colours

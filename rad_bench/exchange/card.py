@@ -21,7 +21,8 @@ def model_card(
 ) -> str:
     """Return the card as Markdown, with the front matter that hubs read."""
     run = trained.config
-    C, A = run.evaluation.context, trained.dataset.action_size
+    C, A, P = run.evaluation.context, trained.dataset.action_size, trained.dataset.pose_size
+    motion = "forward, to the left, turn" + (", up, change of pitch" if P == 5 else "")
     state = max(result.state_bytes.values())
     horizon = "" if len(set(result.state_bytes.values())) == 1 else ", growing with the video"
     missing = "".join(f"\nNot in this folder: {text}.\n" for text in left_out)
@@ -56,7 +57,7 @@ reaches; swap: the memory is replaced by that of another episode. Metric card {r
 from load import Model
 
 model = Model()
-# context: uint8 [B, C, 3, height, width]; actions [B, C + H, {A}]; egomotion [B, C + H, 3]: forward, to the left, turn
+# context: uint8 [B, C, 3, height, width]; actions [B, C + H, {A}]; egomotion [B, C + H, {P}]: {motion}
 frames = model.generate(context, actions, egomotion)  # uint8 [B, H, 3, height, width]
 ```
 

@@ -65,7 +65,7 @@ def _config(trained: Trained, result: Result) -> dict[str, Any]:
         "block": {"module": module, "class": block.__name__, "options": result.memory.options},
         "trunk": run.trunk.model_dump(mode="json"), "diffusion": run.diffusion.model_dump(mode="json"),
         "autoencoder": autoencoder, "frame_shape": trained.dataset.frame_shape,
-        "action_size": trained.dataset.action_size, "seed": run.seed,
+        "action_size": trained.dataset.action_size, "pose_size": trained.dataset.pose_size, "seed": run.seed,
         "data": run.data.model_dump(mode="json", exclude={"path", "layout"}) | {"identity": trained.dataset.identity},
         "training": run.training.model_dump(mode="json"),
         "evaluation": run.evaluation.model_dump(mode="json"), "commit": result.commit,

@@ -35,9 +35,11 @@ ARRAYS = {  # of question.npz; C frames are given, H are asked for
     "frames": "uint8 [C, height, width, 3], RGB: the true frames that are given, the same as context/*.png",
     "actions": "float32 [C + H, A]: row t is the action that led to frame t; zero on the way back of a retrieval",
     "poses": "float64 [C + H, 3]: x, y and heading of frame t, which is to be drawn; heading in radians, 0 along +x, "
-    "counter-clockwise as seen from above; absent if the data have no poses",
+    "counter-clockwise as seen from above; or [C + H, 5], with height, and pitch in radians, positive where the camera "
+    "looks up; absent if the data have no poses",
     "egomotion": "float32 [C + H, 3]: the motion from frame t - 1 to frame t in the body frame of t - 1: forward, to "
-    "the left, turn; row 0 is zero; absent if the data have no poses",
+    "the left, turn; or [C + H, 5], with up and change of pitch, and a level body frame; row 0 is zero; absent if the "
+    "data have no poses",
 }
 ABOUT = {
     "task": "Show a model the C frames that are given and the motion of all C + H frames; it generates the H frames "

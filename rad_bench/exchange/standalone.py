@@ -43,6 +43,7 @@ class Model:
         self.trunk = Trunk(
             TrunkConfig(**self.config["trunk"]), lambda dim: memory(dim, **block["options"]), self.codec.frame_shape,
             self.config["action_size"], self.config["seed"], diffusion.stabilisation,
+            self.config["pose_size"],
         )  # fmt: skip
         self.trunk.load_state_dict(load_file(FOLDER / "model.safetensors"))
         self.trunk.to(self.device).eval()
@@ -53,8 +54,9 @@ class Model:
     ) -> Tensor:
         """Return the frames after a context, uint8 [B, H, 3, height, width].
 
-        `frames` is the context, uint8 [B, C, 3, height, width]; `actions` [B, C + H, A] and `egomotion` [B, C + H, 3]
-        (forward, to the left, turn in radians; row t leads to frame t) are the motion of all frames. `noise(h)` is the
+        `frames` is the context, uint8 [B, C, 3, height, width]; `actions` [B, C + H, A] and `egomotion` [B, C + H, P]
+        (forward, to the left, turn in radians; if P is 5 also up, change of pitch; row t leads to frame t) are the
+        motion of all frames. `noise(h)` is the
         starting noise [B, channels, height, width] of generated frame h.
         """
         motion = motion_features(self.trunk.config.motion, actions, egomotion).to(self.device)

@@ -43,19 +43,19 @@ class Shape:
 
 
 class Place(Protocol):
-    """The place of one held-out episode. Poses are (x, y, heading), as in its data set."""
+    """The place of one held-out episode. Its poses have P = 3 or 5 columns, as in its data set."""
 
     fov: float  # degrees
 
-    def step(self, pose_3: Floats, key: str) -> tuple[Floats, Floats] | None:
+    def step(self, pose_P: Floats, key: str) -> tuple[Floats, Floats] | None:
         """Return the action [A] of a key and the next pose; None if a wall is in the way."""
         ...
 
-    def surfaces(self, pose_3: Floats) -> NDArray[np.int64]:
+    def surfaces(self, pose_P: Floats) -> NDArray[np.int64]:
         """Return which surface each ray of the view meets, [R]."""
         ...
 
-    def look(self, pose_3: Floats) -> NDArray[np.uint8] | None:
+    def look(self, pose_P: Floats) -> NDArray[np.uint8] | None:
         """Return the true view, [3, h, w]; None if it cannot be drawn."""
         ...
 
@@ -163,7 +163,7 @@ class MazePlace:
 
 
 def typical_motions(data: Recordings) -> dict[str, Floats]:
-    """Return the median egomotion (forward, sideways, turn) of each key's action over recordings.
+    """Return the median egomotion [P] of each key's action over recordings.
 
     With a stride, only steps that repeat one action count. Steps that a wall stopped and keys whose action was never
     recorded are left out.
@@ -183,21 +183,22 @@ def typical_motions(data: Recordings) -> dict[str, Floats]:
     return {key: np.median(rows, 0) for key, rows in typical.items() if len(rows)}
 
 
-def follow(pose_3: Floats, egomotion_3: Floats) -> Floats:
-    """Return the pose after an egomotion. Also converts a pose relative to `pose_3` into world coordinates."""
-    x, y, heading = (float(number) for number in pose_3)
-    forward, sideways, turn = (float(number) for number in egomotion_3)
+def follow(pose_P: Floats, egomotion_P: Floats) -> Floats:
+    """Return the pose after an egomotion. Also converts a pose relative to `pose_P` into world coordinates."""
+    x, y, heading, *above = (float(number) for number in pose_P)
+    forward, sideways, turn, *rise = (float(number) for number in egomotion_P)
     return np.array([
         x + forward * math.cos(heading) - sideways * math.sin(heading),
         y + forward * math.sin(heading) + sideways * math.cos(heading),
         heading + turn,
+        *(before + change for before, change in zip(above, rise, strict=True)),
     ])  # fmt: skip
 
 
-def relative_to(pose_3: Floats, points_P2: Floats) -> Floats:
-    """Return points relative to a pose: distance ahead and to the left, [P, 2]."""
-    x, y, heading = (float(number) for number in pose_3)
-    dx, dy = points_P2[:, 0] - x, points_P2[:, 1] - y
+def relative_to(pose_P: Floats, points_N2: Floats) -> Floats:
+    """Return points relative to a pose: distance ahead and to the left, [N, 2]."""
+    x, y, heading = (float(number) for number in pose_P[:3])
+    dx, dy = points_N2[:, 0] - x, points_N2[:, 1] - y
     ahead = dx * math.cos(heading) + dy * math.sin(heading)
     left: Floats = dy * math.cos(heading) - dx * math.sin(heading)
     return np.stack([ahead, left], -1)

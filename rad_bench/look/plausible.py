@@ -20,6 +20,7 @@ EDGE = 0.02  # cells that a place may reach into a wall
 MOVING = 20  # steps from which the direction of motion is judged
 FITS, BETTER = 0.8, 0.25  # mean cosine of the angle between motion and heading, and by how much it is better
 TURN, OFTEN = 60, 0.1  # degrees a frame; share of the frames
+STEEPEST = 90.5  # degrees of pitch, with a margin for rounding
 LAGS, SIXTH = 30, 6  # frames by which frames and poses may be out of step: at most 30, or a sixth of all
 RELATED, UNRELATED = -0.3, -0.1  # log residuals of pictures that change with the poses, and that do not
 AGAINST, FEWEST = 0.75, 20  # share of turns in which pictures move the wrong way, and of how many
@@ -30,7 +31,7 @@ def pose_faults(recording: Recording, degrees: bool) -> list[str]:
     """Return what cannot be right in a recording's poses; `degrees`: the files hold a yaw in degrees."""
     assert recording.poses is not None
     poses = recording.poses.numpy()
-    faults = _places(poses, recording.layout) + _directions(poses, degrees) + _turns(poses)
+    faults = _places(poses, recording.layout) + _directions(poses, degrees) + _turns(poses) + _pitches(poses)
     return faults + (_unit_of_yaw(poses, recording.frames) if degrees else [])
 
 
@@ -108,6 +109,14 @@ def _turns(poses: Array) -> list[str]:
     return [f"turns by more than {TURN} degrees in {large} of {len(turns)} frames: is the heading in the right unit?"]
 
 
+def _pitches(poses: Array) -> list[str]:
+    pitch = np.rad2deg(np.remainder(poses[:, 4:] + np.pi, 2 * np.pi) - np.pi)
+    beyond = int((np.abs(pitch) > STEEPEST).sum())
+    if not beyond:
+        return []
+    return [f"looks beyond straight up or down in {beyond} of {len(pitch)} frames: is the pitch in the right unit?"]
+
+
 def _unit_of_yaw(poses: Array, frames: Tensor) -> list[str]:
     """Judge the unit by the range of yaw, and by how far the picture moves when the camera turns."""
     yaw = -np.rad2deg(poses[:, 2])
@@ -152,7 +161,8 @@ class OutOfStep:
             return
         step = np.linalg.norm(np.diff(poses[:, :2], axis=0), axis=1)
         one = np.ones_like(turn)
-        size = np.column_stack([np.abs(turn), step, np.abs(turn) > 1e-3, step > 1e-3, one])
+        rise = np.abs(np.diff(poses[:, 3:], axis=0))  # of height and pitch, if they are recorded
+        size = np.column_stack([np.abs(turn), step, np.abs(turn) > 1e-3, step > 1e-3, one, rise])
         change = (pictures[1:].float() - pictures[:-1].float()).abs().mean((1, 2, 3)).double().numpy()
         pairs = ((change, size), (moved, np.column_stack([turn, one])))
         self.names.append(name)

@@ -45,7 +45,7 @@ class Shown:
     frame: Tensor  # uint8 [3, h, w]
     truth: Tensor | None  # the true view; None if it cannot be drawn
     other: Tensor | None  # the view at the same pose in the room of the swapped-in memory
-    pose: tuple[float, float, float]  # integrated egomotion since frame 0: ahead, to the left, heading
+    pose: tuple[float, ...]  # [P] integrated egomotion since frame 0: ahead, to the left, heading, ...
     kind: str  # context, or as in `evaluation.revisits`
     gap: float | None  # number of frames for which the view was out of sight
     psnr: float | None  # dB, against the truth
@@ -187,24 +187,24 @@ class Session:
             ))  # fmt: skip
         return shown
 
-    def _elsewhere(self, walked_3: Sequence[float]) -> Tensor | None:
+    def _elsewhere(self, walked_P: Sequence[float]) -> Tensor | None:
         """Return the true view if the walk had started where the episode of the memory started."""
         if self.memory_of in (None, self.episode):
             return None
         assert self.memory_of is not None
         began = self.world.task.poses[self.memory_of, 0].numpy()
-        return self._look(self.world.places.of[self.memory_of], follow(began, np.array(walked_3)))
+        return self._look(self.world.places.of[self.memory_of], follow(began, np.array(walked_P)))
 
     @staticmethod
-    def _look(place: Place, pose_3: Floats) -> Tensor | None:
-        frame = place.look(pose_3)
+    def _look(place: Place, pose_P: Floats) -> Tensor | None:
+        frame = place.look(pose_P)
         return None if frame is None else torch.from_numpy(frame)
 
     def _egomotion(self) -> Tensor:
         return egomotion_from_poses(torch.from_numpy(np.stack(self.poses)))[None].float()
 
-    def _walked(self) -> list[tuple[float, float, float]]:
-        return [(x, y, heading) for x, y, heading in poses_from_egomotion(self._egomotion())[0].tolist()]
+    def _walked(self) -> list[tuple[float, ...]]:
+        return [tuple(pose) for pose in poses_from_egomotion(self._egomotion())[0].tolist()]
 
 
 def memory_norm(cache: Cache) -> float | None:

@@ -31,12 +31,13 @@ class Survey:
     frames: int = 0
     left_out: list[str] = field(default_factory=list)  # files, with reasons
     others: str = ""  # files of other kinds: numbers by suffix
-    notes: list[str] = field(default_factory=list)  # what is recorded, and not read
     suspects: list[str] = field(default_factory=list)  # good files with suspicious content
     lengths: tuple[int, float, int] = (0, 0.0, 0)  # shortest, median, longest
     sizes: dict[str, int] = field(default_factory=dict)  # "height x width" -> episodes
     pixels: tuple[int, float, int] = (255, 0.0, 0)  # lowest, mean, highest value
     actions: list[float] = field(default_factory=list)  # mean of each column
+    height: tuple[float, float] | None = None  # lowest and highest, where poses have five columns
+    pitch: tuple[float, float] | None = None  # degrees
     step: tuple[float, float] = (0.0, 0.0)  # median and largest distance between neighbouring poses that differ
     kinds: dict[str, float] = field(default_factory=dict)  # share of frames of second halves, given first halves
     gaps: dict[str, float] = field(default_factory=dict)  # share of revisits by gap
@@ -58,12 +59,14 @@ class Survey:
         ]
         if self.others:
             lines.insert(1, ("not read", self.others))
-        lines += [("not read", note) for note in self.notes]
         if not self.kinds:
             return [
                 *lines,
                 ("poses", "none: set trunk.motion to action; there is no retrieval task, and revisits are unknown"),
             ]
+        if self.height is not None and self.pitch is not None:
+            lines.append(("height", "{:.2f} to {:.2f}".format(*self.height)))
+            lines.append(("pitch", "{:.1f} to {:.1f} degrees; up is positive".format(*self.pitch)))
         return [
             *lines,
             ("distance between poses", f"median {self.step[0]:.3f} when moving, largest {self.step[1]:.3f}"),
@@ -81,10 +84,10 @@ def survey(data: Recordings, report: Callable[[int, int], None]) -> Survey:
     """Read every frame of every item once; `report(done, of)` is called after each."""
     items = _items(data)
     result = Survey(left_out=list(data.left_out), others=count_by_suffix(data.source.listing.others))
-    result.notes = data.source.listing.notes
     good: list[Item] = []
     out_of_step = OutOfStep()
     steps: list[NDArray[np.float64]] = []
+    above: list[NDArray[np.float64]] = []
     kinds: list[NDArray[Any]] = []
     gaps: list[NDArray[np.float64]] = []
     means, actions, low, high = [], np.zeros(data.action_size), 255, 0
@@ -100,6 +103,7 @@ def survey(data: Recordings, report: Callable[[int, int], None]) -> Survey:
         actions += recording.actions[1:].double().mean(0).numpy()
         if recording.poses is not None:
             steps.append(np.linalg.norm(egomotion_from_poses(recording.poses)[1:, :2].numpy(), axis=1))
+            above.append(recording.poses[:, 3:].numpy())
             kind, gap = _revisits(data, item, recording)
             kinds.append(kind.ravel())
             gaps.append(gap.ravel()[kind.ravel() == "revisit"])
@@ -114,6 +118,10 @@ def survey(data: Recordings, report: Callable[[int, int], None]) -> Survey:
     result.pixels, result.actions = (low, float(np.mean(means)), high), (actions / len(good)).tolist()
     result.suspects += out_of_step.faults()
     if steps:
+        if data.pose_size == 5:
+            height, pitch = np.concatenate(above).T
+            result.height = float(height.min()), float(height.max())
+            result.pitch = float(np.rad2deg(pitch.min())), float(np.rad2deg(pitch.max()))
         _add_motion(result, good, steps)
         _add_revisits(result, np.concatenate(kinds), np.concatenate(gaps))
     return result
@@ -188,7 +196,7 @@ def draw(data: Recordings, out: Path, episodes: int = 6, frames: int = 12) -> li
 
 def _draw_path(axes: Any, recording: Recording, shown: NDArray[np.int64]) -> None:
     assert recording.poses is not None
-    x, y, heading = recording.poses.numpy().T
+    x, y, heading = recording.poses[:, :3].numpy().T
     if recording.layout is not None:
         height, width = recording.layout.shape
         axes.imshow(recording.layout, cmap="gray", vmin=-1, vmax=1, origin="lower", extent=(0, width, 0, height))

@@ -59,7 +59,9 @@ class ModelPlan:
     residual: float | None  # (measured - budget) / budget
 
 
-def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: int) -> tuple[Trunk, ModelPlan]:
+def build_trunk(
+    run: RunConfig, frame_shape: tuple[int, int, int], action_size: int, pose_size: int = 3
+) -> tuple[Trunk, ModelPlan]:
     """Return the run's trunk with initial weights, and its plan. Raises `UserError` if the sizes do not fit."""
     _check_shapes(run, frame_shape)
     options = check_options(run.memory)
@@ -81,14 +83,14 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
         if solvable:
             assert budget is not None and option is not None
             options = _fit(measure, block, options, budget)
-        trunk = make_trunk(run, options, frame_shape, action_size)
+        trunk = make_trunk(run, options, frame_shape, action_size, pose_size)
         layer, T = trunk.memory_block(), run.training.frames
         state = {frames: layers * count for frames, count in _states(layer, run, scan).items()}
         reading = _clip_flops(layer, run, scan)
         memory = layers * (reading // T)
         # Noisy writes cost a pass more in training, which has always been counted as the trunk's.
         every = reading if run.trunk.memory_writes == "clean" else _clip_flops(layer, run, scan, noisy_writes=True)
-        bare = _bare_flops(run.trunk, frame_shape, action_size, T, T - run.training.loss_from)
+        bare = _bare_flops(run.trunk, frame_shape, action_size, pose_size, T, T - run.training.loss_from)
     except UserError:
         raise
     except Exception as error:  # the user's code, on its first frames
@@ -110,13 +112,15 @@ def build_trunk(run: RunConfig, frame_shape: tuple[int, int, int], action_size: 
     return trunk, plan
 
 
-def make_trunk(run: RunConfig, options: dict[str, Any], frame_shape: tuple[int, int, int], action_size: int) -> Trunk:
+def make_trunk(
+    run: RunConfig, options: dict[str, Any], frame_shape: tuple[int, int, int], action_size: int, pose_size: int = 3
+) -> Trunk:
     """Return the run's trunk with initial weights; the options of its memory are already solved."""
     block = find_block(run.memory.name)
     try:
         return Trunk(
             run.trunk, lambda dim: block(dim, **options), frame_shape, action_size, run.seed,
-            run.diffusion.stabilisation,
+            run.diffusion.stabilisation, pose_size,
         )  # fmt: skip
     except ValueError as error:
         raise UserError(f"memory: block '{run.memory.name}' with {options}: {error}.") from None
@@ -174,7 +178,7 @@ def _clip_flops(layer: MemoryBlock, run: RunConfig, scan: Scan, noisy_writes: bo
 
 @functools.lru_cache
 def _bare_flops(
-    config: TrunkConfig, frame_shape: tuple[int, int, int], action_size: int, clean: int, noisy: int
+    config: TrunkConfig, frame_shape: tuple[int, int, int], action_size: int, pose_size: int, clean: int, noisy: int
 ) -> int:
     """Count the FLOPs of a trunk without memory over a clip of so many clean frames, the last of them noisy as well."""
 
@@ -186,7 +190,8 @@ def _bare_flops(
         return count_flops(lambda: trunk(frames, frames[:, clean - noisy :], level, motion))
 
     def of(depth: int) -> int:
-        trunk = Trunk(config.model_copy(update={"depth": depth}), NoMemory, frame_shape, action_size, seed=0)
+        layers = config.model_copy(update={"depth": depth})
+        trunk = Trunk(layers, NoMemory, frame_shape, action_size, seed=0, pose_size=pose_size)
         return _count(trunk, trunk.rows * trunk.columns, count)
 
     first = of(1)

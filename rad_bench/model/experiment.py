@@ -33,5 +33,5 @@ def open_experiment(config: RunConfig, device: torch.device) -> Experiment:
     codec = open_codec(config.autoencoder, dataset.frame_shape)
     if not codec.lossless and isinstance(dataset, Recordings):
         dataset = Encoded(dataset, codec, device)
-    trunk, plan = build_trunk(config, codec.frame_shape, dataset.action_size)
+    trunk, plan = build_trunk(config, codec.frame_shape, dataset.action_size, dataset.pose_size)
     return Experiment(config, dataset, codec, trunk.to(device), plan, device)

@@ -157,7 +157,7 @@ class Trunk(nn.Module):
 
     def __init__(
         self, config: TrunkConfig, make_memory: Callable[[int], MemoryBlock], frame_shape: tuple[int, int, int],
-        action_size: int, seed: int, stabilisation: float = 0.0,
+        action_size: int, seed: int, stabilisation: float = 0.0, pose_size: int = 3,
     ) -> None:  # fmt: skip
         """`make_memory(D)` builds the memory block of one layer."""
         super().__init__()
@@ -167,7 +167,7 @@ class Trunk(nn.Module):
         self.recompute = False  # activation checkpointing
         self.rows, self.columns = rows, columns
         self.scan = Scan(config.scan, rows, columns, config.frames_per_step, config.scan_block)
-        motion = motion_size(config.motion, action_size)
+        motion = motion_size(config.motion, action_size, pose_size)
         self.embed = nn.Linear(channels * config.patch**2, D)
         self.position = nn.Parameter(torch.zeros(rows * columns, D))
         self.level = nn.Sequential(nn.Linear(D, D), nn.SiLU(), nn.Linear(D, D))

@@ -16,6 +16,7 @@ from rad_bench.data.episodes import egomotion_from_poses
 from rad_bench.data.layout import PRESETS, Layout, presets, read_layout
 from rad_bench.data.packed import pack
 from rad_bench.errors import UserError
+from rad_bench.exchange.folder import read_index
 from tests.data.test_memory_maze import episode, save
 from tests.data.test_minecraft import teco, video, vrag
 from tests.sweep.tiny import run_here
@@ -24,11 +25,12 @@ T, SIDE, EPISODES = 14, 16, 3
 
 
 def walk(number):
-    """Poses x, y and heading, [T, 3]: ahead along +x, a turn to the left on the spot, and ahead again, on a curve."""
+    """Poses [T, 5]: ahead along +x, a turn to the left on the spot, and ahead on a curve; bobbing, and looking up."""
     turn = np.concatenate([np.zeros(5), 0.3 * np.arange(1, 5), 1.2 + 0.1 * np.arange(T - 9)])
     step = np.where((np.arange(T) < 5) | (np.arange(T) > 8), 0.5 + 0.1 * number, 0.0)
     delta = np.stack([step * np.cos(turn), step * np.sin(turn)], 1)
-    return np.column_stack([np.cumsum(delta, 0), turn])
+    height, pitch = 1.5 + 0.2 * np.sin(np.arange(T)), 0.05 * np.arange(T) - 0.2
+    return np.column_stack([np.cumsum(delta, 0), turn, height, pitch])
 
 
 def pictures(number):
@@ -45,9 +47,9 @@ def keys(number):
 
 def unreal(number):
     """Return place in cm [T, 3], and pitch and yaw in degrees: z is up, y to the right of x, yaw clockwise."""
-    x, y, heading = walk(number).T
-    place = 100 * np.stack([x, -y, 1.5 + 0 * x], 1)
-    return place, np.full(T, -5.0), -np.degrees(heading)
+    x, y, heading, height, pitch = walk(number).T
+    place = 100 * np.stack([x, -y, height], 1)
+    return place, np.degrees(pitch), -np.degrees(heading)
 
 
 def write_video(path, number, frames=T):
@@ -84,14 +86,14 @@ def write_scenemembench(folder, number, form="records"):
 
 def write_minecraft(folder, number, layout):
     write_video(folder / f"{number}.mkv", number)
-    x, y, heading = walk(number).T
-    place = np.stack([y, 64 + 0 * x, x], 1)  # Minecraft's x, y and z: its z is our x, and its x is on our left
-    yaw = -np.degrees(heading)[:, None]
+    x, y, heading, height, pitch = walk(number).T
+    place = np.stack([y, height, x], 1)  # Minecraft's x, y and z: its z is our x, and its x is on our left
+    down, yaw = -np.degrees(pitch)[:, None], -np.degrees(heading)[:, None]
     if layout == "vrag":
         np.savez(folder / f"{number}.npz", actions=np.concatenate([keys(number) > 0, place, yaw], 1))
     else:
         bins = np.concatenate([keys(number)[:, :3], np.full((T, 2), 12), np.zeros((T, 3), int)], 1)
-        np.savez(folder / f"{number}.npz", actions=bins, poses=np.concatenate([place, 0 * yaw - 10, yaw], 1))
+        np.savez(folder / f"{number}.npz", actions=bins, poses=np.concatenate([place, down, yaw], 1))
 
 
 def write_csgo(folder, number):
@@ -108,11 +110,12 @@ def write_pictures(folder, number):
     place.mkdir(parents=True)
     for t, frame in enumerate(pictures(number)):
         Image.fromarray(frame).save(place / f"img{t + 1}.PNG")
-    x, y, heading = walk(number).T
+    x, y, heading, height, pitch = walk(number).T
     with (place / "poses.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["image", "x", "y", "yaw"])
-        writer.writerows([f"img{t + 1}.PNG", x[t], y[t], np.degrees(heading[t])] for t in range(T))
+        writer.writerow(["image", "x", "y", "yaw", "z", "tilt"])
+        columns = (x, y, np.degrees(heading), height, -np.degrees(pitch))
+        writer.writerows([f"img{t + 1}.PNG", *(column[t] for column in columns)] for t in range(T))
 
 
 WRITERS = {
@@ -122,6 +125,7 @@ WRITERS = {
     "worldmem": lambda folder, number: write_minecraft(folder, number, "worldmem"),
     "pictures": write_pictures,
 }
+COLUMNS = {"vrag": 4, "pictures": 3}  # of a pose, that a file holds: not pitch, not height; all five in the others
 
 
 def opened(folder, layout=None, **options):
@@ -143,8 +147,11 @@ def test_a_walk_is_the_same_in_every_layout(tmp_path, preset):
     assert data.has_poses and not data.left_out and len(data.training) + len(data.held_out_items) == EPISODES
     for number, recording in enumerate(recorded(data).values()):
         assert recording.frames.shape == (T, 3, SIDE, SIDE)
-        truth = egomotion_from_poses(torch.from_numpy(walk(number)))
-        torch.testing.assert_close(egomotion_from_poses(recording.poses), truth, rtol=0, atol=1e-9)
+        truth, columns = egomotion_from_poses(torch.from_numpy(walk(number))), COLUMNS.get(preset, 5)
+        egomotion = egomotion_from_poses(recording.poses)
+        assert egomotion.shape[-1] == data.pose_size == (3 if preset == "pictures" else 5)
+        torch.testing.assert_close(egomotion[:, :columns], truth[:, :columns], rtol=0, atol=1e-9)
+        assert not egomotion[:, columns:].any()
         green = recording.frames[:, 1].float().mean((-2, -1))
         cuts = {8} if preset == "scenemembench" else set()  # between its two videos
         assert all(step > 3 or at in cuts for at, step in enumerate(green.diff()))  # in order, none twice
@@ -158,7 +165,7 @@ def test_pictures_and_tables_are_read_exactly(tmp_path):
     for number, (name, recording) in enumerate(recorded(data).items()):
         assert name == f"walk {number}"
         np.testing.assert_array_equal(recording.frames.permute(0, 2, 3, 1), pictures(number))
-        np.testing.assert_allclose(recording.poses, walk(number), atol=1e-12)
+        np.testing.assert_allclose(recording.poses, walk(number)[:, :3], atol=1e-12)
 
 
 def test_csgo_pictures_are_bgr_and_an_action_leads_to_the_next_frame(tmp_path):
@@ -239,7 +246,7 @@ def conventions():
 @pytest.mark.parametrize(("handedness", "zero", "turns"), conventions())
 @pytest.mark.parametrize("unit", ["degrees", "radians"])
 def test_axes_handedness_and_units_are_undone(tmp_path, handedness, zero, turns, unit):
-    x, y, heading = walk(1).T
+    x, y, heading = walk(1).T[:3]
     y_of_file = y if handedness == "right" else -y
     # What a compass would read: the angle from the zero direction, which lies on an axis of the file.
     axis = {"+x": (1, 0), "+y": (0, 1), "-x": (-1, 0), "-y": (0, -1)}[zero]
@@ -253,10 +260,25 @@ def test_axes_handedness_and_units_are_undone(tmp_path, handedness, zero, turns,
     np.testing.assert_allclose(np.exp(1j * read[:, 2]), np.exp(1j * heading), atol=1e-12)
 
 
+@pytest.mark.parametrize("tilts", ["up", "down"])
+@pytest.mark.parametrize("recorded", [("height",), ("pitch",), ("height", "pitch")])
+def test_of_height_and_pitch_one_alone_has_the_other_at_0(tmp_path, tilts, recorded):
+    x, y, heading, height, pitch = walk(1).T
+    columns = {"x": x, "y": y, "heading": np.stack([np.cos(heading), np.sin(heading)], 1), "height": 100 * height}
+    columns["pitch"] = np.degrees(pitch) if tilts == "up" else -np.degrees(pitch)
+    np.savez(tmp_path / "p.npz", **columns)
+    poses = {"file": "{episode}.npz", "x": "x", "y": "y", "heading": ["heading[0]", "heading[1]"], "scale": 0.01}
+    poses |= {"unit": "degrees", "tilts": tilts, **{name: name for name in recorded}}
+    layout = Layout.model_validate({"frames": {"file": "{episode}.mp4"}, "poses": poses})
+    truth = np.stack([height * ("height" in recorded), pitch * ("pitch" in recorded)], 1)
+    np.testing.assert_allclose(layout.poses.read(tmp_path / "p.npz")[:, 3:], truth, atol=1e-12)
+
+
 OWN = """
 frames: {file: "{episode}/*.{picture}"}
 actions: {file: "{episode}/keys.csv", columns: [w, s], leads_to: next}
-poses: {file: "{episode}/poses.csv", x: x, y: y, heading: yaw, unit: degrees}
+poses:
+  {file: "{episode}/poses.csv", x: x, y: y, heading: yaw, unit: degrees, height: z, pitch: tilt, tilts: down}
 """
 
 
@@ -274,12 +296,17 @@ def test_a_layout_in_the_folder_is_found_by_every_verb(tmp_path):
     told = run_here("data", "check", folder, cwd=tmp_path).stdout
     assert "4 good, 0 left out" in told and "clips" in told
     run_here("data", "pack", folder, "packed", cwd=tmp_path)
-    assert open_folder(tmp_path / "packed").identity == open_folder(folder).identity
+    packed, folder_read = open_folder(tmp_path / "packed"), open_folder(folder)
+    assert (packed.identity, packed.pose_size) == (folder_read.identity, 5)
+    for name, recording in recorded(packed).items():
+        np.testing.assert_allclose(recording.poses, walk(int(name.split()[1])), atol=1e-12)
     run_here("data", "show", folder, "--out", "seen.png", cwd=tmp_path)
     sizes = [f"--set=run.evaluation.{key}" for key in ("episodes=2", "context=5", "horizon=2")]
     sizes += ["--set=run.data.held_out=0.5"]
     run_here("tasks", folder, "--out", "asked", *sizes, cwd=tmp_path)
-    assert (tmp_path / "asked" / "index.json").is_file()
+    index = read_index(tmp_path / "asked")
+    arrays = np.load(tmp_path / "asked" / index.tasks[0].episodes[0].folder / "question.npz")
+    assert arrays["poses"].shape == arrays["egomotion"].shape == (7, 5)
 
 
 def test_a_sweep_trains_on_them(tmp_path):
@@ -300,11 +327,11 @@ grid: {memory: [none], seed: [0]}
     assert (tmp_path / "results" / "own" / "report" / "index.html").is_file()
 
 
-def test_what_is_recorded_and_left_out_is_said(tmp_path):
+def test_height_and_pitch_are_told_where_they_are_recorded(tmp_path):
     for number in range(EPISODES):
         write_minecraft(tmp_path, number, "worldmem")
     told = " ".join(run_here("data", "check", tmp_path, "--layout", "worldmem", cwd=tmp_path, expect=1).stdout.split())
-    assert "height and pitch of the camera" in told
+    assert "1.30 to 1.70" in told and "-11.5 to 25.8 degrees; up is positive" in told
 
 
 def test_the_identity_is_of_content_and_meaning_not_of_place(tmp_path):
@@ -332,7 +359,7 @@ def spoil(folder, kind):
         (walk0 / "poses.csv").write_text(text.replace("yaw", "angle"))
     elif kind == "number":
         text = (walk0 / "poses.csv").read_text().splitlines()
-        (walk0 / "poses.csv").write_text("\n".join([*text[:-1], "img14.PNG,1,2,east"]))
+        (walk0 / "poses.csv").write_text("\n".join([*text[:-1], "img14.PNG,1,2,east,0,0"]))
     elif kind == "torn":
         (walk0 / "img5.PNG").write_bytes(b"")
     elif kind == "first":  # the rows are one more than the frames, but not behind the last one
@@ -354,7 +381,7 @@ def spoil(folder, kind):
         ("picture", "walk 0: lacks picture 5"),
         ("table", "walk 0: has no poses: walk 0/poses.csv is missing"),
         ("rows", "walk 0: has 14 frames and poses for 12"),
-        ("name", "walk 0: has no yaw, only image, x, y, angle"),
+        ("name", "walk 0: has no yaw, only image, x, y, angle, z, tilt"),
         ("number", "walk 0: poses.csv: yaw is 'east' in row 13, not a number"),
         ("cells", "walk 0: poses.csv: line 2 has 2 cells, and the first has 3"),
         ("size", "walk 0: has pictures of several sizes"),
@@ -374,7 +401,9 @@ def test_what_does_not_fit_is_left_out_with_its_reason(tmp_path, kind, words):
 def test_a_reason_that_all_share_is_told_once(tmp_path):
     own_folder(tmp_path)
     (tmp_path / "layout.yaml").write_text(OWN.replace("yaw", "angle"))
-    with pytest.raises(UserError, match=r"Left out: walk 0, .*, walk 3: has no angle, only image, x, y, yaw\.$"):
+    with pytest.raises(
+        UserError, match=r"Left out: walk 0, .*, walk 3: has no angle, only image, x, y, yaw, z, tilt\.$"
+    ):
         opened(tmp_path)
 
 

@@ -123,7 +123,8 @@ def test_sideways_is_to_the_left(tmp_path: Path) -> None:
     for number in range(2):
         np.savez(tmp_path / "batch0" / f"{number:06d}.npz", actions=rows)
     egomotion = opened(tmp_path).held_out(1, 10, 5).egomotion[0]
-    torch.testing.assert_close(egomotion[1:], torch.tensor([0.0, 1.0, 0.0]).expand(9, 3), atol=1e-5, rtol=0)
+    expected = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(egomotion[1:], expected.expand(9, 5), atol=1e-5, rtol=0)
 
 
 def test_frames_are_cropped_to_a_square_and_averaged() -> None:
@@ -134,12 +135,13 @@ def test_frames_are_cropped_to_a_square_and_averaged() -> None:
 
 
 def worldmem_arrays(number: int = 0, frames: int = FRAMES) -> dict[str, NDArray[Any]]:
-    """WorldMem's arrays: turning right by 15 degrees a frame, then ahead along yaw 0, looking up once."""
+    """WorldMem's arrays: turning right by 15 degrees a frame, then ahead along yaw 0, looking up once, and a jump."""
     actions = np.tile([0, 0, 0, 12, 12, 0, 0, 0], (frames, 1)).astype(np.int32)
     poses = np.tile([100.5 + number, 64, -20.5, 0, 0], (frames, 1))
     actions[1:25, 4], poses[:25, 4] = 13, 15 * np.arange(25)
     actions[25:, 0], poses[25:, 2] = 1, -20.5 + 0.25 * np.arange(1, frames - 24)
     actions[3, 3], poses[3:, 3] = 11, -15
+    poses[20, 1] += 1.25
     return {"actions": actions, "poses": poses}
 
 
@@ -154,6 +156,9 @@ def test_worldmems_poses_are_read_from_their_own_array(tmp_path: Path) -> None:
     torch.testing.assert_close(egomotion[1:25, 2], torch.full((24,), -math.radians(15)), atol=1e-5, rtol=0)
     torch.testing.assert_close(egomotion[25:, 0], torch.full((FRAMES - 25,), 0.25), atol=1e-5, rtol=0)
     assert clip.poses is not None and float(clip.poses[0, 0]) == -20.5  # x is Minecraft's z
+    assert clip.poses[:, 3].tolist() == [64.0] * 20 + [65.25] + [64.0] * 9
+    assert torch.rad2deg(clip.poses[:, 4]).tolist() == pytest.approx([0] * 3 + [15] * 27)  # its pitch grows downwards
+    assert egomotion[20:22, 3].tolist() == [1.25, -1.25] and float(egomotion[3, 4]) == pytest.approx(math.radians(15))
     forward, pitch, yaw = clip.actions[:, 0], clip.actions[:, 7], clip.actions[:, 8]
     assert forward.tolist() == [0] * 25 + [1] * 5 and yaw.tolist() == [0] + [1] * 24 + [0] * 5
     assert pitch.nonzero().tolist() == [[3]] and pitch[3] == -1

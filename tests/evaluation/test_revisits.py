@@ -120,6 +120,21 @@ def test_poses_alone_tell_what_was_seen_where_there_is_no_map():
     assert kind[0].tolist() == ["recent"] * 8 + ["revisit"] * 2 + ["novel"] * 2
 
 
+def test_another_height_or_pitch_is_another_view():
+    level = [0.0, 0.0, 0.0, 64.0, 0.1]
+    for column, near, far in ((3, 64.9, 65.1), (4, 0.25, 0.35), (0, 0.9, 1.1), (2, 2 * math.pi - 0.15, 0.25)):
+        views = torch.tensor([level, level, level], dtype=torch.float64)
+        views[1, column], views[2, column] = near, far
+        kind, _ = classify_poses(views[None], context=1, reach=5, distance=1.0, angle=0.2)
+        assert kind[0].tolist() == ["recent", "novel"], column
+
+
+def test_distance_is_that_in_space():
+    views = torch.tensor([[0, 0, 0, 0, 0], [0.8, 0, 0, 0.5, 0], [0.8, 0, 0, 0.7, 0]], dtype=torch.float64)
+    kind, _ = classify_poses(views[None], context=1, reach=5, distance=1.0, angle=0.2)
+    assert kind[0].tolist() == ["recent", "novel"]
+
+
 def test_a_camera_that_turns_slowly_leaves_its_view_all_the_same():
     # 5 degrees a frame, less than what still counts as the same view: all round, and 10 frames on.
     heading = np.deg2rad(5.0 * np.arange(82))

@@ -73,6 +73,10 @@ SPOILT = {
     "mirrored": (posed(lambda p: p * [1, 1, -1]), "would with the heading mirrored"),
     "off by 90": (posed(lambda p: p + [0, 0, np.pi / 2]), "would with the heading turned by -90 degrees"),
     "off by 180": (posed(lambda p: p + [0, 0, np.pi]), "would with the heading turned by 180 degrees"),
+    "pitch in degrees": (
+        posed(lambda p: np.column_stack([p, 0 * p[:, 0], np.arange(FRAMES) % 30])),
+        r"beyond straight up or down in \d+ of 240 frames",
+    ),
     "degrees for radians": (posed(cosine_of_degrees), r"turns by more than 60 degrees in \d+ of 239 frames"),
 }
 

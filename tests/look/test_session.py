@@ -278,6 +278,7 @@ def test_a_rooms_plan_has_the_colours_that_are_seen_there() -> None:
 def test_a_point_is_where_it_was_after_being_seen_from_elsewhere_and_back() -> None:
     pose, points = np.array([0.3, -0.7, 2.0]), np.array([[1.0, 2.0], [-3.0, 0.5]])
     seen = relative_to(pose, points)
+    np.testing.assert_allclose(follow(np.array([*pose, 64, 0.1]), np.array([1, 0, 0, 1.5, -0.3]))[3:], [65.5, -0.2])
     back = [follow(pose, np.array([*point, 0]))[:2] for point in seen]
     np.testing.assert_allclose(back, points)
     np.testing.assert_allclose(
