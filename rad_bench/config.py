@@ -110,6 +110,15 @@ class RoomsData(Config):
         return value
 
 
+class VoxelsData(Config):
+    """The embedded Minecraft-like world: hills, trees, huts and coloured landmarks of blocks, drawn on demand."""
+
+    name: Literal["voxels"]
+    size: int = Field(64, ge=8, le=512, description="frame height and width, pixels")
+    fov: float = Field(70.0, gt=10, lt=150, description="field of view, degrees")
+    split: Split = "held_out"
+
+
 class FilesData(Config):
     """Options of all recorded data. Folders train and test (or eval, validation), where present, define the split."""
 
@@ -150,7 +159,9 @@ class ClipsData(FilesData):
     same_heading: float = Field(20.0, gt=0, le=180, description="largest angle between them, degrees")
 
 
-DataConfig = Annotated[RoomsData | MemoryMazeData | MinecraftData | ClipsData, Field(discriminator="name")]
+DataConfig = Annotated[
+    RoomsData | VoxelsData | MemoryMazeData | MinecraftData | ClipsData, Field(discriminator="name")
+]
 
 
 class TrunkConfig(Config):

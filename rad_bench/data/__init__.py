@@ -7,7 +7,7 @@ import os
 import warnings
 from pathlib import Path
 
-from rad_bench.config import ClipsData, DataConfig, MemoryMazeData, MinecraftData, RoomsData
+from rad_bench.config import ClipsData, DataConfig, MemoryMazeData, MinecraftData, RoomsData, VoxelsData
 from rad_bench.data.episodes import Dataset, Episodes
 from rad_bench.data.recordings import Recordings
 from rad_bench.data.source import Source
@@ -20,6 +20,10 @@ def open_dataset(config: DataConfig) -> Dataset:
         from rad_bench.data.rooms import Rooms
 
         return Rooms(config)
+    if isinstance(config, VoxelsData):
+        from rad_bench.data.voxels.dataset import Voxels
+
+        return Voxels(config)
     same_view = None
     if isinstance(config, MinecraftData | ClipsData):
         same_view = (config.same_place, math.radians(config.same_heading))

@@ -3,8 +3,8 @@
 The explorer stands on the middle of a cell. In each frame it turns by 15 degrees, tilts its head by 15 degrees, or steps
 to the one of the eight cells around it that it faces most nearly, at most one unit up or down. A walk begins with a look
 around. After that it goes
-to one goal after another on shortest paths; half of the goals were visited, those visited longer ago more likely, and
-at a goal it often looks around. The seed and the ground decide the walk, so that it is the same in every engine.
+to one goal after another on shortest paths; most goals were visited, those visited longer ago more likely,
+and at a goal it often looks around. The seed and the ground decide the walk, so that it is the same in every engine.
 
 World axes: cell (i, j) covers x in [i, i + 1] and y in [j, j + 1]. Lengths are in cells, angles in radians.
 """
@@ -25,7 +25,7 @@ TURN = 2 * math.pi / HEADINGS
 TILTS = (-2, 1)  # lowest and highest tilt of the head, in turns
 CLIMB = 1.0  # highest step, up or down
 EYE = 1.62  # height of the eye above the ground
-RETURN_SHARE, LOOK_SHARE, TILT_SHARE = 0.5, 0.5, 0.4  # of goals: visited before, followed by a look around or a tilt
+RETURN_SHARE, LOOK_SHARE, TILT_SHARE = 0.6, 0.4, 0.5  # of goals: visited before, followed by a look around or a tilt
 HALF_TURN_SHARE = 0.4  # of looks around
 COMPASS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1))  # steps, 45 degrees apart
 Cell = tuple[int, int]
