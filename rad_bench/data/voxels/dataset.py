@@ -28,7 +28,7 @@ from rad_bench.data.voxels.walk import ACTIONS, HEADINGS, TURN, explore
 VERSIONS = (terrain.VERSION, textures.VERSION, cast.VERSION, walk.VERSION)  # part of the data's identity
 RAYS = (32, 32)  # rows and columns of the grid of rays that tells surfaces
 # First word of every random key, so that they never share a stream.
-TRAINING, HELD_OUT, PROBE, VALIDATION = 1, 2, 3, 4
+TRAINING, HELD_OUT, PROBE, VALIDATION, RECORDED = range(1, 6)
 PROBE_SIZE, PROBE_COLUMNS = 16, slice(6, 10)  # of the small views whose middle columns a probe is asked for
 
 
@@ -62,6 +62,11 @@ class Voxels:
 
     def _held_out_key(self, episode: int, frames: int) -> list[int]:
         return [VALIDATION if self.config.split == "validation" else HELD_OUT, episode, frames]
+
+    def recording(self, seed: int, episode: int, frames: int) -> Episodes:
+        """Return one episode to be stored as a recording, from a stream of its own."""
+        walk = self._walk([RECORDED, seed, episode, frames], frames)
+        return self._episodes([walk], [f"voxels/recorded/{seed}/{episode}"])
 
     def probe_clips(self, training: bool, count: int, frames: int) -> Episodes:
         """Return clips with probe targets: the colours that each heading shows from the clip's first place.
@@ -107,8 +112,10 @@ class Voxels:
         poses = np.stack([poses for _, _, poses in walks])
         one_hot = np.eye(ACTIONS, dtype=np.float32)[np.stack([actions for _, actions, _ in walks])]
         one_hot[:, 0] = 0  # no action led to the first frame
-        surfaces = np.stack([cast.faces(w.blocks, p, RAYS, self.config.fov) for w, p in zip(worlds, poses, strict=True)]
-                            ) if with_surfaces else np.zeros((*poses.shape[:2], 0), np.int64)
+        surfaces = np.zeros((*poses.shape[:2], 0), np.int64)
+        if with_surfaces:
+            seen = [cast.faces(world.blocks, path, RAYS, self.config.fov) for world, path in zip(worlds, poses)]
+            surfaces = np.stack(seen)
         pose = torch.from_numpy(poses)
         return Episodes(
             frames=torch.from_numpy(self._look(worlds, poses, self.config.size)),

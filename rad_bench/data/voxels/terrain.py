@@ -28,8 +28,8 @@ LEAVES = range(14, 17)
 DYES = range(17, 27)  # blocks of one bright colour
 BLOCKS = 27
 HILLS = 1.6  # deviation of the height, blocks
-CLEARING, SPREAD = 2.0, 6.0  # things stand at least so far from the middle, and about so much farther
-TREES, HUTS, PILLARS, RUGS = 16, 3, 30, 14  # tries; those that hit water, each other or the edge fail
+CLEARING, SPREAD = 2.5, 7.0  # things stand at least so far from the middle, and about so much farther
+TREES, HUTS, PILLARS, RUGS = 10, 4, 26, 14  # tries; those that hit water, each other or the edge fail
 Blocks = NDArray[np.uint8]
 
 
