@@ -159,9 +159,7 @@ class ClipsData(FilesData):
     same_heading: float = Field(20.0, gt=0, le=180, description="largest angle between them, degrees")
 
 
-DataConfig = Annotated[
-    RoomsData | VoxelsData | MemoryMazeData | MinecraftData | ClipsData, Field(discriminator="name")
-]
+DataConfig = Annotated[RoomsData | VoxelsData | MemoryMazeData | MinecraftData | ClipsData, Field(discriminator="name")]
 
 
 class TrunkConfig(Config):

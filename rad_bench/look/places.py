@@ -23,13 +23,17 @@ from rad_bench.data.maze_view import FOV, maze_surfaces
 from rad_bench.data.memory_maze import MemoryMazeFiles
 from rad_bench.data.recordings import Recordings
 from rad_bench.data.rooms import Room, Rooms
+from rad_bench.data.voxels import dataset as voxels
+from rad_bench.data.voxels import terrain, walk
+from rad_bench.data.voxels.dataset import Voxels
 from rad_bench.errors import UserError
 
-LEFT, RIGHT, FORWARD = "left", "right", "forward"
+LEFT, RIGHT, FORWARD, LOOK_UP, LOOK_DOWN = "left", "right", "forward", "look_up", "look_down"
 ITEMS = 20  # number of training recordings from which typical motions are computed
 STILL = 1e-3  # cells or radians; a smaller motion means that a wall stopped the agent
 MARGIN = 0.25  # smallest distance to a wall ahead in a maze, in cells
 WALL = [128, 128, 128]  # colour of maze walls on the floor plan
+NEARBY = slice(terrain.SIZE // 2 - 9, terrain.SIZE // 2 + 9)  # columns of a voxel world that the floor plan shows
 Floats = NDArray[np.floating]
 
 
@@ -68,6 +72,7 @@ class Place(Protocol):
 class Places:
     """The places of all held-out episodes of a run, and the keys that can be used there."""
 
+    kind: str  # what the page calls one of them
     keys: tuple[str, ...]
     of: list[Place]  # by episode
 
@@ -80,9 +85,11 @@ def open_places(run: RunConfig, dataset: Dataset) -> Places:
     frames = config.context + config.horizon
     if isinstance(dataset, Rooms):
         keys = (LEFT, RIGHT, FORWARD) if dataset.config.step else (LEFT, RIGHT)
-        return Places(
-            keys, [RoomPlace(dataset, dataset.room(e, frames, config.context)) for e in range(config.episodes)]
-        )
+        rooms = [dataset.room(e, frames, config.context) for e in range(config.episodes)]
+        return Places("room", keys, [RoomPlace(dataset, room) for room in rooms])
+    if isinstance(dataset, Voxels):
+        worlds = [VoxelPlace(dataset.place(e, frames)) for e in range(config.episodes)]
+        return Places("world", tuple(VoxelPlace.actions), list(worlds))
     if isinstance(dataset, Recordings) and dataset.source.kind == MemoryMazeFiles.kind:
         motions = typical_motions(dataset)
         layouts = [
@@ -92,15 +99,15 @@ def open_places(run: RunConfig, dataset: Dataset) -> Places:
         if motions and all(layout is not None for layout in layouts):
             stride = dataset.config.stride
             of = [MazePlace(layout, motions, stride) for layout in layouts if layout is not None]
-            return Places(tuple(motions), list(of))
+            return Places("maze", tuple(motions), list(of))
         raise UserError(
             f"play: data.path {dataset.config.path} holds no {'map of its mazes' if motions else 'single steps'}, so "
             "arrow keys cannot be mapped to motions. `rad-bench rollout` shows this run along its episodes' paths."
         )
     raise UserError(
         f"play: this run was trained on {run.data.name} recordings, whose motions (a mouse's turns, jumps, speeds) do "
-        "not map to single steps of arrow keys. `rad-bench rollout` shows it along its episodes' paths. Runs on rooms "
-        "and memory_maze can be played."
+        "not map to single steps of arrow keys. `rad-bench rollout` shows it along its episodes' paths. Runs on rooms, "
+        "voxels and memory_maze can be played."
     )
 
 
@@ -126,6 +133,36 @@ class RoomPlace:
 
     def plan(self) -> list[Shape]:
         return [Shape(points, colour, len(points) > 2) for points, colour in self.room.plan()]
+
+
+class VoxelPlace:
+    """A voxel world. Implements `Place`."""
+
+    actions: ClassVar = {
+        LEFT: walk.LEFT, RIGHT: walk.RIGHT, FORWARD: walk.FORWARD, LOOK_UP: walk.UP, LOOK_DOWN: walk.DOWN,
+    }  # fmt: skip
+
+    def __init__(self, place: voxels.Place) -> None:
+        self.place, self.fov = place, place.config.fov
+        self._one_hot = np.eye(walk.ACTIONS, dtype=np.float32)
+
+    def step(self, pose_P: Floats, key: str) -> tuple[Floats, Floats] | None:
+        action = self.actions[key]
+        pose = self.place.step(pose_P, action)
+        return None if pose is None else (self._one_hot[action], pose)
+
+    def surfaces(self, pose_P: Floats) -> NDArray[np.int64]:
+        return self.place.surfaces(pose_P[None])[0]
+
+    def look(self, pose_P: Floats) -> NDArray[np.uint8] | None:
+        return self.place.look(pose_P[None])[0] if self.place.contains(pose_P) else None
+
+    def plan(self) -> list[Shape]:
+        square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], float)
+        colours = self.place.plan()[NEARBY, NEARBY].astype(int)
+        return [
+            Shape(square + NEARBY.start + cell, colours[cell].tolist(), True) for cell in np.ndindex(colours.shape[:2])
+        ]
 
 
 class MazePlace:

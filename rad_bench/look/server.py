@@ -83,6 +83,7 @@ class Walks:
             "folder": str(trained.folder.path),
             "episode": episode,
             "episodes": world.episodes,
+            "kind": world.places.kind,
             "keys": world.places.keys,
             "frames_per_step": trained.run.config.trunk.frames_per_step,
             "has_memory": world.has_memory,

@@ -113,10 +113,8 @@ def look(blocks: Blocks, world_T: Ints, poses_T5: NDArray[np.float64], size: int
     return frames
 
 
-def faces(
-    blocks: Blocks, poses_T5: NDArray[np.float64], grid: tuple[int, int], fov: float
-) -> NDArray[np.int64]:
-    """Return which face each of a grid of rays of one world meets, -1 for the sky and for what the haze hides. [T, R]"""
+def faces(blocks: Blocks, poses_T5: NDArray[np.float64], grid: tuple[int, int], fov: float) -> NDArray[np.int64]:
+    """Return which face each of a grid of rays of one world meets, -1 for the sky and what haze hides. [T, R]"""
     _, _, hits = _cast(blocks[None], np.zeros(len(poses_T5), np.int32), poses_T5, grid, fov)
     face = np.where((hits.block == OUT) | (hits.distance >= FAR), -1, hits.cell.astype(np.int64) * 6 + hits.face)
     return face.reshape(len(poses_T5), -1)

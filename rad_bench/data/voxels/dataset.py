@@ -30,6 +30,7 @@ RAYS = (32, 32)  # rows and columns of the grid of rays that tells surfaces
 # First word of every random key, so that they never share a stream.
 TRAINING, HELD_OUT, PROBE, VALIDATION, RECORDED = range(1, 6)
 PROBE_SIZE, PROBE_COLUMNS = 16, slice(6, 10)  # of the small views whose middle columns a probe is asked for
+Walk = tuple[World, NDArray[np.int64], NDArray[np.float64]]  # with actions [T] and poses [T, 5]
 
 
 class Voxels:
@@ -56,12 +57,13 @@ class Voxels:
 
         Episode e depends only on e and the number of frames.
         """
-        walks = [self._walk(self._held_out_key(e, frames), frames) for e in range(episodes)]
+        walks = [self._held_out_walk(e, frames) for e in range(episodes)]
         split = self.config.split.replace("_", "-")
         return self._episodes(walks, [f"voxels/{split}/{e}" for e in range(episodes)], with_surfaces=True)
 
-    def _held_out_key(self, episode: int, frames: int) -> list[int]:
-        return [VALIDATION if self.config.split == "validation" else HELD_OUT, episode, frames]
+    def place(self, episode: int, frames: int) -> Place:
+        """Return the world of an episode of `held_out`, in which the caller can walk freely."""
+        return Place(self._held_out_walk(episode, frames)[0], self.config)
 
     def recording(self, seed: int, episode: int, frames: int) -> Episodes:
         """Return one episode to be stored as a recording, from a stream of its own."""
@@ -89,8 +91,12 @@ class Voxels:
         hidden = Hidden(torch.from_numpy(colours.reshape(count, -1)), torch.from_numpy(np.repeat(known, 3, 1)))
         return replace(clips, hidden={"colours around": hidden})
 
-    def _walk(self, key: Sequence[int], frames: int) -> tuple[World, NDArray[np.int64], NDArray[np.float64]]:
-        """Return the world of a random key, with the actions [T] and poses [T, 5] of the walk in it."""
+    def _held_out_walk(self, episode: int, frames: int) -> Walk:
+        stream = VALIDATION if self.config.split == "validation" else HELD_OUT
+        return self._walk([stream, episode, frames], frames)
+
+    def _walk(self, key: Sequence[int], frames: int) -> Walk:
+        """Return the world and the walk of a random key."""
         rng = np.random.default_rng(list(key))
         world = make_world(rng)
         return world, *explore(rng, world.ground, world.start, frames)
@@ -104,7 +110,7 @@ class Voxels:
 
     def _episodes(
         self,
-        walks: Sequence[tuple[World, NDArray[np.int64], NDArray[np.float64]]],
+        walks: Sequence[Walk],
         names: Sequence[str],
         with_surfaces: bool = False,
     ) -> Episodes:
@@ -114,7 +120,7 @@ class Voxels:
         one_hot[:, 0] = 0  # no action led to the first frame
         surfaces = np.zeros((*poses.shape[:2], 0), np.int64)
         if with_surfaces:
-            seen = [cast.faces(world.blocks, path, RAYS, self.config.fov) for world, path in zip(worlds, poses)]
+            seen = [cast.faces(w.blocks, path, RAYS, self.config.fov) for w, path in zip(worlds, poses, strict=True)]
             surfaces = np.stack(seen)
         pose = torch.from_numpy(poses)
         return Episodes(
@@ -125,3 +131,43 @@ class Voxels:
             surfaces=torch.from_numpy(surfaces),
             names=tuple(names),
         )
+
+
+class Place:
+    """One world: moves a pose by an action, draws the view from a pose, and shows what lies around from above."""
+
+    def __init__(self, world: World, config: VoxelsData) -> None:
+        self.world, self.config = world, config
+
+    def step(self, pose_5: NDArray[np.floating], action: int) -> NDArray[np.float64] | None:
+        """Return the pose after an action, bit for bit as in episodes; None if it is not possible."""
+        return walk.step(self.world.ground, pose_5, action)
+
+    def look(self, poses_T5: NDArray[np.floating]) -> NDArray[np.uint8]:
+        """Return the views from poses in the open, [T, 3, size, size]."""
+        numbers = np.zeros(len(poses_T5), np.int32)
+        return cast.look(self.world.blocks[None], numbers, poses_T5, self.config.size, self.config.fov)
+
+    def surfaces(self, poses_T5: NDArray[np.floating]) -> NDArray[np.int64]:
+        """Return which face each ray meets, [T, R], as in episodes."""
+        return cast.faces(self.world.blocks, poses_T5, RAYS, self.config.fov)
+
+    def contains(self, pose_5: NDArray[np.floating]) -> bool:
+        """Return whether a pose lies within the world and outside its blocks."""
+        cell = np.floor(np.asarray(pose_5)[[0, 1, 3]]).astype(int)
+        inside = (cell >= 0).all() and (cell < self.world.blocks.shape).all()
+        return bool(inside and self.world.blocks[tuple(cell)] == terrain.AIR)
+
+    def plan(self) -> NDArray[np.uint8]:
+        """Return the colours of the columns [x, y, 3] from above, the brighter the higher."""
+        return terrain_map(self.world.blocks)
+
+
+def terrain_map(blocks: terrain.Blocks) -> NDArray[np.uint8]:
+    """Return the colour of the highest block of each column of a world, [x, y, 3]; higher ones are brighter."""
+    solid = blocks > terrain.OUT
+    height = np.where(solid, np.arange(blocks.shape[2]), 0).max(2)
+    top = np.take_along_axis(blocks, height[..., None], 2)[..., 0]
+    colour = textures.textures()[-1, top, textures.TOP, 0, 0]
+    light = np.clip(0.55 + 0.05 * height, 0, 1)[..., None]
+    return (colour * light).astype(np.uint8)

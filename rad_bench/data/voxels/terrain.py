@@ -1,8 +1,8 @@
 """Terrain of blocks: hills, water, patches of ground, trees, huts, and coloured landmarks around the arena of a walk.
 
-A world is a small array of blocks [x, y, z], z up, with a border of `OUT` on all sides, where rays end. The walker stays
-in the arena, a disc around the middle; what lies farther is only seen. There are many landmarks, because open grass
-looks the same from everywhere.
+A world is a small array of blocks [x, y, z], z up, with a border of `OUT` on all sides, where rays end. The walker
+stays in the arena, a disc around the middle; what lies farther is only seen. There are many landmarks, because open
+grass looks the same from everywhere.
 """
 
 from __future__ import annotations

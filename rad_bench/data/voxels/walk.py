@@ -1,10 +1,10 @@
 """An explorer of uneven ground: it looks around, goes out, and comes back, so that its walks test a memory.
 
-The explorer stands on the middle of a cell. In each frame it turns by 15 degrees, tilts its head by 15 degrees, or steps
-to the one of the eight cells around it that it faces most nearly, at most one unit up or down. A walk begins with a look
-around. After that it goes
-to one goal after another on shortest paths; most goals were visited, those visited longer ago more likely,
-and at a goal it often looks around. The seed and the ground decide the walk, so that it is the same in every engine.
+The explorer stands on the middle of a cell. In each frame it turns by 15 degrees, tilts its head by 15 degrees, or
+steps to the one of the eight cells around it that it faces most nearly, at most one unit up or down. A walk begins with
+a look around. After that it goes to one goal after another on shortest paths. Most goals were visited before, those
+visited longer ago more likely, and at a goal it often looks around. The seed and the ground decide the walk, so that it
+is the same in every engine.
 
 World axes: cell (i, j) covers x in [i, i + 1] and y in [j, j + 1]. Lengths are in cells, angles in radians.
 """
