@@ -125,8 +125,9 @@ def desk(once, tmp_path):
     def fill(folder):
         shutil.copytree(ROOT / "sweeps", folder / "sweeps")
         shutil.copytree(ROOT / "examples", folder / "examples")
-        autoencoder = "results/reference/memory_maze/autoencoder"
-        shutil.copytree(ROOT / autoencoder, folder / autoencoder)
+        for world in ("memory_maze", "voxels"):
+            autoencoder = f"results/reference/{world}/autoencoder"
+            shutil.copytree(ROOT / autoencoder, folder / autoencoder)
         argv, environment = command()
         (folder / "bin").mkdir()
         (folder / "bin" / "rad-bench").write_text(f'#!/bin/sh\nexec {" ".join(argv)} "$@"\n')

@@ -23,7 +23,7 @@ COLOURS = {
         (240, 130, 30), (40, 190, 196), (236, 110, 180),
     ), strict=True)),
 }  # fmt: skip
-GRAIN = {**dict.fromkeys(t.LEAVES, 0.25), **dict.fromkeys(t.DYES, 0.05), t.WATER: 0.06, t.SNOW: 0.04}
+GRAIN = {**dict.fromkeys(t.LEAVES, 0.12), **dict.fromkeys(t.DYES, 0.02), t.WATER: 0.03, t.SNOW: 0.02}
 SEED = 7
 
 
@@ -36,7 +36,7 @@ def textures() -> NDArray[np.float32]:
     rng = np.random.default_rng(SEED)
     fine = np.zeros((t.BLOCKS, 3, TEXELS, TEXELS, 3))
     for block, colour in COLOURS.items():
-        grain = 1 + GRAIN.get(block, 0.1) * rng.standard_normal((3, TEXELS, TEXELS, 1))
+        grain = 1 + GRAIN.get(block, 0.05) * rng.standard_normal((3, TEXELS, TEXELS, 1))
         fine[block] = np.array(colour) * grain
     rims = rng.integers(2, 6, (len(t.GROUNDS), TEXELS))
     for block, rim in zip(t.GROUNDS, rims, strict=True):
