@@ -17,11 +17,14 @@ from rad_bench.evaluation.evaluate import reach
 from rad_bench.evaluation.interventions import roll_out
 from rad_bench.evaluation.revisits import classify_task
 from rad_bench.look import session as sessions
-from rad_bench.look.places import follow, open_places, relative_to, typical_motions
+from rad_bench.look.places import VoxelPlace, follow, open_places, relative_to, typical_motions
 from rad_bench.look.session import Session, Shown, World
 from tests.runs import TINY, shaken
 
-KEYS = {rooms.LEFT: "left", rooms.RIGHT: "right", rooms.FORWARD: "forward"}
+KEYS = {
+    "rooms": {rooms.LEFT: "left", rooms.RIGHT: "right", rooms.FORWARD: "forward"},
+    "voxels": {action: key for key, action in VoxelPlace.actions.items()},
+}
 CONTEXT, HORIZON = TINY["evaluation"]["context"], TINY["evaluation"]["horizon"]
 ROUND = 8  # headings of `rotation`
 
@@ -33,7 +36,8 @@ def world(**sections: Any) -> World:
 
 def own_way(of: World, episode: int) -> list[str]:
     """The keys that the episode itself pressed after its context."""
-    return [KEYS[int(action)] for action in of.task.actions[episode, CONTEXT:].argmax(-1)]
+    keys = KEYS[of.trained.run.config.data.name]
+    return [keys[int(action)] for action in of.task.actions[episode, CONTEXT:].argmax(-1)]
 
 
 def walk(session: Session, keys: list[str]) -> list[Shown]:
@@ -52,8 +56,9 @@ def same(first: list[Shown], second: list[Shown]) -> bool:
         {"data": {"preset": "walking"}, "trunk": {"motion": "egomotion"}, "memory": "attention"},
         {"trunk": {"motion": "action"}, "evaluation": {"batch": 1, "tasks": ("continuation",)}},
         {"trunk": {"frames_per_step": 2, "window": 2}, "memory": "none"},
+        {"data": {"name": "voxels", "size": 16}},
     ],
-    ids=["pose", "walking", "egomotion", "action", "chunks"],
+    ids=["pose", "walking", "egomotion", "action", "chunks", "voxels"],
 )
 def test_an_episodes_own_way_shows_what_was_scored_to_the_bit(sections: dict[str, Any]) -> None:
     place = world(**sections)
