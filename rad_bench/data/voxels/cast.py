@@ -29,7 +29,7 @@ HORIZON, ZENITH, ABYSS = (206, 224, 240), (92, 150, 226), (150, 176, 204)  # col
 TINY = np.float32(1e-9)
 _TEXELS = textures()
 _FLAT = [np.ascontiguousarray(_TEXELS[..., channel].ravel()) for channel in range(3)]
-_LEVEL_ENDS = np.float32([1 / TEXELS * 2**level for level in range(LEVELS - 1)])  # a pixel's side, blocks
+_LEVEL_ENDS = np.array([1 / TEXELS * 2**level for level in range(LEVELS - 1)], np.float32)  # a pixel's side, blocks
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
@@ -94,9 +94,10 @@ def meet_blocks(blocks: Blocks, first: Ints, start_N3: Floats, ray_N3: Floats) -
         tz += az * by_z
         if len(ended):
             moving = np.flatnonzero(block == AIR)
-            number, at, sx, sy, sz, ax, ay, az, tx, ty, tz = (
-                array[moving] for array in (number, at, sx, sy, sz, ax, ay, az, tx, ty, tz)
-            )
+            number, at = number[moving], at[moving]
+            sx, sy, sz = sx[moving], sy[moving], sz[moving]
+            ax, ay, az = ax[moving], ay[moving], az[moving]
+            tx, ty, tz = tx[moving], ty[moving], tz[moving]
     np.subtract(hits.cell, first, out=hits.cell)
     return hits
 
