@@ -44,7 +44,7 @@ class Hits:
     distance: Floats  # [N]
 
 
-def directions(poses_T5: NDArray[np.float64], rows: int, columns: int, fov: float) -> Floats:
+def directions(poses_T5: NDArray[np.floating], rows: int, columns: int, fov: float) -> Floats:
     """Return the unit vectors of a view's rays, top left first, [T, rows, columns, 3]; `fov` is across, in degrees."""
     spread = math.tan(math.radians(fov) / 2)
     left = (-((np.arange(columns) + 0.5) / columns * 2 - 1) * spread)[None, None]
@@ -102,7 +102,7 @@ def meet_blocks(blocks: Blocks, first: Ints, start_N3: Floats, ray_N3: Floats) -
     return hits
 
 
-def look(blocks: Blocks, world_T: Ints, poses_T5: NDArray[np.float64], size: int, fov: float) -> NDArray[np.uint8]:
+def look(blocks: Blocks, world_T: Ints, poses_T5: NDArray[np.floating], size: int, fov: float) -> NDArray[np.uint8]:
     """Return views of worlds `blocks` [B, ...]; frame t is in world `world_T[t]`. [T, 3, size, size]"""
     frames = np.empty((len(poses_T5), 3, size, size), np.uint8)
     each = max(1, RAYS_AT_ONCE // size**2)
@@ -114,7 +114,7 @@ def look(blocks: Blocks, world_T: Ints, poses_T5: NDArray[np.float64], size: int
     return frames
 
 
-def faces(blocks: Blocks, poses_T5: NDArray[np.float64], grid: tuple[int, int], fov: float) -> NDArray[np.int64]:
+def faces(blocks: Blocks, poses_T5: NDArray[np.floating], grid: tuple[int, int], fov: float) -> NDArray[np.int64]:
     """Return which face each of a grid of rays of one world meets, -1 for the sky and what haze hides. [T, R]"""
     _, _, hits = _cast(blocks[None], np.zeros(len(poses_T5), np.int32), poses_T5, grid, fov)
     face = np.where((hits.block == OUT) | (hits.distance >= FAR), -1, hits.cell.astype(np.int64) * 6 + hits.face)
@@ -122,7 +122,7 @@ def faces(blocks: Blocks, poses_T5: NDArray[np.float64], grid: tuple[int, int], 
 
 
 def _cast(
-    blocks: Blocks, world_T: Ints, poses_T5: NDArray[np.float64], grid: tuple[int, int], fov: float
+    blocks: Blocks, world_T: Ints, poses_T5: NDArray[np.floating], grid: tuple[int, int], fov: float
 ) -> tuple[Floats, Floats, Hits]:
     ray = directions(poses_T5, *grid, fov).reshape(-1, 3)
     rays = grid[0] * grid[1]
