@@ -46,7 +46,7 @@ SMALLER = (  # what is asked for, and what is run instead
     (r"^(rad-bench sweep \S+)", rf"\1{FEW}"),
     (r"^(rad-bench sweep (?:(?!seed=).)*)$", r"\1 --only seed=0"),
     (r"--out (here|there)", r"--only memory=none --out \1"),
-    (r"(sweeps/memory_maze.yaml)", r"\1 --only memory=none"),
+    (r"(sweeps/(?:memory_maze|voxels).yaml)", r"\1 --only memory=none"),
     (r"(--set name=mine)", r"\1 --only memory=examples/gru_block.py:GRU"),
     (r"--episodes 256 --steps 500", "--episodes 3 --steps 60"),
     (

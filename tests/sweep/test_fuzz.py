@@ -86,7 +86,7 @@ def whole_tree(path):
     """A sweep file with what it extends, by the embedded world, so that mutants get as far as a plan."""
     tree = load_sweep(path).model_dump(mode="json")
     data = tree["run"].get("data", {})
-    if data.get("name") == "memory_maze":
+    if data.get("name") in ("memory_maze", "voxels"):
         tree["run"] |= {"data": {"name": "rooms", "size": 16}, "autoencoder": {"name": "none"}}
     return tree
 

@@ -35,7 +35,7 @@ MISTAKES = {
     "value of a wrong type": (GOOD.replace("width: 16", "width: wide"), "run.trunk.width", "integer"),
     "impossible value": (GOOD.replace("width: 16", "width: 18"), "run.trunk", "multiple of 4"),
     "impossible patch": (GOOD.replace("patch: 8", "patch: 7"), "trunk.patch 7", "16 x 16"),
-    "unknown data": (GOOD.replace("rooms", "room"), "run.data", "'rooms', 'memory_maze'"),
+    "unknown data": (GOOD.replace("rooms", "room"), "run.data", "'rooms', 'voxels', 'memory_maze'"),
     "missing data": (GOOD.replace("rooms, size: 16", "memory_maze, path: nowhere"), "nowhere", "does not exist"),
     "broken YAML": (GOOD + "launch: {a: [}\n", "line 9", "not valid YAML"),
     "key given twice": (GOOD + "name: other\n", "line 9", "given twice"),
