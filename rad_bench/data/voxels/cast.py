@@ -87,8 +87,9 @@ def meet_blocks(blocks: Blocks, first: Ints, start_N3: Floats, ray_N3: Floats) -
         if len(ended):
             done = number[ended]
             hits.block[done], hits.cell[done], hits.distance[done] = block[ended], at[ended], distance[ended]
-            side = np.where(by_x, sx > 0, np.where(by_y, sy > 0, sz > 0))
-            hits.face[done] = np.where(by_z, 5, np.where(by_x, 1, 3))[ended] - side[ended]
+            up, across = by_z[ended], by_x[ended]
+            forth = np.where(up, sz[ended], np.where(across, sx[ended], sy[ended])) > 0
+            hits.face[done] = np.where(up, 5, np.where(across, 1, 3)) - forth
         tx += ax * by_x
         ty += ay * by_y
         tz += az * by_z
