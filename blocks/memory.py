@@ -104,6 +104,18 @@ class MemoryBlock(nn.Module, ABC):
         y_SKD, _ = self.step(x_STKD.flatten(0, 1), folded)
         return y_SKD.unflatten(0, (S, T))
 
+    def remember(
+        self, clean_STKD: Tensor, noisy_SQKD: Tensor | None, state: State
+    ) -> tuple[Tensor, Tensor | None, State]:
+        """Write clean frames, and let noisy ones, if any, read: `prefetch` and `retrieve` in one, as the trunk needs.
+
+        Return what clean and noisy frames read, and the new state. Override it where the memory before each of the
+        frames is too large to be kept.
+        """
+        prefetched = self.prefetch(clean_STKD, state)
+        y_noisy = None if noisy_SQKD is None else self.retrieve(noisy_SQKD, prefetched)
+        return prefetched.y_STKD, y_noisy, prefetched.state
+
     def path(self, device: torch.device, dtype: torch.dtype) -> Path:
         """Return the implementation for tensors of this device and type. Override it if a block has several."""
         own, base = type(self), MemoryBlock

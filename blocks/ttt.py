@@ -19,7 +19,8 @@ are two forms:
               convolutions' tail, [S, 3, H * P]. Left out: positions within the mini-batch, and learned shares of
               its tokens in the step, as their number is the trunk's.
 
-The gradient of the inner loss is written by hand (`fast/ttt.py`).
+The gradient of the inner loss is written by hand (`fast/ttt.py`). Training keeps the weights before every frame where
+they are few, and otherwise goes back through them (`fast/replay.py`): the same, but for rounding of the gradient.
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolve_clip
-from rad_bench.blocks.fast.ttt import Gradient, inner_model, loss_gradient, model_after_each_token
-from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
+from rad_bench.blocks.fast.replay import Tensors, replay
+from rad_bench.blocks.fast.ttt import Gradient, descend, inner_model, loss_gradient, model_after_each_token
+from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision, state_bytes
 from rad_bench.blocks.start import Form, start_as_conv1d, starts_tied, tie_queries
+
+KEPT = 1 << 28  # bytes of weights, of all frames and sequences, that a backward pass may keep
 
 
 class TTT(MemoryBlock):
@@ -42,6 +46,7 @@ class TTT(MemoryBlock):
 
     size_option = "head_dim"
     fine_option = "heads"
+    chunk = 1  # frames that share a step
 
     def __init__(
         self,
@@ -96,7 +101,7 @@ class TTT(MemoryBlock):
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
         x_STKD, (tail, weights) = x_SKD[:, None], self._parts(state)
         (q, k, v, eta), _, tail = self._clean(x_STKD, tail)
-        recalled, weights = self._frame(q[:, 0], k[:, 0], v[:, 0], eta[:, 0], weights)
+        recalled, weights, _ = self._write((q[:, 0], k[:, 0], v[:, 0], eta[:, 0]), weights, self._norm())
         return self._finish(self._normed(q, recalled[:, None]), x_STKD)[:, 0], (*tail, *weights)
 
     def read(self, x_SKD: Tensor, state: State) -> Tensor:
@@ -112,26 +117,50 @@ class TTT(MemoryBlock):
         tail, weights = self._parts(state)
         (q, k, v, eta), tails, tail = self._clean(x_STKD, tail)
         memory, recalled = [], []
-        for q_t, k_t, v_t, eta_t in zip(*(tensor.unbind(1) for tensor in (q, k, v, eta)), strict=True):
+        for frame in zip(*(tensor.unbind(1) for tensor in (q, k, v, eta)), strict=True):
             memory.append(weights)
-            read, weights = self._frame(q_t, k_t, v_t, eta_t, weights)
+            read, weights, _ = self._write(frame, weights, self._norm())
             recalled.append(read)
         y_STKD = self._finish(self._normed(q, torch.stack(recalled, 1)), x_STKD)
         return Prefetched(y_STKD, (memory, tails), (*tail, *weights))
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
         memory, tails = prefetched.memory
-        memory = memory[-x_STKD.shape[1] :]
-        if self.form == "adapted":
-            q = self._queries(x_STKD)
-            recalled = [inner_model(q_t, weights)[0] for q_t, weights in zip(q.unbind(1), memory, strict=True)]
-        else:
-            u, v = self.qkv(x_STKD).chunk(2, -1)
-            qk = convolve_apart(torch.cat([u, u], -1), tails, self.conv_weight, self.conv_bias)
-            q, *written = self._project(torch.cat([qk, v], -1), x_STKD)
-            frames = zip(*(tensor.unbind(1) for tensor in (q, *written)), memory, strict=True)
-            recalled = [self._frame(*frame)[0] for frame in frames]
+        q, *own = self._reading(x_STKD, tails)
+        frames = zip(*(tensor.unbind(1) for tensor in (q, *own)), strict=True)
+        pairs = zip(frames, memory[-x_STKD.shape[1] :], strict=True)
+        recalled = [self._read(frame, weights, self._norm()) for frame, weights in pairs]
         return self._finish(self._normed(q, torch.stack(recalled, 1)), x_STKD)
+
+    def remember(
+        self, clean_STKD: Tensor, noisy_SQKD: Tensor | None, state: State
+    ) -> tuple[Tensor, Tensor | None, State]:
+        if not too_large(self._parts(state)[1], clean_STKD.shape[1]):
+            return super().remember(clean_STKD, noisy_SQKD, state)
+        return self._replay(clean_STKD, noisy_SQKD, state)
+
+    def _replay(
+        self, clean_STKD: Tensor, noisy_SQKD: Tensor | None, state: State
+    ) -> tuple[Tensor, Tensor | None, State]:
+        """Do as `remember` with whole chunks of frames, which have one step each."""
+        tail, weights = self._parts(state)
+        T, K, chunk = *clean_STKD.shape[1:3], self.chunk
+        written, tails, tail = self._clean(clean_STKD, tail)
+        clean = _in_chunks(written, [chunk] * (T // chunk))
+        reading: Tensors = ()
+        noisy: list[Tensors] = [()] * len(clean)
+        if noisy_SQKD is not None:
+            reading = self._reading(noisy_SQKD, tails)
+            first = T - noisy_SQKD.shape[1]
+            sizes = [min(max(end - first, 0), chunk) for end in range(chunk, T + 1, chunk)]
+            noisy[sizes.count(0) :] = _in_chunks(reading, [size for size in sizes if size])
+        recalled, reread, weights = replay(self._write, self._read, clean, noisy, weights, self._norm())
+
+        def finished(q: Tensor, reads: list[Tensor], x_STKD: Tensor) -> Tensor:
+            return self._finish(self._normed(q, torch.cat([as_frames(part, K) for part in reads], 1)), x_STKD)
+
+        y_SQKD = None if noisy_SQKD is None else finished(reading[0], reread, noisy_SQKD)
+        return finished(written[0], recalled, clean_STKD), y_SQKD, (*tail, *weights)
 
     def _parts(self, state: State) -> tuple[State, State]:
         """Return the tail, if there is one, and the inner model's parameters."""
@@ -146,6 +175,15 @@ class TTT(MemoryBlock):
         twice = torch.cat([u, u], -1), torch.cat([*tail, *tail], -1)
         qk, tails, last = convolve_clip(*twice, self.conv_weight, self.conv_bias)
         return self._project(torch.cat([qk, v], -1), x_STKD), tails, (last[..., : u.shape[-1]],)
+
+    def _reading(self, x_SQKD: Tensor, tails_STJC: Tensor | None) -> Tensors:
+        """Return what frames that do not write need for `_read`: q, and in the paper's form also k, v and eta."""
+        if self.form == "adapted":
+            return (self._queries(x_SQKD),)
+        assert tails_STJC is not None  # the paper's form has a convolution
+        u, v = self.qkv(x_SQKD).chunk(2, -1)
+        qk = convolve_apart(torch.cat([u, u], -1), tails_STJC, self.conv_weight, self.conv_bias)
+        return self._project(torch.cat([qk, v], -1), x_SQKD)
 
     def _project(self, qkv: Tensor, x_STKD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return q, k, v as [S, T, H, K, P] and the rates eta / K as [S, T, H, K, 1]."""
@@ -166,24 +204,22 @@ class TTT(MemoryBlock):
             out = F.layer_norm(out, out.shape[-1:]) * self.norm_scale + self.norm_shift
         return q + out
 
-    def _norm(self) -> tuple[Tensor, Tensor] | None:
-        return (self.norm_scale, self.norm_shift) if self.inner_norm else None
+    def _norm(self) -> Tensors:
+        return (self.norm_scale, self.norm_shift) if self.inner_norm else ()
 
-    def _frame(self, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> tuple[Tensor, State]:
-        """Return what a frame reads, before the norm, and the weights after it; eta [S, H, K, 1], rest [S, H, K, P]."""
+    def _write(self, frame: Tensors, weights: State, norm: Tensors) -> tuple[Tensor, State, Gradient]:
+        """Take one step on a frame's q, k, v [S, H, K, P] and eta [S, H, K, 1].
+
+        Return what it reads, before the norm, the weights after it, and the gradient's factors.
+        """
+        q, k, v, eta = frame
         if self.form == "adapted":
-            return inner_model(q, weights)[0], self._write(k, v, eta, weights)
-        return self._write_and_read(q, k, v, eta, weights)
+            return inner_model(q, weights)[0], *_step(k, v, eta, weights, norm)
+        return _step_and_read(q, k, v, eta, weights, norm)
 
-    @in_full_precision
-    def _write(self, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> State:
-        """Take one gradient step on a frame; k, v [S, H, K, P], eta [S, H, K, 1]."""
-        return _descend(weights, loss_gradient(k, v, eta, weights, self._norm()))
-
-    @in_full_precision
-    def _write_and_read(self, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> tuple[Tensor, State]:
-        gradient = loss_gradient(k, v, eta, weights, self._norm())
-        return model_after_each_token(q, weights, gradient), _descend(weights, gradient)
+    def _read(self, frame: Tensors, weights: State, norm: Tensors) -> Tensor:
+        """Return what a frame reads that does not write, before the norm."""
+        return inner_model(frame[0], weights)[0] if self.form == "adapted" else _step_and_read(*frame, weights, norm)[0]
 
     def _finish(self, y_STHKP: Tensor, x_STKD: Tensor) -> Tensor:
         y = y_STHKP.transpose(2, 3).flatten(3)
@@ -193,11 +229,35 @@ class TTT(MemoryBlock):
         return self.output(y * F.gelu(self.open(x_STKD), approximate="tanh"))
 
 
-def _descend(weights: State, gradient: Gradient) -> State:
-    """Return the inner model's parameters after one step."""
-    written: State = ()
-    for layer, (inputs, error) in enumerate(gradient):
-        weight, bias = weights[2 * layer : 2 * layer + 2]
-        factors = (tensor.flatten(0, 1) for tensor in (weight, inputs.transpose(-1, -2), error))
-        written += torch.baddbmm(*factors, alpha=-1).view_as(weight), bias - error.sum(-2, keepdim=True)
-    return written
+def as_one_frame(x_STHKP: Tensor) -> Tensor:
+    """Join the tokens of all T frames: [S, H, T * K, P]."""
+    return x_STHKP.transpose(1, 2).flatten(2, 3)
+
+
+def as_frames(x_SHLP: Tensor, K: int) -> Tensor:
+    """Divide tokens into frames of K again: [S, T, H, K, P]."""
+    return x_SHLP.unflatten(2, (-1, K)).transpose(1, 2)
+
+
+def _in_chunks(tensors: Tensors, frames: list[int]) -> list[Tensors]:
+    """Divide tensors [S, T, ...] into chunks of so many frames, each as one frame."""
+    return list(zip(*([as_one_frame(part) for part in x.split(frames, 1)] for x in tensors), strict=True))
+
+
+def too_large(weights: State, count: int) -> bool:
+    """Return whether so many times the weights are too much to be kept for the backward pass."""
+    return count * state_bytes(weights) > KEPT
+
+
+@in_full_precision
+def _step(k: Tensor, v: Tensor, eta: Tensor, weights: State, norm: Tensors) -> tuple[State, Gradient]:
+    gradient = loss_gradient(k, v, eta, weights, norm)
+    return descend(weights, gradient), gradient
+
+
+@in_full_precision
+def _step_and_read(
+    q: Tensor, k: Tensor, v: Tensor, eta: Tensor, weights: State, norm: Tensors
+) -> tuple[Tensor, State, Gradient]:
+    gradient = loss_gradient(k, v, eta, weights, norm)
+    return model_after_each_token(q, weights, gradient), descend(weights, gradient), gradient

@@ -6,7 +6,8 @@
 Inner model, loss and rate are those of `ttt` in its adapted form; `chunk: 1` is `ttt`. A frame does not see the other
 frames of its chunk; the trunk's attention window sees them if it is as long. All frames of a chunk are written and read
 at once. The paper's own inner model and optimiser (SwiGLU, Muon) are not here.
-The state is W and G, each the inner model's parameters [S, H, ...], and the number of frames in G, [S].
+The state is W and G, each the inner model's parameters [S, H, ...], and the number of frames in G. It is the length of
+an empty tensor [S, frames, 0], because the host has to know it, and reading a number from a GPU waits for the GPU.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor
 
 from rad_bench.blocks.fast.ttt import inner_model, loss_gradient
-from rad_bench.blocks.memory import Prefetched, State, in_full_precision, map_state
-from rad_bench.blocks.ttt import TTT
+from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision, map_state
+from rad_bench.blocks.ttt import TTT, as_frames, as_one_frame, too_large
 
 
 class ChunkTTT(TTT):
@@ -42,68 +43,77 @@ class ChunkTTT(TTT):
 
     def initial_state(self, sequences: int) -> State:
         weights = super().initial_state(sequences)
-        written = torch.zeros(sequences, dtype=torch.int64, device=weights[0].device)
-        return weights, map_state(torch.zeros_like, weights), written
+        return weights, map_state(torch.zeros_like, weights), self.zeros(sequences, 0, 0)
 
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
-        weights, gradient, written = state
+        weights, *sums = state
         x_STKD = x_SKD[:, None]
         q, k, v, eta = self._project(self.qkv(x_STKD), x_STKD)
         y_SKD = self._finish(self._normed(q, inner_model(q[:, 0], weights)[0][:, None]), x_STKD)[:, 0]
-        return y_SKD, self._add(self._sum(k, v, eta, weights), 1, weights, gradient, written)
+        return y_SKD, self._add(self._sum(k, v, eta, weights), 1, weights, *sums)
 
     def read(self, x_SKD: Tensor, state: State) -> Tensor:
         return super().read(x_SKD, state[0])
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
-        weights, gradient, written = state
         q, k, v, eta = self._project(self.qkv(x_STKD), x_STKD)
         T, first = x_STKD.shape[1], 0
         memory: list[State] = []
         while first < T:
-            # Sequences of a batch may be at different places in their chunks. Stop where the first of them ends.
-            last = min(first + self.chunk - int(written.max()), T)
+            weights, gradient, counted = state
+            last = min(first + self.chunk - counted.shape[1], T)
             memory += [weights] * (last - first)
             added = self._sum(k[:, first:last], v[:, first:last], eta[:, first:last], weights)
-            weights, gradient, written = self._add(added, last - first, weights, gradient, written)
+            state = self._add(added, last - first, weights, gradient, counted)
             first = last
-        return Prefetched(self._finish(self._read(q, memory), x_STKD), memory, (weights, gradient, written))
+        return Prefetched(self._finish(self._read_all(q, memory), x_STKD), memory, state)
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
-        return self._finish(self._read(self._queries(x_STKD), prefetched.memory[-x_STKD.shape[1] :]), x_STKD)
+        return self._finish(self._read_all(self._queries(x_STKD), prefetched.memory[-x_STKD.shape[1] :]), x_STKD)
 
-    def _read(self, q: Tensor, memory: list[State]) -> Tensor:
+    def remember(
+        self, clean_STKD: Tensor, noisy_SQKD: Tensor | None, state: State
+    ) -> tuple[Tensor, Tensor | None, State]:
+        weights, gradient, counted = state
+        T, chunk = clean_STKD.shape[1], self.chunk
+        if not too_large(weights, T // chunk):
+            return MemoryBlock.remember(self, clean_STKD, noisy_SQKD, state)
+        cut = chunk - counted.shape[1] if counted.shape[1] else T - T % chunk
+        if cut >= T:
+            y_STKD, y_SQKD, weights = self._replay(clean_STKD, noisy_SQKD, weights)
+            return y_STKD, y_SQKD, (weights, gradient, counted)
+        # First the frames up to the first end of a chunk, or the last.
+        early, late = None, noisy_SQKD
+        if late is not None and (count := late.shape[1] - (T - cut)) > 0:
+            early, late = late[:, :count], late[:, count:]
+        y_first, read_first, state = self.remember(clean_STKD[:, :cut], early, state)
+        y_then, read_then, state = self.remember(clean_STKD[:, cut:], late, state)
+        if read_first is not None and read_then is not None:
+            read_then = torch.cat([read_first, read_then], 1)
+        return torch.cat([y_first, y_then], 1), read_then, state
+
+    def _read_all(self, q: Tensor, memory: list[State]) -> Tensor:
         """Return f(q; W) for q [S, T, H, K, P]; frames that share W are one product."""
         recalled, T = [], q.shape[1]
         for _, group in itertools.groupby(range(T), key=lambda t: id(memory[t])):
             frames = list(group)
             q_chunk = q[:, frames[0] : frames[-1] + 1]
-            out = inner_model(_as_one_frame(q_chunk), memory[frames[0]])[0]
-            recalled.append(out.unflatten(2, (len(frames), -1)).transpose(1, 2))
+            recalled.append(as_frames(inner_model(as_one_frame(q_chunk), memory[frames[0]])[0], q.shape[3]))
         return self._normed(q, torch.cat(recalled, 1))
 
     @in_full_precision
     def _sum(self, k: Tensor, v: Tensor, eta: Tensor, weights: State) -> State:
         """Return the gradient of all frames' loss at the given weights; k, v [S, T, H, K, P], eta [S, T, H, K, 1]."""
-        k, v, eta = _as_one_frame(k), _as_one_frame(v), _as_one_frame(eta)
+        k, v, eta = as_one_frame(k), as_one_frame(v), as_one_frame(eta)
         gradient: State = ()
         for inputs, error in loss_gradient(k, v, eta, weights, self._norm()):
             gradient += inputs.transpose(-1, -2) @ error, error.sum(-2, keepdim=True)
         return gradient
 
-    def _add(self, added: State, frames: int, weights: State, gradient: State, written: Tensor) -> State:
-        """Add the gradient of some frames, and update the weights of the sequences whose chunk ends with them."""
-        gradient, written = map_state(torch.add, gradient, added), written + frames
-        ends = written == self.chunk
-
-        def where_it_ends(new: Tensor, old: Tensor) -> Tensor:
-            return torch.where(ends.view(-1, *[1] * (old.ndim - 1)), new, old)
-
-        weights = map_state(lambda weight, g: where_it_ends(weight - g, weight), weights, gradient)
-        gradient = map_state(lambda g: where_it_ends(torch.zeros_like(g), g), gradient)
-        return weights, gradient, where_it_ends(torch.zeros_like(written), written)
-
-
-def _as_one_frame(x_STHKP: Tensor) -> Tensor:
-    """Join the tokens of all T frames: [S, H, T * K, P]."""
-    return x_STHKP.transpose(1, 2).flatten(2, 3)
+    def _add(self, added: State, frames: int, weights: State, gradient: State, counted: Tensor) -> State:
+        """Add the gradient of some frames, and update the weights if the chunk ends with them."""
+        gradient = map_state(torch.add, gradient, added)
+        if counted.shape[1] + frames < self.chunk:
+            return weights, gradient, counted.new_zeros(len(counted), counted.shape[1] + frames, 0)
+        weights = map_state(torch.sub, weights, gradient)
+        return weights, map_state(torch.zeros_like, gradient), counted.new_zeros(len(counted), 0, 0)

@@ -69,6 +69,19 @@ def parallel_equals_steps(probe: Probe) -> str:
     return f"max error {worst:.1g}"
 
 
+def together_equals_apart(probe: Probe) -> str:
+    """`remember` equals `prefetch` and then `retrieve`, for all noisy frames, the last ones, and none."""
+    prefetched, worst = probe.block.prefetch(probe.x_STKD, probe.start()), 0.0
+    for noisy in (probe.noisy_STKD, probe.noisy_STKD[:, -5:], None):
+        y_STKD, y_SQKD, state = probe.block.remember(probe.x_STKD, noisy, probe.start())
+        worst = max(worst, same("clean frames, with noisy ones and alone,", y_STKD, prefetched.y_STKD))
+        same_state("final states of remember and prefetch", state, prefetched.state)
+        if noisy is not None:
+            assert y_SQKD is not None, "remember returned nothing for the noisy frames"
+            worst = max(worst, same("remember and retrieve", y_SQKD, probe.block.retrieve(noisy, prefetched)))
+    return f"max error {worst:.1g}"
+
+
 def suffix_equals_whole(probe: Probe) -> str:
     """Retrieving only the last frames gives the same as retrieving all frames."""
     prefetched = probe.block.prefetch(probe.x_STKD, probe.start())
@@ -183,6 +196,7 @@ CHECKS: dict[str, Callable[[Probe], str]] = {
     "shapes": shapes,
     "step is pure": step_is_pure,
     "prefetch, retrieve and read = step by step": parallel_equals_steps,
+    "remember = prefetch and retrieve": together_equals_apart,
     "a suffix of noisy frames = all of them": suffix_equals_whole,
     "pieces with carried state = whole": pieces_equal_whole,
     "causality": causality,

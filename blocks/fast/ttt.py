@@ -27,14 +27,14 @@ def inner_model(k: Tensor, weights: State) -> tuple[Tensor, Tensor, Tensor | Non
     return hidden @ weights[2] + weights[3], hidden, slope
 
 
-def loss_gradient(k: Tensor, v: Tensor, eta: Tensor, weights: State, norm: tuple[Tensor, Tensor] | None) -> Gradient:
+def loss_gradient(k: Tensor, v: Tensor, eta: Tensor, weights: State, norm: tuple[Tensor, ...]) -> Gradient:
     """Return the gradient of a frame's loss, layer by layer.
 
-    k, v [S, H, K, P], eta [S, H, K, 1]; `norm` is LN's scale and shift, None without LN. The gradient of a weight is
+    k, v [S, H, K, P], eta [S, H, K, 1]; `norm` is LN's scale and shift, empty without LN. The gradient of a weight is
     inputs^T error, that of a bias is the sum of error over K.
     """
     out, hidden, slope = inner_model(k, weights)
-    if norm is None:
+    if not norm:
         error = k + out - v
     else:
         scale, shift = norm
@@ -48,6 +48,26 @@ def loss_gradient(k: Tensor, v: Tensor, eta: Tensor, weights: State, norm: tuple
     if slope is None:
         return [(hidden, error)]
     return [(k, (error @ weights[2].transpose(-1, -2)) * slope), (hidden, error)]
+
+
+def descend(weights: State, gradient: Gradient) -> State:
+    """Return the inner model's parameters after one step."""
+    return _add(weights, gradient, -1)
+
+
+def ascend(weights: State, gradient: Gradient) -> State:
+    """Return the inner model's parameters before a step: `descend` undone, but for rounding."""
+    return _add(weights, gradient, 1)
+
+
+def _add(weights: State, gradient: Gradient, sign: int) -> State:
+    added: State = ()
+    for layer, (inputs, error) in enumerate(gradient):
+        weight, bias = weights[2 * layer : 2 * layer + 2]
+        factors = (tensor.flatten(0, 1) for tensor in (weight, inputs.transpose(-1, -2), error))
+        weight_added = torch.baddbmm(*factors, alpha=sign).view_as(weight)
+        added += weight_added, torch.add(bias, error.sum(-2, keepdim=True), alpha=sign)
+    return added
 
 
 def model_after_each_token(q: Tensor, weights: State, gradient: Gradient) -> Tensor:

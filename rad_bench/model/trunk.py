@@ -138,14 +138,12 @@ def remember(
 
     `noisy_writes` is the earlier recipe: in training, noisy frames themselves advance the memory.
     """
-    prefetched = memory.prefetch(clean_STKD, state)
-    if noisy_STKD is None:
-        return prefetched.y_STKD, None, prefetched.state
-    if not noisy_writes:
-        return prefetched.y_STKD, memory.retrieve(noisy_STKD, prefetched), prefetched.state
+    if noisy_STKD is None or not noisy_writes:
+        return memory.remember(clean_STKD, noisy_STKD, state)
+    y_clean, _, after = memory.remember(clean_STKD, None, state)
     context = clean_STKD.shape[1] - noisy_STKD.shape[1]
-    before = memory.prefetch(clean_STKD[:, :context], state).state if context else state
-    return prefetched.y_STKD, memory.prefetch(noisy_STKD, before).y_STKD, prefetched.state
+    before = memory.remember(clean_STKD[:, :context], None, state)[2] if context else state
+    return y_clean, memory.remember(noisy_STKD, None, before)[0], after
 
 
 class Trunk(nn.Module):

@@ -1,13 +1,19 @@
 """The probe reads what is there and nothing else."""
 
 import numpy as np
+import pytest
 import torch
 
 from rad_bench.config import MemoryMazeData, RoomsData, RunConfig
 from rad_bench.data import open_dataset
 from rad_bench.data.maze_view import maze_shown
-from rad_bench.evaluation.probe import _score, probe
+from rad_bench.evaluation import probe as probing
+from rad_bench.evaluation.probe import _inner_products, _score, probe
 from tests.runs import opened
+
+
+def score(x, y, x_test, y_test, known):
+    return _score(*_inner_products([(x.copy(), x_test.copy())]), y, y_test, known)
 
 
 def test_what_is_linear_in_the_state_is_read_and_noise_is_not():
@@ -15,8 +21,8 @@ def test_what_is_linear_in_the_state_is_read_and_noise_is_not():
     x, x_test = rng.normal(size=(200, 40)), rng.normal(size=(100, 40))
     weights = rng.normal(size=(40, 3))
     known = np.ones((100, 3), bool)
-    assert _score(x, x @ weights + 5, x_test, x_test @ weights + 5, known) > 0.99
-    assert _score(x, rng.normal(size=(200, 3)), x_test, rng.normal(size=(100, 3)), known) < 0.05
+    assert score(x, x @ weights + 5, x_test, x_test @ weights + 5, known) > 0.99
+    assert score(x, rng.normal(size=(200, 3)), x_test, rng.normal(size=(100, 3)), known) < 0.05
 
 
 def test_only_what_was_shown_counts():
@@ -25,7 +31,7 @@ def test_only_what_was_shown_counts():
     y_test = np.concatenate([x_test[:, :1], rng.normal(size=(100, 1))], 1)
     y = np.concatenate([x[:, :1], rng.normal(size=(200, 1))], 1)
     known = np.tile([True, False], (100, 1))
-    assert _score(x, y, x_test, y_test, known) > 0.99 > _score(x, y, x_test, y_test, ~known)
+    assert score(x, y, x_test, y_test, known) > 0.99 > score(x, y, x_test, y_test, ~known)
 
 
 def test_the_embedded_worlds_hidden_colours_are_those_that_are_drawn():
@@ -86,3 +92,18 @@ def test_a_trunk_is_probed_where_its_state_is_of_constant_size():
         found = probe(opened(run))
         assert list(found) == (["wall colours"] if probed else [])
         assert all(np.isfinite(value) for value in found.values())
+
+
+def test_states_in_pieces_give_the_scores_of_whole_ones(monkeypatch):
+    run = RunConfig.model_validate(
+        {"memory": "ttt", "data": {"name": "rooms", "size": 16}, "trunk": {"patch": 8, "width": 16, "depth": 2},
+         "evaluation": {"probe": 12, "context": 8}}
+    )  # fmt: skip
+    experiment = opened(run, perturbed=True)
+    whole, held = probe(experiment), []
+    real = probing._states
+    monkeypatch.setattr(probing, "_states", lambda *given: held.append(real(*given)) or held[-1])
+    monkeypatch.setattr(probing, "PIECE", 1000)
+    assert probe(experiment) == {name: pytest.approx(value, rel=1e-9) for name, value in whole.items()}
+    sizes = [part.shape[1] for part in held[::2]]
+    assert max(sizes) == 1000 and sum(sizes) == experiment.trunk.start(1).memory_bytes() / 4

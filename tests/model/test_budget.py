@@ -7,7 +7,6 @@ from rad_bench.config import RunConfig
 from rad_bench.model import budget
 from rad_bench.model.registry import block_names, find_block
 
-READS_VALUES = {"ttt_chunk"}  # and so takes real tensors in any case
 FRAME, ACTIONS = (3, 16, 16), 4
 
 
@@ -34,7 +33,7 @@ def test_counts_on_shapes_alone_are_those_of_real_tensors(monkeypatch, block, by
         devices.clear()
         budget._bare_flops.cache_clear()
         plans.append(budget.plan_model(run, FRAME, ACTIONS))
-        assert devices[-1] == ("cpu" if largest or block in READS_VALUES or block == "none" else "meta")
+        assert devices[-1] == ("cpu" if largest or block == "none" else "meta")
     assert plans[0] == plans[1]
 
 
