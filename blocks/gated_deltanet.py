@@ -19,13 +19,15 @@ L2-normalised. The K tokens of a frame are written in order. The state is M, [S,
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolve_clip
-from rad_bench.blocks.fast.gated_deltanet import in_chunks, read, read_and_own, write_chunks
+from rad_bench.blocks.fast import gated_deltanet
+from rad_bench.blocks.fast.gated_deltanet import in_chunks
 from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
 from rad_bench.blocks.start import Form, decay_start, start_as_conv1d, starts_tied, tie_queries
 
@@ -35,6 +37,7 @@ class GatedDeltaNet(MemoryBlock):
 
     size_option = "head_dim"
     fine_option = "heads"
+    chunked: ClassVar[Any] = gated_deltanet  # the rule in chunks: `write_chunks`, `read` and `read_and_own`
 
     def __init__(
         self, dim: int, heads: int = 4, head_dim: int = 16, chunk: int = 32, form: Form = "adapted",
@@ -48,16 +51,19 @@ class GatedDeltaNet(MemoryBlock):
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
         if starts_tied(form, tied):
             tie_queries(self.qkv.weight, 0, inner, inner)
-        self.gates = nn.Linear(dim, 2 * heads, bias=False)
-        bias, log_rate = decay_start(heads, form, lowest=0.0)
-        self.decay_bias, self.log_rate = nn.Parameter(bias), nn.Parameter(log_rate)
-        self.open = nn.Linear(dim, inner, bias=False)
+        self._make_gates()
         self.norm = nn.Parameter(torch.ones(inner if form == "adapted" else head_dim))
         self.output = nn.Linear(inner, dim, bias=False)
         if form == "paper":
             self.conv_weight = nn.Parameter(start_as_conv1d(PUBLISHED_TAPS, PUBLISHED_TAPS, 3 * inner))
             if starts_tied(form, tied):
                 tie_queries(self.conv_weight.T, 0, inner, inner)
+
+    def _make_gates(self) -> None:
+        self.gates = nn.Linear(self.dim, 2 * self.heads, bias=False)
+        bias, log_rate = decay_start(self.heads, self.form, lowest=0.0)
+        self.decay_bias, self.log_rate = nn.Parameter(bias), nn.Parameter(log_rate)
+        self.open = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
 
     def initial_state(self, sequences: int) -> State:
         M = self.zeros(sequences, self.heads, self.head_dim, self.head_dim)
@@ -82,8 +88,11 @@ class GatedDeltaNet(MemoryBlock):
         q, *written = self._project(qkv, x_STKD)
         chunks = math.ceil(T / max(1, self.chunk // K))
         L = math.ceil(T / chunks) * K  # tokens a chunk: whole frames, the same number in each
-        memory, M = write_chunks(*(in_chunks(tensor, L) for tensor in written), state[-1], K)
-        h = read(q, memory, 0) if self.form == "adapted" else read_and_own(memory, 0, K, q, *written)
+        memory, M = self.chunked.write_chunks(*(in_chunks(tensor, L) for tensor in written), state[-1], K)
+        if self.form == "adapted":
+            h = self.chunked.read(q, memory, 0)
+        else:
+            h = self.chunked.read_and_own(memory, 0, K, q, *written)
         return Prefetched(self._finish(h, x_STKD), (memory, tails), (*tail, M))
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
@@ -91,9 +100,9 @@ class GatedDeltaNet(MemoryBlock):
         Q, K = x_STKD.shape[1:3]
         skipped = (prefetched.y_STKD.shape[1] - Q) * K  # clean tokens before the first noisy frame
         if self.form == "adapted":
-            return self._finish(read(self._queries(x_STKD), memory, skipped), x_STKD)
+            return self._finish(self.chunked.read(self._queries(x_STKD), memory, skipped), x_STKD)
         qkv = F.silu(convolve_apart(self.qkv(x_STKD), tails, self.conv_weight, self._no_bias()))
-        return self._finish(read_and_own(memory, skipped, K, *self._project(qkv, x_STKD)), x_STKD)
+        return self._finish(self.chunked.read_and_own(memory, skipped, K, *self._project(qkv, x_STKD)), x_STKD)
 
     def _convolved(self, x_STKD: Tensor, tail: State) -> tuple[Tensor, Tensor | None, State]:
         """Return q, k and v of consecutive frames, side by side; in the paper's form convolved, with the tails."""
@@ -109,9 +118,13 @@ class GatedDeltaNet(MemoryBlock):
     def _project(self, qkv: Tensor, x_STKD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return q, k, v as [S, H, T * K, P] and log a, b as [S, H, T * K, 1]."""
         q, k, v = self._by_head(qkv, 3)
+        return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, *self._gates(x_STKD)
+
+    def _gates(self, x_STKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log a and b, [S, H, T * K, 1]."""
         a, b = self._by_head(self.gates(x_STKD), 2)
         log_a = -self.log_rate.exp()[:, None, None] * F.softplus(a + self.decay_bias[:, None, None])
-        return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, log_a, b.sigmoid()
+        return log_a, b.sigmoid()
 
     def _queries(self, x_STKD: Tensor) -> Tensor:
         """Return q only, for frames that do not write."""
@@ -126,18 +139,23 @@ class GatedDeltaNet(MemoryBlock):
     def _finish(self, h_SHLP: Tensor, x: Tensor) -> Tensor:
         """Normalise, gate and project what the tokens of x [S, ..., K, D] read."""
         h = h_SHLP.transpose(1, 2).reshape(*x.shape[:-1], -1, len(self.norm))  # all heads as one, or by head
-        return self.output(F.rms_norm(h, h.shape[-1:], self.norm).flatten(-2) * F.silu(self.open(x)))
+        return self.output(F.rms_norm(h, h.shape[-1:], self.norm).flatten(-2) * self._opening(x))
+
+    def _opening(self, x: Tensor) -> Tensor:
+        """Return the gate of what is read, [..., H * P]."""
+        return F.silu(self.open(x))
 
 
 @in_full_precision
 def _write(q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, M: Tensor) -> tuple[Tensor, Tensor]:
-    """Write the K tokens of a frame in order; q, k, v [S, H, K, P], gates [S, H, K, 1], M [S, H, P, P].
+    """Write the K tokens of a frame in order; q, k, v [S, H, K, P], b and a [S, H, K, 1] (or P), M [S, H, P, P].
 
     Return what each token reads once it has written, [S, H, K, P], and the last M.
     """
     read_by = []
     for token in range(k.shape[2]):
-        q_t, k_t, v_t, a_t, b_t = (tensor[:, :, token, :, None] for tensor in (q, k, v, a, b))
-        M = a_t * M + b_t * (v_t - a_t * (M @ k_t)) @ k_t.mT
+        q_t, k_t, v_t, b_t = (tensor[:, :, token, :, None] for tensor in (q, k, v, b))
+        M = a[:, :, token, None] * M
+        M = M + b_t * (v_t - M @ k_t) @ k_t.mT
         read_by.append((M @ q_t)[..., 0])
     return torch.stack(read_by, 2), M

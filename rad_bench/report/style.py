@@ -26,6 +26,7 @@ BUILT_IN = {
     "minlstm": ("#B8860B", "P"),
     "mlstm": ("#CC79A7", "<"),
     "gated_deltanet": ("#56B4E9", ">"),
+    "kda": ("#4B6FD6", "d"),
     "ttt_chunk": ("#66A61E", "p"),
 }
 CONTROL = ("#999999", "")

@@ -8,9 +8,11 @@ from torch import nn
 from rad_bench.blocks.attention import Attention
 from rad_bench.blocks.contract import ALL, CHECKS, check_block, differences, trace
 from rad_bench.blocks.convolution import convolve, convolve_clip
-from rad_bench.blocks.fast.gated_deltanet import in_chunks, read, write_chunks
+from rad_bench.blocks.fast import gated_deltanet, kda
+from rad_bench.blocks.fast.gated_deltanet import in_chunks
 from rad_bench.blocks.gated_deltanet import GatedDeltaNet
 from rad_bench.blocks.gated_deltanet import _write as write_delta
+from rad_bench.blocks.kda import KimiDeltaAttention
 from rad_bench.blocks.lstm import LSTM
 from rad_bench.blocks.mamba2 import Mamba2
 from rad_bench.blocks.memory import MemoryBlock, Prefetched, map_state
@@ -41,6 +43,7 @@ VARIANTS = {
         {"heads": 2, "head_dim": 4, "chunk": 1},
         {"heads": 2, "head_dim": 4, "chunk": 8},
     ],
+    "kda": [{"head_dim": 8}, {"heads": 1, "head_dim": 5, "chunk": 64}, {"heads": 2, "head_dim": 4, "chunk": 1}],
 }
 FAR_BACK = "gradient reaches far back"
 CASES = [(name, options) for name in block_names() for options in VARIANTS.get(name, [{}])]
@@ -423,17 +426,18 @@ def delta_by_the_token(q, k, v, log_a, b, M):
     return torch.cat(read, 2), M
 
 
-def delta_in_chunks(q, k, v, log_a, b, M, L):
-    memory, M = write_chunks(*(in_chunks(part, L) for part in (k, v, log_a, b)), M, 1)
-    return read(q, memory, 0), M
+def delta_in_chunks(q, k, v, log_a, b, M, rule, L):
+    memory, M = rule.write_chunks(*(in_chunks(part, L) for part in (k, v, log_a, b)), M, 1)
+    return rule.read(q, memory, 0), M
 
 
-def delta_tokens(tokens, log_a, b, alike):
+def delta_tokens(rule, tokens, log_a, b, alike):
     """Random tokens of 2 sequences and 3 heads; of keys the share `alike` is the same for all."""
+    channels = 8 if rule is kda else 1  # that decay each by itself
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, tokens, 8, dtype=torch.float64)
     k = F.normalize((1 - alike) * k + alike * torch.randn(8, dtype=torch.float64), dim=-1)
-    gates = (torch.full((2, 3, tokens, 1), value, dtype=torch.float64) for value in (log_a, b))
+    gates = (torch.full((2, 3, tokens, n), value, dtype=torch.float64) for n, value in ((channels, log_a), (1, b)))
     return [F.normalize(q, dim=-1), k, v, *gates, torch.randn(2, 3, 8, 8, dtype=torch.float64)]
 
 
@@ -444,31 +448,38 @@ def outcome_and_gradients(form, inputs, *options):
     return [part.detach() for part in (*outcome, *torch.autograd.grad(loss, inputs))]
 
 
+DELTA_RULES = pytest.mark.parametrize("rule", [gated_deltanet, kda], ids=["gated_deltanet", "kda"])
+
+
+@DELTA_RULES
 @pytest.mark.parametrize("alike", [1.0, 0.99])
-def test_gated_deltanet_in_fp32_survives_a_long_chunk_of_keys_alike(alike):
+def test_the_delta_rule_in_fp32_survives_a_long_chunk_of_keys_alike(rule, alike):
     """Powers of the triangular system are beyond 1e70 here; in its solution they cancel."""
-    inputs = delta_tokens(256, log_a=-1e-4, b=0.999, alike=alike)
+    inputs = delta_tokens(rule, 256, log_a=-1e-4, b=0.999, alike=alike)
     expected = outcome_and_gradients(delta_by_the_token, inputs)
-    found = outcome_and_gradients(delta_in_chunks, [part.float() for part in inputs], 256)
+    found = outcome_and_gradients(delta_in_chunks, [part.float() for part in inputs], rule, 256)
     for actual, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(actual.double(), wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
 
 
+@DELTA_RULES
 @pytest.mark.parametrize("log_a", [-40.0, -2000.0])  # over 64 tokens more than exp(709), and in one
-def test_gated_deltanet_decays_by_more_than_numbers_reach(log_a):
-    inputs = delta_tokens(64, log_a, b=0.9, alike=0.5)
+def test_the_delta_rule_decays_by_more_than_numbers_reach(rule, log_a):
+    inputs = delta_tokens(rule, 64, log_a, b=0.9, alike=0.5)
     inputs[3][:, 1] = -0.01  # one head keeps
     inputs[3][:, 2, ::2] = -0.01  # one forgets at every second token
+    inputs[3][:, 0, :, 1:] = -0.01  # in one, one channel forgets
     expected = outcome_and_gradients(delta_by_the_token, inputs)
-    found = outcome_and_gradients(delta_in_chunks, inputs, 64)
+    found = outcome_and_gradients(delta_in_chunks, inputs, rule, 64)
     for actual, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("noisy_frames", [23, 9, 1])
-def test_gated_deltanet_finds_the_same_in_many_chunks_as_in_one(noisy_frames):
+@pytest.mark.parametrize("block", [GatedDeltaNet, KimiDeltaAttention])
+def test_the_delta_rule_finds_the_same_in_many_chunks_as_in_one(block, noisy_frames):
     torch.manual_seed(0)
-    one = GatedDeltaNet(6, heads=2, head_dim=3, chunk=69).double()
+    one = block(6, heads=2, head_dim=3, chunk=69).double()
     x_STKD, noisy = torch.randn(2, 2, 23, 3, 6, dtype=torch.float64)
     warm = one.prefetch(noisy, one.initial_state(2)).state
 
@@ -477,7 +488,7 @@ def test_gated_deltanet_finds_the_same_in_many_chunks_as_in_one(noisy_frames):
         return found.y_STKD, block.retrieve(noisy[:, -noisy_frames:], found), *found.state
 
     for chunk in (1, 5, 12, 68):  # frames a chunk: 1, 1, 4 and 12, or 23 in 6 and in 2 chunks
-        many = GatedDeltaNet(6, heads=2, head_dim=3, chunk=chunk).double()
+        many = block(6, heads=2, head_dim=3, chunk=chunk).double()
         many.load_state_dict(one.state_dict())
         for actual, wanted in zip(run(many), run(one), strict=True):
             torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-11)
@@ -527,7 +538,7 @@ def test_mamba2s_convolution_is_pytorchs_and_so_is_its_gradient(tokens):
     torch.testing.assert_close(torch.autograd.grad(y, parts, dy), torch.autograd.grad(expected, parts, dy))
 
 
-@pytest.mark.parametrize("name", ["attention", "gated_deltanet", "mlstm", "ttt", "ttt_chunk"])
+@pytest.mark.parametrize("name", ["attention", "gated_deltanet", "kda", "mlstm", "ttt", "ttt_chunk"])
 def test_queries_start_as_copies_of_keys(name: str) -> None:
     block = find_block(name)(16)
     query, key, _ = block.qkv.weight.chunk(3)

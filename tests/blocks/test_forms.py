@@ -27,8 +27,8 @@ PAPER = [
 
 
 def test_every_block_with_a_paper_of_its_own_has_two_forms():
-    assert FORMED == ["gated_deltanet", "lstm", "mamba2", "minlstm", "mlstm", "ttt"]
-    assert TIED == ["gated_deltanet", "mamba2", "mlstm", "ttt"]
+    assert FORMED == ["gated_deltanet", "kda", "lstm", "mamba2", "minlstm", "mlstm", "ttt"]
+    assert TIED == ["gated_deltanet", "kda", "mamba2", "mlstm", "ttt"]
 
 
 @pytest.mark.parametrize(("name", "options"), PAPER, ids=str)
@@ -73,19 +73,31 @@ def published_mlstm(block, x):
 
 
 def published_gated_deltanet(block, x):
-    q, k, v = F.silu(convolved(block.qkv(x), block.conv_weight)).chunk(3, -1)
     a, b = block.gates(x).chunk(2, -1)
     a = torch.exp(-block.log_rate.exp() * F.softplus(a + block.decay_bias))
+    return published_delta_rule(block, x, a[..., None], b, F.silu(block.open(x)))
+
+
+def published_kda(block, x):
+    step = F.softplus(block.decay(x) + block.decay_bias).unflatten(-1, (block.heads, -1))
+    a = torch.exp(-block.log_rate.exp()[:, None] * step)
+    return published_delta_rule(block, x, a, block.write(x), block.open(x).sigmoid())
+
+
+def published_delta_rule(block, x, a, b, gate):
+    """a is [S, L, H, P] or [S, L, H, 1]."""
+    q, k, v = F.silu(convolved(block.qkv(x), block.conv_weight)).chunk(3, -1)
     q, k, v = (by_head(part, block.heads) for part in (q, k, v))
     q, k, b = F.normalize(q, dim=-1), F.normalize(k, dim=-1), b.sigmoid()
     M, outputs = torch.zeros(len(x), block.heads, block.head_dim, block.head_dim).to(x), []
     for t in range(x.shape[1]):
         k_t, b_t = k[:, :, t, :, None], b[:, t, :, None, None]
-        M = a[:, t, :, None, None] * (M - b_t * M @ k_t @ k_t.mT) + b_t * v[:, :, t, :, None] @ k_t.mT
+        decayed = M * a[:, t, :, None]
+        M = decayed - b_t * decayed @ k_t @ k_t.mT + b_t * v[:, :, t, :, None] @ k_t.mT
         outputs.append((M @ q[:, :, t, :, None])[..., 0])
     h = torch.stack(outputs, 1)
     h = h / (h.square().mean(-1, keepdim=True) + torch.finfo(h.dtype).eps).sqrt() * block.norm
-    return block.output(h.flatten(2) * F.silu(block.open(x)))
+    return block.output(h.flatten(2) * gate)
 
 
 def published_ttt(block, x, frame):
@@ -124,6 +136,7 @@ def published_ttt(block, x, frame):
     [
         ("mlstm", published_mlstm, {"heads": 2, "head_dim": 6, "chunk": 8}),
         ("gated_deltanet", published_gated_deltanet, {"heads": 2, "head_dim": 5, "chunk": 8}),
+        ("kda", published_kda, {"heads": 2, "head_dim": 5, "chunk": 8}),
         ("ttt", published_ttt, {"heads": 2, "head_dim": 5}),
         ("ttt", published_ttt, {"heads": 2, "head_dim": 5, "inner": "mlp"}),
     ],
