@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rad_bench.cli.place import PLACE
-from rad_bench.errors import one_line
+from rad_bench.errors import UserError, one_line
 
 FOLDER = click.argument("folder", type=PLACE)
 LAYOUT = click.option(
@@ -24,20 +24,32 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("world", type=click.Choice(["memory-maze"]))
-@click.option("--size", default="9x9", show_default=True, help="9x9, 11x11, 13x13 or 15x15.")
+@click.argument("world", type=click.Choice(["memory-maze", "luanti"]))
+@click.option("--size", help="Memory Maze: 9x9 (default), 11x11, 13x13 or 15x15. Others: pixels (default 64).")
 @click.option("--episodes", type=click.IntRange(1), required=True, help="Number of episodes, including existing ones.")
 @click.option("--steps", type=click.IntRange(1), default=500, show_default=True, help="Steps per episode.")
 @click.option("--out", type=PLACE, required=True, help="Folder of the episodes.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Number of processes.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def collect(world: str, size: str, episodes: int, steps: int, out: Path, workers: int, seed: int) -> None:
+def collect(world: str, size: str | None, episodes: int, steps: int, out: Path, workers: int, seed: int) -> None:
     """Collect episodes of WORLD with a policy that explores and returns. To resume, run it again."""
-    from rad_bench.data.collect.mazes import collect_memory_maze
-
     with progress("episodes") as report:
-        outcome = collect_memory_maze(size, episodes, steps, out, workers, seed, report)
+        if world == "memory-maze":
+            from rad_bench.data.collect.mazes import collect_memory_maze
+
+            outcome = collect_memory_maze(size or "9x9", episodes, steps, out, workers, seed, report)
+        else:
+            from rad_bench.data.collect.luanti.episodes import collect_luanti
+
+            outcome = collect_luanti(_pixels(size), episodes, steps, out, workers, seed, report)
     click.echo(one_line(f"{out}: {outcome.collected} episodes collected, {outcome.kept} already existed."))
+
+
+def _pixels(size: str | None) -> int:
+    try:
+        return int(size or 64)
+    except ValueError:
+        raise UserError(f"--size {size}: should be a number of pixels, such as 64.") from None
 
 
 @data.command()

@@ -43,7 +43,7 @@ class Collection:
     settings: Mapping[str, Any]  # what else decides an episode, with its number
     versions: Mapping[str, str]  # of the software that decides it too
     collect_one: Callable[[int, Path], None]  # write the episode of a number to a file; called in another process
-    about: Mapping[str, str] = field(default_factory=dict)  # what else the manifest tells
+    about: Mapping[str, Any] = field(default_factory=dict)  # what else the manifest tells
     layout: str | None = None  # content of the folder's layout file
 
     @property
@@ -103,6 +103,7 @@ def _collect_missing(
     files = {number: collection.file(out, number) for number in range(episodes)}
     missing = [number for number, path in files.items() if not path.exists()]
     kept, why = len(files) - len(missing), ""
+    _remove_leftovers(out, collection)  # of a call that was killed
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, max(len(missing), 1)), context, initializer=_prepare)
     try:
@@ -116,11 +117,7 @@ def _collect_missing(
         why = "a worker process was killed"
     finally:
         _terminate(pool)
-        for leftover in out.glob(f".{collection.prefix}*.tmp"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+        _remove_leftovers(out, collection)
         _finish_manifest(out, collection, manifest)
     if why:
         complete = sum(path.exists() for path in files.values())
@@ -129,6 +126,15 @@ def _collect_missing(
             "the same command continues from there."
         )
     return Collected(len(missing), kept)
+
+
+def _remove_leftovers(out: Path, collection: Collection) -> None:
+    """Remove partly written files, and folders of unfinished episodes."""
+    for leftover in out.glob(f".{collection.prefix}*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _open_manifest(out: Path, collection: Collection) -> dict[str, Any]:

@@ -1,0 +1,30 @@
+"""How the episodes of walks on uneven ground are stored: an npz each, with frames, actions and five-number poses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rad_bench.data.collect.collection import save
+from rad_bench.data.voxels import walk
+
+LAYOUT = f"""\
+# Frames [T, H, W, 3]. Actions: 0 none, 1 left, 2 right, 3 forward, 4 up, 5 down; row t led to frame t. The eye's poses:
+# x, y, heading, height, pitch; lengths in blocks, angles in radians, counter-clockwise from +x and up from level.
+frames: {{file: "{{episode}}.npz", array: image}}
+actions: {{file: "{{episode}}.npz", columns: [action], classes: {walk.ACTIONS}}}
+poses:
+  file: "{{episode}}.npz"
+  x: "pose[0]"
+  y: "pose[1]"
+  heading: "pose[2]"
+  height: "pose[3]"
+  pitch: "pose[4]"
+"""
+
+
+def save_walk(path: Path, frames: NDArray[np.uint8], actions: NDArray[np.int64], poses: NDArray[np.float64]) -> None:
+    """Write frames [T, H, W, 3], actions [T] and poses [T, 5] as an episode that `LAYOUT` describes."""
+    save(path, {"image": frames, "action": actions.astype(np.uint8), "pose": poses})
