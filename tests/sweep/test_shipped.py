@@ -181,6 +181,7 @@ def test_a_wheel_works_without_the_checkout(desk):
     contents = [{name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info" not in name} for wheel in wheels]
     assert contents[0] == contents[1]
     assert {f"rad_bench/sweeps/{name}.yaml" for name in shipped.names()} <= contents[0]
+    assert {f"rad_bench/data/collect/luanti/{side}.lua" for side in ("server", "client")} <= contents[0]
     zipfile.ZipFile(wheels[0]).extractall(desk / "installed")
     work = desk / "work"
     work.mkdir()

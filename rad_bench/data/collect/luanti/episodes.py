@@ -73,11 +73,11 @@ def _versions() -> dict[str, str]:
         shared = re.search(r'STATIC_SHAREDIR="(.*)"', told)
         game = Path(shared[1], "games", GAME) if shared else None
     if program is None or missing or game is None or not game.is_dir():
-        what = ["Luanti"] * (program is None) + missing
+        what = ["Luanti"] * (program is None) + missing or [f"the game {GAME}"]
         raise UserError(
             f"collecting in Luanti needs the engine with {GAME}, and Xvfb to run it without a screen; missing: "
-            f"{', '.join(what) or f'the game {GAME}'}. On Debian and Ubuntu: apt install --no-install-recommends minetest "
-            "xvfb (luanti instead of minetest where the engine has its new name)."
+            f"{', '.join(what)}. On Debian and Ubuntu: apt install --no-install-recommends minetest xvfb (luanti "
+            "instead of minetest where the engine has its new name)."
         )
     ours = json.dumps(SETTINGS).encode() + b"".join(mod.read_bytes() for mod in MODS.values())
     files = sorted(path for path in game.glob("mods/**/*") if path.suffix in (".lua", ".png", ".mts"))
