@@ -30,6 +30,8 @@ MODS = {"server": Path(__file__).with_name("server.lua"), "client": Path(__file_
 GAME = "minetest_game"
 PATIENCE = 300.0  # seconds without an answer, after which the game hangs: loading takes most, a view milliseconds
 FOV = 70.0  # degrees across; the engine widens its own for square screens, by the root of 16 / 10
+TURNED = 0.25  # change of direction from which the game chooses anew what to draw; else it does so five times a second
+ASLEEP = 10  # times in a row that nothing is being built
 EXACT = 1e-4  # largest error of a pose, in the engine's units and in radians
 SETTINGS: dict[str, object] = {
     # What is seen: as far as 32 nodes, without what moves by itself.
@@ -115,7 +117,7 @@ class Engine:
             self._answers, self._commands = (
                 os.open(self.folder / "world" / name, os.O_RDWR) for name in ("answers", "commands")
             )  # opened for both, so that neither waits for the game
-            self._unread = b""
+            self._unread, self._direction = b"", np.zeros(3)
             display = self._start_display()
             arguments = ["--go", "--world", "world", "--config", "settings", "--logfile", "log", "--name", "camera"]
             environment = {**os.environ, "HOME": str(self.folder), "DISPLAY": display, "LIBGL_ALWAYS_SOFTWARE": "1"}
@@ -145,11 +147,13 @@ class Engine:
 
     def view(self, pose_5: NDArray[np.float64]) -> NDArray[np.uint8]:
         """Return what an eye sees at a pose, [size, size, 3]. Raises `EngineError` if the camera was not there."""
+        if np.linalg.norm(_direction(pose_5) - self._direction) < TURNED:
+            self._look(pose_5 + (0, 0, 1, 0, 0))
         self._look(pose_5)
         return self._read_screen()
 
     def load(self, pose_5: NDArray[np.float64]) -> None:
-        """Wait until all of the world that can be seen from around a pose has arrived at the game's client."""
+        """Wait until all that can be seen from around a pose has arrived at the game's client and can be drawn."""
         deadline = time.monotonic() + PATIENCE
         x, y, _, height, _ = pose_5
         while missing := self._look(pose_5):
@@ -158,18 +162,31 @@ class Engine:
                 missing = now
             if time.monotonic() > deadline:
                 raise EngineError(f"{missing} blocks of the world have not arrived in {PATIENCE:.0f} seconds")
+        asleep = 0
+        while asleep < ASLEEP:
+            time.sleep(0.02)
+            asleep = 0 if self._is_building() else asleep + 1
+            if time.monotonic() > deadline:
+                raise EngineError(f"the world has not been built in {PATIENCE:.0f} seconds")
 
     def _look(self, pose_5: NDArray[np.float64]) -> int:
         """Move the camera to a pose; return how many blocks around it have not arrived at the client."""
         x, y, heading, height, pitch = map(float, pose_5)
         answer = self._ask(f"view {x:.6f} {height:.6f} {y:.6f} {heading - math.pi / 2:.7f} {pitch:.7f}")
         east, up, north, *looks = map(float, answer[1:7])
-        level = math.cos(pitch)
-        wanted = (level * math.cos(heading), math.sin(pitch), level * math.sin(heading))
-        errors = np.abs([east - x, up - height, north - y, *np.subtract(looks, wanted)])
+        self._direction = _direction(pose_5)
+        errors = np.abs([east - x, up - height, north - y, *(looks - self._direction)])
         if errors.max() > EXACT:
             raise EngineError(f"the camera is {errors.max():.5f} from where it should be")
         return int(answer[7])
+
+    def _is_building(self) -> bool:
+        """Return whether the threads that make pictures of blocks (MeshUpdate) are at work."""
+        for thread in Path(f"/proc/{self._processes[-1][0].pid}/task").iterdir():
+            name, _, rest = (thread / "stat").read_text().partition("(")[2].rpartition(")")
+            if name.startswith("Mesh") and rest.split()[0] != "S":
+                return True
+        return False
 
     def close(self) -> None:
         """End the game and remove its files."""
@@ -267,6 +284,12 @@ class Engine:
 def _conf(settings: Mapping[str, object]) -> str:
     words = {True: "true", False: "false"}
     return "".join(f"{key} = {words[value] if isinstance(value, bool) else value}\n" for key, value in settings.items())
+
+
+def _direction(pose_5: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return where a pose looks: a unit vector on the engine's axes."""
+    heading, pitch = pose_5[2], pose_5[4]
+    return np.array([np.cos(pitch) * np.cos(heading), np.sin(pitch), np.cos(pitch) * np.sin(heading)])
 
 
 def _free_port() -> int:
