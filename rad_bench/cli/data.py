@@ -24,7 +24,7 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("world", type=click.Choice(["memory-maze", "luanti"]))
+@click.argument("world", type=click.Choice(["memory-maze", "voxels", "luanti"]))
 @click.option("--size", help="Memory Maze: 9x9 (default), 11x11, 13x13 or 15x15. Others: pixels (default 64).")
 @click.option("--episodes", type=click.IntRange(1), required=True, help="Number of episodes, including existing ones.")
 @click.option("--steps", type=click.IntRange(1), default=500, show_default=True, help="Steps per episode.")
@@ -33,15 +33,16 @@ def data() -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def collect(world: str, size: str | None, episodes: int, steps: int, out: Path, workers: int, seed: int) -> None:
     """Collect episodes of WORLD with a policy that explores and returns. To resume, run it again."""
+    from rad_bench.data.collect.luanti.episodes import collect_luanti
+    from rad_bench.data.collect.mazes import collect_memory_maze
+    from rad_bench.data.collect.voxels import collect_voxels
+
     with progress("episodes") as report:
         if world == "memory-maze":
-            from rad_bench.data.collect.mazes import collect_memory_maze
-
             outcome = collect_memory_maze(size or "9x9", episodes, steps, out, workers, seed, report)
         else:
-            from rad_bench.data.collect.luanti.episodes import collect_luanti
-
-            outcome = collect_luanti(_pixels(size), episodes, steps, out, workers, seed, report)
+            collector = {"voxels": collect_voxels, "luanti": collect_luanti}[world]
+            outcome = collector(_pixels(size), episodes, steps, out, workers, seed, report)
     click.echo(one_line(f"{out}: {outcome.collected} episodes collected, {outcome.kept} already existed."))
 
 

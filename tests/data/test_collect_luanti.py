@@ -80,7 +80,7 @@ def test_what_is_collected_is_read_and_checked_as_it_is(collected: Path) -> None
     assert set(manifest["files"]) == {file.name for file in files} and "CC BY-SA 3.0" in manifest["licence"]
     assert {"engine", "game", "mods"} <= manifest["versions"].keys()
     data = open_dataset(ClipsData(name="clips", path=str(collected)))
-    assert data.frame_shape == (3, 48, 48) and data.action_size == walk.ACTIONS and data.has_poses
+    assert data.frame_shape == (3, 48, 48) and data.action_size == walk.ACTIONS and data.pose_size == 5
     result = CliRunner().invoke(cli, ["data", "check", str(collected)])
     assert result.exit_code == 0, result.output
 
@@ -243,7 +243,7 @@ def test_a_walk_stays_in_its_arena_and_landmarks_apart() -> None:
 
 
 def test_what_is_missing_is_one_clear_paragraph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"--size 8: frames of Luanti have 32 to 256 pixels"):
+    with pytest.raises(UserError, match=r"--size 8: frames of this world have 32 to 256 pixels"):
         collect_luanti(8, 1, 10, tmp_path)
     result = CliRunner().invoke(cli, [*COLLECT, "--size", "9x9", "--episodes", "1", "--out", str(tmp_path)])
     assert "--size 9x9: should be a number of pixels" in str(result.exception)

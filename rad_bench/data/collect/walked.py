@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from rad_bench.data.collect.collection import save
 from rad_bench.data.voxels import walk
+from rad_bench.errors import UserError
 
+SIZES = (32, 256)  # pixels
 LAYOUT = f"""\
 # Frames [T, H, W, 3]. Actions: 0 none, 1 left, 2 right, 3 forward, 4 up, 5 down; row t led to frame t. The eye's poses:
 # x, y, heading, height, pitch; lengths in blocks, angles in radians, counter-clockwise from +x and up from level.
@@ -23,6 +25,12 @@ poses:
   height: "pose[3]"
   pitch: "pose[4]"
 """
+
+
+def check_size(size: int) -> None:
+    """Raise `UserError` for a size of frames that no world of blocks is recorded with."""
+    if not SIZES[0] <= size <= SIZES[1]:
+        raise UserError(f"--size {size}: frames of this world have {SIZES[0]} to {SIZES[1]} pixels a side.")
 
 
 def save_walk(path: Path, frames: NDArray[np.uint8], actions: NDArray[np.int64], poses: NDArray[np.float64]) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rad_bench.data.collect.collection import Collected, Collection, fill, scratch
 from rad_bench.data.collect.luanti.engine import GAME, MODS, SETTINGS, Engine, EngineError, find_engine
-from rad_bench.data.collect.walked import LAYOUT, save_walk
+from rad_bench.data.collect.walked import LAYOUT, check_size, save_walk
 from rad_bench.data.voxels import walk
 from rad_bench.errors import UserError
 
@@ -28,7 +28,6 @@ LICENCE = (
     "the pictures show textures of Minetest Game, by Perttu Ahola (celeron55) and others, CC BY-SA 3.0: whoever shares "
     "them has to name that, under the same licence"
 )
-SIZES = (32, 256)  # pixels
 ATTEMPTS = 3  # games that may hang or end in one episode
 PLACES, SPREAD = 60, 10  # places that are looked at in a world, and how far from its middle, in chunks of 80 nodes
 RADIUS, ARENA = 10, 5  # of the ground with landmarks, and of the ground that is walked
@@ -49,8 +48,7 @@ def collect_luanti(
 
     Existing episodes are kept. `report(done, of)` is called after each episode. Raises `UserError`.
     """
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise UserError(f"--size {size}: frames of Luanti have {SIZES[0]} to {SIZES[1]} pixels a side.")
+    check_size(size)
     collection = Collection(
         world="luanti",
         seed=seed,
