@@ -21,6 +21,7 @@ from rad_bench.data.collect.collection import Collected, Collection, fill, scrat
 from rad_bench.data.collect.luanti.engine import GAME, MODS, SETTINGS, Engine, EngineError, find_engine
 from rad_bench.data.collect.walked import LAYOUT, check_size, save_walk
 from rad_bench.data.voxels import walk
+from rad_bench.data.voxels.terrain import ARENA, LEAST_CELLS
 from rad_bench.errors import UserError
 
 NOTE = f"recorded in Luanti (Minetest), game {GAME}, on walks of rad-bench's own explorer, with landmarks of wool"
@@ -28,10 +29,10 @@ LICENCE = (
     "the pictures show textures of Minetest Game, by Perttu Ahola (celeron55) and others, CC BY-SA 3.0: whoever shares "
     "them has to name that, under the same licence"
 )
+VERSION = 1  # of how places and landmarks are chosen
 ATTEMPTS = 3  # games that may hang or end in one episode
 PLACES, SPREAD = 60, 10  # places that are looked at in a world, and how far from its middle, in chunks of 80 nodes
-RADIUS, ARENA = 10, 5  # of the ground with landmarks, and of the ground that is walked
-ROOM = 45  # fewest cells that the explorer must be able to reach
+RADIUS = 10  # of the ground with landmarks; the arena of a walk is as in the embedded world
 LANDMARKS, APART = 12, 3  # and the least distance between two, along an axis
 COLOURS = (
     "white", "grey", "black", "violet", "blue", "cyan", "dark_green", "yellow", "brown", "orange", "red", "magenta",
@@ -52,7 +53,7 @@ def collect_luanti(
     collection = Collection(
         world="luanti",
         seed=seed,
-        settings={"world": "luanti", "size": size, "steps": steps, "walk": walk.VERSION},
+        settings={"world": "luanti", "size": size, "steps": steps, "walk": walk.VERSION, "places": VERSION},
         versions=_versions(),
         collect_one=partial(_collect_one, size, seed, steps),
         about={"note": NOTE, "licence": LICENCE, "engine settings": SETTINGS},
@@ -105,7 +106,7 @@ def record(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float64]]:
     """Walk through a new world; return frames [T, H, W, 3], actions [T] and poses [T, 5]. Raises `EngineError`."""
     (x, z), ground_NN = _find_place(engine, rng)
-    landmarks = _landmarks(rng, ground_NN)
+    landmarks = _draw_landmarks(rng, ground_NN)
     engine.place([
         (x + i - RADIUS, int(ground_NN[i, j] + 0.5) + level, z + j - RADIUS, f"wool:{colour}")
         for (i, j), colours in landmarks.items()
@@ -138,7 +139,7 @@ def _find_place(engine: Engine, rng: np.random.Generator) -> tuple[tuple[int, in
         x, z = (80 * int(chunk) for chunk in rng.integers(-SPREAD, SPREAD + 1, 2))
         ground_NN = engine.ground(x, z, RADIUS)
         arena_NN = _arena(ground_NN)
-        if np.isfinite(arena_NN).any() and len(walk.reachable(arena_NN, _start(arena_NN))) >= ROOM:
+        if np.isfinite(arena_NN).any() and len(walk.reachable(arena_NN, _start(arena_NN))) >= LEAST_CELLS:
             return (x, z), ground_NN
     raise EngineError(f"none of {PLACES} places has ground to walk on")
 
@@ -146,7 +147,7 @@ def _find_place(engine: Engine, rng: np.random.Generator) -> tuple[tuple[int, in
 def _arena(ground_NN: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the ground without what is too far from its middle: in a small arena a walk comes back often."""
     i, j = np.indices(ground_NN.shape) - RADIUS
-    return np.where(i**2 + j**2 <= ARENA**2, ground_NN, np.nan)
+    return np.where(np.hypot(i, j) <= ARENA, ground_NN, np.nan)
 
 
 def _start(arena_NN: NDArray[np.float64]) -> walk.Cell:
@@ -162,7 +163,7 @@ def _start(arena_NN: NDArray[np.float64]) -> walk.Cell:
     return max(most, key=lambda cell: most[cell])
 
 
-def _landmarks(rng: np.random.Generator, ground_NN: NDArray[np.float64]) -> dict[walk.Cell, list[str]]:
+def _draw_landmarks(rng: np.random.Generator, ground_NN: NDArray[np.float64]) -> dict[walk.Cell, list[str]]:
     """Draw cells and the colours of the pillars on them, upwards, so that a view tells where it is from."""
     landmarks: dict[walk.Cell, list[str]] = {}
     for i, j in rng.permutation(np.argwhere(np.isfinite(ground_NN))):
