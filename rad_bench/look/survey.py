@@ -200,6 +200,10 @@ def _draw_path(axes: Any, recording: Recording, shown: NDArray[np.int64]) -> Non
     if recording.layout is not None:
         height, width = recording.layout.shape
         axes.imshow(recording.layout, cmap="gray", vmin=-1, vmax=1, origin="lower", extent=(0, width, 0, height))
-    axes.scatter(x, y, c=np.arange(len(x)), s=1, cmap="viridis")
-    axes.quiver(x[shown], y[shown], np.cos(heading[shown]), np.sin(heading[shown]), color="#D55E00", width=0.008)
-    axes.set(aspect="equal", xticks=[], yticks=[], title="path, dark to bright")
+    axes.plot(x, y, color="#999999", linewidth=0.5, zorder=1)
+    axes.scatter(x, y, c=np.arange(len(x)), s=3, cmap="viridis", zorder=2)
+    axes.quiver(
+        x[shown], y[shown], np.cos(heading[shown]), np.sin(heading[shown]), color="#D55E00", width=0.008, zorder=3
+    )
+    axes.margins(0.15)
+    axes.set(aspect="equal", adjustable="datalim", xticks=[], yticks=[], title="path, dark to bright")
