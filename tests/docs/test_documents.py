@@ -17,6 +17,7 @@ import yaml
 
 from rad_bench.cli import cli
 from rad_bench.config import TuneConfig
+from rad_bench.data.collect.luanti.episodes import why_not
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from tests.sweep import slurm as slurm_cluster
@@ -49,6 +50,7 @@ SMALLER = (  # what is asked for, and what is run instead
     (r"(sweeps/(?:memory_maze|voxels).yaml)", r"\1 --only memory=none"),
     (r"(--set name=mine)", r"\1 --only memory=examples/gru_block.py:GRU"),
     (r"--episodes 256 --steps 500", "--episodes 3 --steps 60"),
+    (r"--episodes 40 --steps 500", "--episodes 2 --steps 20"),
     (
         r"slurm.partition=gpu",
         "slurm.partition=debug --set launch.slurm.memory_gb=2 --only memory=none --set name=there",
@@ -93,6 +95,7 @@ def to_run(document):
         seen |= {shrunken(line) for line in lines}
     draws_mazes = importlib.util.find_spec("memory_maze") and ctypes.util.find_library("OSMesa")
     lines = [line for line in lines if draws_mazes or not re.search("memory[-_]maze", line)]
+    lines = [line for line in lines if not why_not() or "luanti" not in line]
     return [line for line in dict.fromkeys(lines) if slurm_cluster.installed() or "slurm" not in line]
 
 

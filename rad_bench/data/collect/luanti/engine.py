@@ -29,6 +29,7 @@ PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/games"])
 MODS = {"server": Path(__file__).with_name("server.lua"), "client": Path(__file__).with_name("client.lua")}
 GAME = "minetest_game"
 PATIENCE = 300.0  # seconds without an answer, after which the game hangs: loading takes most, a view milliseconds
+SCALE = 2  # pixels drawn for one of a frame, along each side: the game's own edges and textures flicker
 FOV = 70.0  # degrees across; the engine widens its own for square screens, by the root of 16 / 10
 TURNED = 0.25  # change of direction from which the game chooses anew what to draw; else it does so five times a second
 ASLEEP = 10  # times in a row that nothing is being built
@@ -200,12 +201,13 @@ class Engine:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write_files(self, map_seed: int) -> None:
-        screen = {"screen_w": self.size, "screen_h": self.size, "autosave_screensize": False}
-        for side, home in (("server", "world/worldmods"), ("client", ".minetest/clientmods")):
+        side = self.size * SCALE
+        screen = {"screen_w": side, "screen_h": side, "autosave_screensize": False}
+        for mod_side, home in (("server", "world/worldmods"), ("client", ".minetest/clientmods")):
             mod = self.folder / home / "rad_bench"
             mod.mkdir(parents=True)
-            shutil.copyfile(MODS[side], mod / "init.lua")
-            (mod / "mod.conf").write_text("name = rad_bench\n" + "depends = default, wool\n" * (side == "server"))
+            shutil.copyfile(MODS[mod_side], mod / "init.lua")
+            (mod / "mod.conf").write_text("name = rad_bench\n" + "depends = default, wool\n" * (mod_side == "server"))
         (self.folder / ".minetest/clientmods/mods.conf").write_text("load_mod_rad_bench = true\n")
         (self.folder / "world/world.mt").write_text(_conf(WORLD))
         (self.folder / "settings").write_text(_conf({**SETTINGS, **screen, "fixed_map_seed": map_seed}))
@@ -215,7 +217,7 @@ class Engine:
     def _start_display(self) -> str:
         """Start an Xvfb on a display that it chooses, and return the display's name."""
         readable, writable = os.pipe()
-        screen = f"{self.size}x{self.size}x24"
+        screen = f"{self.size * SCALE}x{self.size * SCALE}x24"
         arguments = [
             "-displayfd",
             str(writable),
@@ -275,10 +277,11 @@ class Engine:
 
     def _read_screen(self) -> NDArray[np.uint8]:
         """Return the frame buffer's picture: XWD, which begins with a header of big-endian numbers."""
-        header = struct.unpack(">25I", self._screen[:100])
+        header, side = struct.unpack(">25I", self._screen[:100]), self.size * SCALE
         offset, row = header[0] + 12 * header[19], header[12]
-        pixels = np.frombuffer(self._screen, np.uint8, row * self.size, offset).reshape(self.size, row // 4, 4)
-        return pixels[:, : self.size, 2::-1].copy()
+        pixels = np.frombuffer(self._screen, np.uint8, row * side, offset).reshape(side, row // 4, 4)
+        drawn = pixels[:, :side, 2::-1].reshape(self.size, SCALE, self.size, SCALE, 3)
+        return drawn.mean((1, 3)).round().astype(np.uint8)
 
 
 def _conf(settings: Mapping[str, object]) -> str:

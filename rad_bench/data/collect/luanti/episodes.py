@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rad_bench.data.collect.collection import Collected, Collection, fill, scratch
-from rad_bench.data.collect.luanti.engine import GAME, MODS, SETTINGS, Engine, EngineError, find_engine
+from rad_bench.data.collect.luanti.engine import GAME, MODS, SCALE, SETTINGS, Engine, EngineError, find_engine
 from rad_bench.data.collect.walked import LAYOUT, check_size, save_walk
 from rad_bench.data.voxels import walk
 from rad_bench.data.voxels.terrain import ARENA, LEAST_CELLS
@@ -62,26 +62,40 @@ def collect_luanti(
     return fill(out, collection, episodes, workers, report)
 
 
+def why_not() -> str | None:
+    """Return what is missing to collect here, and how to get it; None if nothing is."""
+    missing = [name for name in ("Xvfb", "setpriv") if shutil.which(name) is None]
+    if (program := find_engine()) is None:
+        missing.insert(0, "Luanti")
+    elif not _game(program)[1].is_dir():
+        missing.append(f"the game {GAME}")
+    if not missing:
+        return None
+    return (
+        f"collecting in Luanti needs the engine with {GAME}, and Xvfb to run it without a screen; missing: "
+        f"{', '.join(missing)}. On Debian and Ubuntu: apt install --no-install-recommends minetest xvfb (luanti "
+        "instead of minetest where the engine has its new name)."
+    )
+
+
+def _game(program: str) -> tuple[str, Path]:
+    """Return the engine's version, and the folder of the game."""
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    shared = re.search(r'STATIC_SHAREDIR="(.*)"', told)
+    return told.partition("\n")[0], Path(shared[1] if shared else "", "games", GAME)
+
+
 def _versions() -> dict[str, str]:
     """Return what decides a picture besides the settings. Raises `UserError` if something is not installed."""
+    if reason := why_not():
+        raise UserError(reason)
     program = find_engine()
-    missing = [name for name in ("Xvfb", "setpriv") if shutil.which(name) is None]
-    game = None
-    if program is not None:
-        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-        shared = re.search(r'STATIC_SHAREDIR="(.*)"', told)
-        game = Path(shared[1], "games", GAME) if shared else None
-    if program is None or missing or game is None or not game.is_dir():
-        what = ["Luanti"] * (program is None) + missing or [f"the game {GAME}"]
-        raise UserError(
-            f"collecting in Luanti needs the engine with {GAME}, and Xvfb to run it without a screen; missing: "
-            f"{', '.join(what)}. On Debian and Ubuntu: apt install --no-install-recommends minetest xvfb (luanti "
-            "instead of minetest where the engine has its new name)."
-        )
-    ours = json.dumps(SETTINGS).encode() + b"".join(mod.read_bytes() for mod in MODS.values())
+    assert program is not None
+    version, game = _game(program)
+    ours = json.dumps([SETTINGS, SCALE]).encode() + b"".join(mod.read_bytes() for mod in MODS.values())
     files = sorted(path for path in game.glob("mods/**/*") if path.suffix in (".lua", ".png", ".mts"))
     return {
-        "engine": told.splitlines()[0],
+        "engine": version,
         "game": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16],
         "mods": hashlib.sha256(ours).hexdigest()[:16],
     }
