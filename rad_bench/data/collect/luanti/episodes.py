@@ -38,7 +38,7 @@ COLOURS = (
     "white", "grey", "black", "violet", "blue", "cyan", "dark_green", "yellow", "brown", "orange", "red", "magenta",
     "pink",
 )  # fmt: skip
-SAMPLE, ROUNDS = 32, 60  # views that must not change any more, and how often that is tried
+SAMPLE, ROUNDS = 16, 60  # views that must not change any more, and how often that is tried
 
 
 def collect_luanti(
