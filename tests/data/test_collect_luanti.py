@@ -44,7 +44,7 @@ def processes_in(folder: Path) -> list[int]:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -153,7 +153,7 @@ def test_a_frame_shows_what_its_pose_says(flying: Engine) -> None:
     assert centre_of(flying.view(looking(math.radians(15))), 0) == pytest.approx((31.5, 31.5 + away), abs=1.5)
     assert centre_of(flying.view(looking(0, math.radians(-15))), 0) == pytest.approx((31.5 - away, 31.5), abs=1.5)
     width = 64 * 0.5 / 3.5 / math.tan(math.radians(FOV / 2))
-    assert coloured(flying.view(looking(0)), 0).any(0).sum() == pytest.approx(width, abs=1)
+    assert coloured(flying.view(looking(0)), 0).any(0).sum() == pytest.approx(width, abs=1.5)  # its edges are mixed
 
 
 @pytest.mark.slow
