@@ -156,15 +156,14 @@ minetest.register_on_mods_loaded(function()
 		minetest.override_item("default:" .. liquid .. "_source", {tiles = tiles})
 		minetest.override_item("default:" .. liquid .. "_flowing", {special_tiles = {tiles[1], tiles[1]}})
 	end
-	local decorations, names = {}, {}
+	local decorations = {}
 	for name, decoration in pairs(minetest.registered_decorations) do
 		local is_insect = tostring(name):find("butterfl") or tostring(name):find("firefl")
-		if not is_insect then
-			names[#names + 1] = tostring(name)
-			decorations[tostring(name)] = without_chance(decoration)
-		end
+		if not is_insect then decorations[#decorations + 1] = without_chance(decoration) end
 	end
-	table.sort(names)
+	-- A decoration's place in the list seeds it. Those without a name have a random number instead.
+	local function key(decoration) return decoration.name or tostring(decoration.decoration) end
+	table.sort(decorations, function(a, b) return key(a) < key(b) end)
 	minetest.clear_registered_decorations()
-	for _, name in ipairs(names) do minetest.register_decoration(decorations[name]) end
+	for _, decoration in ipairs(decorations) do minetest.register_decoration(decoration) end
 end)
