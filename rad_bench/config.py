@@ -457,6 +457,9 @@ class LaunchConfig(Config):
     )
     compile: bool = Field(False, description="torch.compile each layer in training; long loops compile slowly")
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory")
+    gpu_memory_gb: float | None = Field(
+        None, gt=0, le=1e5, description="memory of a GPU of these runs, which `plan` compares; null: of the one here"
+    )
     strip_every: int = Field(
         0, ge=0, le=MOST_STEPS, description="training steps between strips of generated frames; 0: none"
     )

@@ -27,7 +27,7 @@ def tiny_run(seed: int = 0, **sections: Any) -> Run:
     """Return a run whose sections are merged into `TINY`'s; a memory or data of another name replace."""
     tree = {key: dict(value) for key, value in TINY.items()}
     for key, value in sections.items():
-        tree[key] = value if key == "memory" or "name" in value else {**tree[key], **value}
+        tree[key] = value if key == "memory" or "name" in value else {**tree.get(key, {}), **value}
     config = RunConfig.model_validate({**tree, "seed": seed})
     return Run(f"{config.memory.name}-seed{seed}", config.memory.name, {}, config, "key")
 

@@ -83,6 +83,10 @@ def plan(file: Path, out: Path, overrides: tuple[str, ...], only: tuple[str, ...
     folder = out / config.name
     runs = plan_runs(config, only, str(file))
     models = _print_models(runs, plan_trials(config, runs, str(file)), config, folder)
+    from rad_bench.sweep.memory import memory_lines
+
+    for line in memory_lines(models, config):
+        click.echo(line)
     if no_probe:
         return
     from rad_bench.sweep.estimate import start_seconds

@@ -21,6 +21,8 @@ from rad_bench.model.experiment import Experiment
 from rad_bench.model.motion import motion_features
 from rad_bench.model.rollout import Rollout, frame_noise, rollout
 
+CONTEXT_FRAMES = 32  # frames of a context that are read at a time
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -57,16 +59,16 @@ def roll_out(
         cache = starts[names[0]].map(_concatenate, *(starts[name] for name in names[1:]))
         needed = [e in requested.get(name, ()) for name in names for e in range(count)]
         videos: dict[int, Tensor] = {}  # by index in `needed`
-        for pairs in torch.arange(len(names) * count, device=device).split(run.evaluation.batch):
+        for pairs in torch.arange(len(names) * count).split(run.evaluation.batch):
             if not any(needed[pair] for pair in pairs.tolist()):
                 continue
-            episodes = pairs.cpu() % count
+            episodes, start = pairs % count, cache.select(pairs).map(lambda tensor: tensor.to(device))
 
             def noise(h: int, episodes: Tensor = episodes) -> Tensor:
                 frames = [frame_noise(run.evaluation.seed, task.name, int(e), h, trunk.frame_shape) for e in episodes]
                 return torch.stack(frames).to(device)
 
-            batch = rollout(trunk, diffusion, motion[episodes, C:].to(device), cache.select(pairs), noise)
+            batch = rollout(trunk, diffusion, motion[episodes, C:].to(device), start, noise)
             first = first or batch
             videos |= {
                 pair: codec.decode(video).cpu()
@@ -135,7 +137,7 @@ def read_context(experiment: Experiment, task: Task, motion: Tensor, index: Tens
     C, F = task.context, trunk.config.frames_per_step
     cache = trunk.start(len(index))
     # In chunks, so that a long context needs no more working memory than a short one.
-    for chunk in torch.arange(C).split(max(32 // F, 1) * F):
+    for chunk in torch.arange(C).split(max(CONTEXT_FRAMES // F, 1) * F):
         inputs = torch.stack([codec.encode(task.truth[e, chunk].to(device)) for e in index])
         cache = trunk.commit(inputs, motion[index][:, chunk].to(device), cache)
     return cache

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -18,7 +16,6 @@ def rotation_1d(position_L: Tensor, head_dim: int, base: float = 10_000.0) -> Te
     return torch.stack([angle.cos(), angle.sin()], -1)[:, None]
 
 
-@functools.cache
 def rotation_2d(rows: int, columns: int, head_dim: int, device: torch.device) -> Tensor:
     """Return rotations for a grid in row-major order: half of the channels rotate by row, half by column."""
     row = torch.arange(rows, device=device).repeat_interleave(columns)

@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -274,19 +275,19 @@ class Trunk(nn.Module):
         if T_c % F_ or T_n % F_ or (T_n > max(T_c, F_)):
             raise ValueError(f"{T_c} clean and {T_n} noisy frames cannot be divided into steps of {F_}")
         end = first + T_c if T_c else first + T_n
-        clean = torch.arange(first, first + T_c, device=device)
-        noisy = torch.arange(end - T_n, end, device=device)
-        cached = torch.arange(max(first - W, 0), first, device=device)
-        query, key = torch.cat([clean, noisy]), torch.cat([cached, clean, noisy])
-        query_noisy = torch.arange(T_c + T_n, device=device)[:, None] >= T_c
-        key_noisy = torch.arange(len(key), device=device)[None, :] >= len(cached) + T_c
+        clean, noisy = np.arange(first, first + T_c), np.arange(end - T_n, end)
+        cached = np.arange(max(first - W, 0), first)
+        query, key = np.concatenate([clean, noisy]), np.concatenate([cached, clean, noisy])
+        query_noisy = np.arange(T_c + T_n)[:, None] >= T_c
+        key_noisy = np.arange(len(key))[None, :] >= len(cached) + T_c
         step_start = (query // F_ * F_)[:, None]
         in_window = (key >= step_start - W) & (key < step_start) & ~key_noisy
         own_step = (key >= step_start) & (key <= query[:, None]) & (key_noisy == query_noisy)
         visible = in_window | own_step
         full = self.config.attention == "full"
-        bands = make_bands(visible, T_c, max(W, F_, SMALLEST_BAND)) if full else None
-        return Streams(T_c, first, query, visible, bands)
+        bands = make_bands(visible, T_c, max(W, F_, SMALLEST_BAND), device) if full else None
+        frame_Q, visible_QK = (torch.from_numpy(part).to(device) for part in (query, visible))
+        return Streams(T_c, first, frame_Q, visible_QK, bands)
 
 
 def memory_layers(config: TrunkConfig) -> list[int]:

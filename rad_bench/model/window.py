@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+CPU = torch.device("cpu")
 SMALLEST_BAND = 8  # frames; smaller ones cost more calls than they save products
 
 
@@ -27,24 +30,24 @@ class Bands:
     place_T: Tensor  # where each frame of the pass stands among the queries of all bands
 
 
-def make_bands(visible_TS: Tensor, clean: int, size: int) -> Bands:
+def make_bands(visible_TS: NDArray[np.bool_], clean: int, size: int, device: torch.device = CPU) -> Bands:
     """Divide T query frames, the first `clean` of them clean, into bands of at most `size` frames.
 
     `visible_TS` says which of S key frames each query frame sees. Clean and noisy frames see different frames, so no
-    band holds both.
+    band holds both. NumPy computes the bands, so that nothing is read from a GPU.
     """
-    device, visible = visible_TS.device, visible_TS.cpu()
+    visible = np.asarray(visible_TS)
     T = len(visible)
     starts = [*range(0, clean, size), *range(clean, T, size)]
-    queries = [torch.arange(a, b) for a, b in zip(starts, [*starts[1:], T], strict=True)]
-    keys = [visible[query].any(0).nonzero()[:, 0] for query in queries]
+    queries = [np.arange(a, b) for a, b in zip(starts, [*starts[1:], T], strict=True)]
+    keys = [np.flatnonzero(visible[query].any(0)) for query in queries]
     Q, K = max(map(len, queries)), max(map(len, keys))
-    query_GQ = torch.stack([torch.cat([query, query[-1:].expand(Q - len(query))]) for query in queries])
-    key_GK = torch.stack([F.pad(key, (0, K - len(key))) for key in keys])
-    real_GK = torch.arange(K) < torch.tensor([len(key) for key in keys])[:, None]
+    query_GQ = np.stack([np.pad(query, (0, Q - len(query)), mode="edge") for query in queries])
+    key_GK = np.stack([np.pad(key, (0, K - len(key))) for key in keys])
+    real_GK = np.arange(K) < np.array([len(key) for key in keys])[:, None]
     visible_GQK = visible[query_GQ[:, :, None], key_GK[:, None]] & real_GK[:, None]
-    place_T = torch.cat([number * Q + torch.arange(len(query)) for number, query in enumerate(queries)])
-    return Bands(*(part.to(device) for part in (query_GQ, key_GK, visible_GQK, place_T)))
+    place_T = np.concatenate([number * Q + np.arange(len(query)) for number, query in enumerate(queries)])
+    return Bands(*(torch.from_numpy(part).to(device) for part in (query_GQ, key_GK, visible_GQK, place_T)))
 
 
 def attend_in_bands(q_BNTHP: Tensor, k_BNSHP: Tensor, v_BNSHP: Tensor, bands: Bands) -> Tensor:

@@ -21,6 +21,7 @@ from rad_bench.evaluation.need import needs_of, shortfalls
 from rad_bench.model.budget import ModelPlan
 from rad_bench.model.experiment import open_experiment
 from rad_bench.model.registry import check_options, find_block, is_built_in
+from rad_bench.run.footprint import Model
 from rad_bench.run.identity import Machine, training_key
 from rad_bench.run.reuse import find_trained
 from rad_bench.store.result import Need
@@ -49,6 +50,7 @@ class PlannedModel:
     runs: tuple[Run, ...]
     done: tuple[bool, ...]  # of each run
     plan: ModelPlan
+    shapes: Model
     disk: Disk
     need: dict[str, Need]  # of training, and of each task; empty if the data have no poses
     shortfalls: list[str]  # what the data can serve in part only
@@ -90,7 +92,10 @@ def plan_sweep(
                 episodes = "tune: each trial is scored on tune.episodes validation episodes: "
                 raise UserError(f"{episodes if number < len(tried) else ''}{error}") from None
             needs[shared] = needs_of(config, experiment.dataset), short
-        models.append(PlannedModel(label, tuple(group), done, experiment.plan, disk(experiment), *needs[shared]))
+        shapes = Model(config, experiment.plan.options, experiment.codec.frame_shape, experiment.dataset.action_size)
+        models.append(
+            PlannedModel(label, tuple(group), done, experiment.plan, shapes, disk(experiment), *needs[shared])
+        )
     return models
 
 

@@ -49,7 +49,15 @@ def be_deterministic(threads: int, device: torch.device) -> None:
     """Make the same config on the same machine give the same results, bit for bit."""
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Where CUDA has no deterministic form, as of cumsum, PyTorch warns and goes on.
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    # Then the backward passes of fused attention are not deterministic on CUDA, and those of matrix products are.
+    fused = device.type != "cuda"
+    for enable in (
+        torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp,
+        torch.backends.cuda.enable_cudnn_sdp,
+    ):  # fmt: skip
+        enable(fused)
     # By default PyTorch lets cuDNN's convolutions and recurrent layers round fp32 factors to TF32.
     torch.backends.cudnn.allow_tf32 = False
     # Nothing here reads uninitialised memory, so filling it would only cost time.

@@ -172,7 +172,7 @@ class Trainer:
             # Processes exchange gradients only after the last micro-batch.
             waits = number < len(micro_batches) and isinstance(network, DistributedDataParallel)
             with network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                with torch.autocast(self.experiment.device.type, torch.bfloat16, enabled=mixed):
+                with torch.autocast(self.experiment.device.type, torch.bfloat16) if mixed else contextlib.nullcontext():
                     loss = self.diffusion.loss(network, clean, motion, level, noise)
                 (loss / len(micro_batches)).backward()
             losses.append(loss.detach())

@@ -8,13 +8,15 @@ import socket
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from rad_bench.config import LaunchConfig
 from rad_bench.errors import UserError
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.sweep.job import RunJob
-from rad_bench.training import loop
+from rad_bench.training import distributed, loop
+from rad_bench.training.device import choose_device
 from rad_bench.training.distributed import Group, check_shares, join
 from rad_bench.training.loop import DivergedError, Trainer, train
 from tests.run.test_execute import start, tiny
@@ -207,3 +209,42 @@ def test_launch_says_how_many_processes_run_where():
     assert [launch.tasks(cluster) for cluster in ("local", "slurm", "debug")] == [(1, 3), (2, 3), (1, 1)]
     on_gpus = LaunchConfig.model_validate({"processes": 3, "slurm": {"nodes": 2, "gpus": 4}})
     assert on_gpus.tasks("slurm") == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(4, [0, 1, 2, 3]), (1, [0, 0, 0, 0])],  # all GPUs of the node, or only the process's own
+)
+def test_each_process_of_a_node_gets_its_own_gpu_whichever_it_is_shown(visible, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    groups = [Group(rank=4 + local, world=8, local_rank=local) for local in range(4)]  # on the second of two nodes
+    for name in ("auto", "cuda"):
+        assert [choose_device(name, group) for group in groups] == [torch.device("cuda", index) for index in expected]
+
+
+def test_a_process_on_a_gpu_binds_it_before_it_joins_the_others_over_nccl(monkeypatch):
+    device, calls = torch.device("cuda", 3), []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda given: calls.append(("bind", given)))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: calls.append(("join", backend)))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append(("leave", None)))
+    wrapped = []
+    monkeypatch.setattr(distributed, "DistributedDataParallel", lambda trunk, **given: wrapped.append(given))
+    group = Group(rank=1, world=2, local_rank=3, store=Answering())
+    with group.connected(device):
+        group.wrap(torch.nn.Identity(), device)
+    assert calls == [("bind", device), ("join", "nccl"), ("leave", None)]
+    assert wrapped == [{"device_ids": [device], "find_unused_parameters": True}]
+
+
+class Answering:
+    """A store in which the other process has written what this one waits for."""
+
+    def wait(self, *_):
+        pass
+
+    def set(self, *_):
+        pass
+
+    def get(self, key):
+        return b"1"
