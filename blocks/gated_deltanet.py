@@ -37,6 +37,7 @@ class GatedDeltaNet(MemoryBlock):
 
     size_option = "head_dim"
     fine_option = "heads"
+    open: nn.Module  # what the gate of the output is computed by
     chunked: ClassVar[Any] = gated_deltanet  # the rule in chunks: `write_chunks`, `read` and `read_and_own`
 
     def __init__(

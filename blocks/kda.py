@@ -13,6 +13,9 @@ published layer also divides queries by sqrt(P), which the norm takes out again.
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,7 +27,7 @@ from rad_bench.blocks.start import Form, decay_start
 class KimiDeltaAttention(GatedDeltaNet):
     """The delta rule with decay by channel."""
 
-    chunked = kda
+    chunked: ClassVar[Any] = kda
 
     def __init__(
         self, dim: int, heads: int = 4, head_dim: int = 16, chunk: int = 16, form: Form = "adapted",
@@ -47,8 +50,7 @@ class KimiDeltaAttention(GatedDeltaNet):
         return log_a, self._by_head(self.write(x_STKD), 1)[0].sigmoid()
 
     def _opening(self, x: Tensor) -> Tensor:
-        opening: Tensor = self.open(x).sigmoid()
-        return opening
+        return torch.sigmoid(self.open(x))
 
 
 def _low_rank(dim: int, rank: int, inner: int, bias: bool) -> nn.Sequential:

@@ -53,8 +53,8 @@ def write_chunks(k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, M: Tensor, K: i
     before = F.pad(log_g[..., K - 1 : -1 : K, :], (0, 0, 1, 0))  # [S, H, C, F, P]
     token, first = torch.arange(L, device=k.device), torch.arange(0, L, K, device=k.device)
     keys = k[..., None, :, :] * _ratio(before, log_g) * (token < first[:, None])[..., None]
-    tensors = torch.stack(written, 2), torch.stack(entering, 2)
-    return Memory(keys, *(tensor[:, :, :, None] for tensor in tensors), before.exp()[..., None, :]), M
+    w, M_before = (torch.stack(tensors, 2)[:, :, :, None] for tensors in (written, entering))
+    return Memory(keys, w, M_before, before.exp()[..., None, :]), M
 
 
 def read(q: Tensor, memory: Memory, skipped: int) -> Tensor:
