@@ -87,7 +87,7 @@ def test_what_is_collected_is_read_and_checked_as_it_is(collected: Path) -> None
 @needs_luanti
 def test_a_resumed_collection_repeats_itself_exactly(collected: Path) -> None:
     """As measured: the engine promises nothing of the kind."""
-    path = collected / "luanti-s1-00001.npz"
+    path = collected / "luanti-s1-00000.npz"
     with np.load(path) as arrays:
         before = dict(arrays)
     path.unlink()
