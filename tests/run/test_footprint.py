@@ -41,9 +41,7 @@ def allocated(work):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("memory", "checkpointing"), [*((memory, False) for memory in MODELS), ("none", True), ("ttt", True)]
-)
+@pytest.mark.parametrize(("memory", "checkpointing"), [*((memory, False) for memory in MODELS), ("none", True)])
 def test_a_training_step_allocates_what_is_predicted(memory, checkpointing):
     run = config(memory)
     experiment = opened(run)

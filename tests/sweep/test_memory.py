@@ -62,7 +62,6 @@ FRAMES = {"come": ((8, 8, 8), 6), "minecraft_latents": ((4, 16, 16), 25)}  # of 
 LARGEST = {
     "scale": ["mamba2", "attention"],
     "context_length": ["mamba2"],
-    "state_size": [{"name": "mamba2", "heads": 8, "state": 64}],
 }
 
 
