@@ -184,7 +184,7 @@ class Engine:
     def _is_building(self) -> bool:
         """Return whether the threads that make pictures of blocks (MeshUpdate) are at work."""
         for thread in Path(f"/proc/{self._processes[-1][0].pid}/task").iterdir():
-            name, _, rest = (thread / "stat").read_text().partition("(")[2].rpartition(")")
+            name, _, rest = (thread / "stat").read_text(encoding="utf-8").partition("(")[2].rpartition(")")
             if name.startswith("Mesh") and rest.split()[0] != "S":
                 return True
         return False
@@ -207,10 +207,14 @@ class Engine:
             mod = self.folder / home / "rad_bench"
             mod.mkdir(parents=True)
             shutil.copyfile(MODS[mod_side], mod / "init.lua")
-            (mod / "mod.conf").write_text("name = rad_bench\n" + "depends = default, wool\n" * (mod_side == "server"))
-        (self.folder / ".minetest/clientmods/mods.conf").write_text("load_mod_rad_bench = true\n")
-        (self.folder / "world/world.mt").write_text(_conf(WORLD))
-        (self.folder / "settings").write_text(_conf({**SETTINGS, **screen, "fixed_map_seed": map_seed}))
+            (mod / "mod.conf").write_text(
+                "name = rad_bench\n" + "depends = default, wool\n" * (mod_side == "server"), encoding="utf-8"
+            )
+        (self.folder / ".minetest/clientmods/mods.conf").write_text("load_mod_rad_bench = true\n", encoding="utf-8")
+        (self.folder / "world/world.mt").write_text(_conf(WORLD), encoding="utf-8")
+        (self.folder / "settings").write_text(
+            _conf({**SETTINGS, **screen, "fixed_map_seed": map_seed}), encoding="utf-8"
+        )
         for name in ("answers", "commands"):
             os.mkfifo(self.folder / "world" / name)
 

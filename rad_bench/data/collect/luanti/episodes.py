@@ -80,7 +80,7 @@ def why_not() -> str | None:
 
 def _game(program: str) -> tuple[str, Path]:
     """Return the engine's version, and the folder of the game."""
-    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    told = subprocess.run([program, "--version"], capture_output=True, encoding="utf-8", check=False).stdout
     shared = re.search(r'STATIC_SHAREDIR="(.*)"', told)
     return told.partition("\n")[0], Path(shared[1] if shared else "", "games", GAME)
 
