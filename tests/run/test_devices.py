@@ -26,6 +26,7 @@ CUMULATED = {"gated_deltanet", "kda", "mamba2", "mlstm"}  # their logarithms of 
 
 FEW = ("lstm", "ttt_chunk")  # all others are slow tests
 BLOCKS = [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in block_names()]
+WITH_OTHER_READS = [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in ("attention", "mamba2", "ttt"))]
 
 
 def on_device(block, **sections):
@@ -61,7 +62,7 @@ def test_training_stops_and_resumes_without_mixing_host_and_device(block, tmp_pa
     assert apart.waits == 4 + 1  # for the losses in the checkpoint after step 4, and the one in the log
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", WITH_OTHER_READS)
 def test_evaluation_waits_for_the_device_once_a_video_and_not_once_a_frame(block):
     waits = []
     for length in (4, 8):  # of the context, and generated
