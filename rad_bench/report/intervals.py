@@ -225,7 +225,7 @@ def seeds_note(seeds: int, episodes: str) -> str:
         f"{seeds} seeds: intervals are Student t over seed means, differences are paired by seed. All seeds share one "
         f"set of held-out episodes and one draw of sampling noise: intervals are over trainings, for these {episodes} "
         "episodes and this sampling noise. Where an interval is said to hold for other episodes too, it is over "
-        "trainings and episodes together."
+        "trainings and episodes together, and for other sampling noise too: each episode has noise of its own."
     )
     if seeds < SEEDS_FOR_PERMUTATION:
         smallest = 2 / 2**seeds
