@@ -94,4 +94,4 @@ def _clips(model: Model, launch: LaunchConfig) -> int:
 
 
 def _gb(count: float) -> str:
-    return f"{count / GB:.0f} GB"
+    return f"{count / GB:.{0 if count >= 10 * GB else 1}f} GB"

@@ -33,7 +33,7 @@ def foreseen(monkeypatch):
 @pytest.mark.parametrize(
     ("gradient", "rollout", "said"),
     [
-        (60, 1, "65 GB in training, 3 GB in evaluation: fits 80 GB"),
+        (60, 1, "65 GB in training, 3.0 GB in evaluation: fits 80 GB"),
         (100, 1, "launch.accumulate=2 would"),
         (500, 1, "launch.accumulate=8 would"),
         (1000, 1, "launch.activation_checkpointing=true with launch.accumulate=8 would"),
