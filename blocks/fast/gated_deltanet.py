@@ -44,15 +44,27 @@ def write_chunks(k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, M: Tensor, K: i
     w_decay = (log_g - log_g.mT).clamp(max=0).exp().tril()  # of w_j, after each token l >= j
     bk = b * k
     systems = w_decay * (bk @ k.mT)  # the solve uses the part below the diagonal, and ones on it
-    per_chunk = systems, b * v, decay * bk, w_decay.mT[..., -1:] * k, decay[..., -1:, :]
+    w, entering, M = solve_chunks(systems, b * v, decay * bk, w_decay.mT[..., -1:] * k, decay[..., -1:, :], M)
+    w_decay, decay = _before_frames(w_decay, K, 0.0), _before_frames(decay, K, 1.0)
+    return Memory(k, w, w_decay, entering, decay), M
+
+
+def solve_chunks(
+    systems: Tensor, bv: Tensor, decayed_bk: Tensor, decayed_k: Tensor, decay_at_end: Tensor, M: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Solve the triangular systems of the chunks in order, all [S, H, C, L, ...].
+
+    `decayed_bk`: as the chunk's M_0 has decayed at each token; `decayed_k`: as each key has at the chunk's end. Return
+    w [S, H, C, L, P], M before each chunk [S, H, C, P, P], and the last M.
+    """
+    per_chunk = systems, bv, decayed_bk, decayed_k, decay_at_end
     entering, written = [], []
-    for system, b_v, decayed_bk, decayed_k, decay_at_end in zip(*(x.unbind(2) for x in per_chunk), strict=True):
-        w = torch.linalg.solve_triangular(system, b_v - decayed_bk @ M.mT, upper=False, unitriangular=True)
+    for system, bv_L, bk_L, k_L, decay in zip(*(tensor.unbind(2) for tensor in per_chunk), strict=True):
+        w = torch.linalg.solve_triangular(system, bv_L - bk_L @ M.mT, upper=False, unitriangular=True)
         entering.append(M)
         written.append(w)
-        M = decay_at_end * M + w.mT @ decayed_k
-    w_decay, decay = _before_frames(w_decay, K, 0.0), _before_frames(decay, K, 1.0)
-    return Memory(k, torch.stack(written, 2), w_decay, torch.stack(entering, 2), decay), M
+        M = decay * M + w.mT @ k_L
+    return torch.stack(written, 2), torch.stack(entering, 2), M
 
 
 def _before_frames(after_token: Tensor, K: int, first: float) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad_bench.blocks.fast.gated_deltanet import in_chunks
+from rad_bench.blocks.fast.gated_deltanet import in_chunks, solve_chunks
 from rad_bench.blocks.memory import in_full_precision
 
 
@@ -42,19 +42,13 @@ def write_chunks(k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, M: Tensor, K: i
     """
     log_g = log_a.cumsum(-2)
     at_end = log_g[..., -1:, :]
-    per_chunk = _system(k, log_g, b), b * v, b * k * log_g.exp(), k * (at_end - log_g).exp(), at_end.exp()
-    entering, written = [], []
-    for system, b_v, decayed_bk, decayed_k, decay_at_end in zip(*(x.unbind(2) for x in per_chunk), strict=True):
-        w = torch.linalg.solve_triangular(system, b_v - decayed_bk @ M.mT, upper=False, unitriangular=True)
-        entering.append(M)
-        written.append(w)
-        M = decay_at_end * M + w.mT @ decayed_k
+    decayed_bk, decayed_k = b * k * log_g.exp(), k * (at_end - log_g).exp()
+    w, entering, M = solve_chunks(_system(k, log_g, b), b * v, decayed_bk, decayed_k, at_end.exp(), M)
     L = k.shape[3]
     before = F.pad(log_g[..., K - 1 : -1 : K, :], (0, 0, 1, 0))  # [S, H, C, F, P]
     token, first = torch.arange(L, device=k.device), torch.arange(0, L, K, device=k.device)
     keys = k[..., None, :, :] * _ratio(before, log_g) * (token < first[:, None])[..., None]
-    w, M_before = (torch.stack(tensors, 2)[:, :, :, None] for tensors in (written, entering))
-    return Memory(keys, w, M_before, before.exp()[..., None, :]), M
+    return Memory(keys, w[:, :, :, None], entering[:, :, :, None], before.exp()[..., None, :]), M
 
 
 def read(q: Tensor, memory: Memory, skipped: int) -> Tensor:

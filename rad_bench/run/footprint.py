@@ -44,6 +44,7 @@ class Model:
     options: dict[str, Any]  # of the memory block, solved
     frame_shape: tuple[int, int, int]  # of what the trunk models
     action_size: int
+    pose_size: int
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def footprint(model: Model, micro_batch: int, checkpointing: bool = False) -> Fo
 def _peaks(model: Model, layers: int, micro_batch: int, checkpointing: bool) -> tuple[int, int, int, int]:
     run = model.run.model_copy(update={"trunk": model.run.trunk.model_copy(update={"depth": layers})})
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):  # as on a GPU
-        trunk = make_trunk(run, model.options, model.frame_shape, model.action_size)
+        trunk = make_trunk(run, model.options, model.frame_shape, model.action_size, model.pose_size)
         trunk.recompute = checkpointing
         weights = sum(p.nbytes for p in trunk.parameters())
         gradient = _live(trunk).measure(lambda: _train(trunk, run, micro_batch))

@@ -92,7 +92,8 @@ def plan_sweep(
                 episodes = "tune: each trial is scored on tune.episodes validation episodes: "
                 raise UserError(f"{episodes if number < len(tried) else ''}{error}") from None
             needs[shared] = needs_of(config, experiment.dataset), short
-        shapes = Model(config, experiment.plan.options, experiment.codec.frame_shape, experiment.dataset.action_size)
+        data, frame_shape = experiment.dataset, experiment.codec.frame_shape
+        shapes = Model(config, experiment.plan.options, frame_shape, data.action_size, data.pose_size)
         models.append(
             PlannedModel(label, tuple(group), done, experiment.plan, shapes, disk(experiment), *needs[shared])
         )

@@ -51,7 +51,8 @@ def test_a_training_step_allocates_what_is_predicted(memory, checkpointing):
     with sdpa_kernel(SDPBackend.MATH):  # as on a GPU
         trainer.step(clips, 0)  # makes the optimiser's moments
         measured = allocated(lambda: trainer.step(clips, 1))
-    model = Model(run, experiment.plan.options, experiment.codec.frame_shape, experiment.dataset.action_size)
+    data, frame_shape = experiment.dataset, experiment.codec.frame_shape
+    model = Model(run, experiment.plan.options, frame_shape, data.action_size, data.pose_size)
     predicted = footprint(model, run.training.batch, checkpointing)
     assert predicted.weights == sum(p.nbytes for p in experiment.trunk.parameters())
     assert predicted.gradient == pytest.approx(measured, rel=0.05)

@@ -11,7 +11,7 @@ from rad_bench.sweep.load import load_sweep, validate
 from tests.sweep.tiny import ROOT
 
 GB = 10**9
-MODEL = Model(RunConfig.model_validate({"memory": "lstm", "training": {"batch": 8}}), {}, (3, 32, 32), 4)
+MODEL = Model(RunConfig.model_validate({"memory": "lstm", "training": {"batch": 8}}), {}, (3, 32, 32), 4, 3)
 LEAN = 0.3  # of what a micro-batch needs, with checkpointing; and half of that in bf16
 
 
@@ -74,6 +74,6 @@ def test_the_largest_models_of_a_gpu_sweep_fit_its_gpu(name, block):
     run = validate(RunConfig, {**tree, "training": {**tree["training"], "frames": longest}}, name, "run")
     shape, actions = FRAMES.get(name, ((3, 64, 64), 6))
     _, plan = build_trunk(run, shape, actions)
-    model = Model(run, plan.options, shape, actions)
+    model = Model(run, plan.options, shape, actions, 3)
     line = memory.memory_line(model, sweep.launch, memory.gpu_bytes(sweep.launch))
     assert "fits 80 GB" in line, line
