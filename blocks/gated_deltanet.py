@@ -11,7 +11,7 @@ L2-normalised. The K tokens of a frame are written in order. The state is M, [S,
               Queries start as copies of keys.
     paper     As published: q, k and v pass through a causal convolution over 4 tokens and SiLU, a token reads after
               it has written, the norm is by head, decay starts at its published values, and queries start apart from
-              keys (with `tied: true` as copies). The state begins with the convolution's tail, [S, 3, 3 * H * P].
+              keys (`paper-tied`: as copies). The state begins with the convolution's tail, [S, 3, 3 * H * P].
 
 `step` is the recurrence as written. `prefetch` writes chunks of whole frames at once (`fast/gated_deltanet.py`).
 """
@@ -29,7 +29,7 @@ from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolv
 from rad_bench.blocks.fast import gated_deltanet
 from rad_bench.blocks.fast.gated_deltanet import in_chunks
 from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
-from rad_bench.blocks.start import Form, decay_start, start_as_conv1d, starts_tied, tie_queries
+from rad_bench.blocks.start import Form, decay_start, start_as_conv1d, tie_queries
 
 
 class GatedDeltaNet(MemoryBlock):
@@ -42,7 +42,6 @@ class GatedDeltaNet(MemoryBlock):
 
     def __init__(
         self, dim: int, heads: int = 4, head_dim: int = 16, chunk: int = 32, form: Form = "adapted",
-        tied: bool | None = None,
     ) -> None:  # fmt: skip
         super().__init__(dim)
         if min(heads, head_dim, chunk) < 1:
@@ -50,14 +49,14 @@ class GatedDeltaNet(MemoryBlock):
         self.heads, self.head_dim, self.chunk, self.form = heads, head_dim, chunk, form
         inner = heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
-        if starts_tied(form, tied):
+        if form != "paper":
             tie_queries(self.qkv.weight, 0, inner, inner)
         self._make_gates()
         self.norm = nn.Parameter(torch.ones(inner if form == "adapted" else head_dim))
         self.output = nn.Linear(inner, dim, bias=False)
-        if form == "paper":
+        if form != "adapted":
             self.conv_weight = nn.Parameter(start_as_conv1d(PUBLISHED_TAPS, PUBLISHED_TAPS, 3 * inner))
-            if starts_tied(form, tied):
+            if form == "paper-tied":
                 tie_queries(self.conv_weight.T, 0, inner, inner)
 
     def _make_gates(self) -> None:
@@ -76,10 +75,10 @@ class GatedDeltaNet(MemoryBlock):
         qkv, _, tail = self._convolved(x_SKD[:, None], state[:-1])
         q, k, v, log_a, b = self._project(qkv, x_SKD[:, None])
         h, written = _write(q, k, v, log_a.exp(), b, state[-1])
-        return self._finish(h if self.form == "paper" else q @ state[-1].mT, x_SKD), (*tail, written)
+        return self._finish(h if self.form != "adapted" else q @ state[-1].mT, x_SKD), (*tail, written)
 
     def read(self, x_SKD: Tensor, state: State) -> Tensor:
-        if self.form == "paper":
+        if self.form != "adapted":
             return super().read(x_SKD, state)
         return self._finish(self._queries(x_SKD[:, None]) @ state[0].mT, x_SKD)
 

@@ -31,9 +31,8 @@ class KimiDeltaAttention(GatedDeltaNet):
 
     def __init__(
         self, dim: int, heads: int = 4, head_dim: int = 16, chunk: int = 16, form: Form = "adapted",
-        tied: bool | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(dim, heads, head_dim, chunk, form, tied)
+        super().__init__(dim, heads, head_dim, chunk, form)
 
     def _make_gates(self) -> None:
         inner = self.heads * self.head_dim

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rad_bench.blocks.fast.lstm import recurrence
 from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
-from rad_bench.blocks.start import Form
+from rad_bench.blocks.start import FormWithoutQueries
 
 
 class LSTM(MemoryBlock):
@@ -29,7 +29,7 @@ class LSTM(MemoryBlock):
 
     size_option = "hidden"
 
-    def __init__(self, dim: int, hidden: int = 128, chrono: int = 24, form: Form = "adapted") -> None:
+    def __init__(self, dim: int, hidden: int = 128, chrono: int = 24, form: FormWithoutQueries = "adapted") -> None:
         super().__init__(dim)
         if hidden < 1 or chrono < 2:
             raise ValueError("lstm needs hidden >= 1 and chrono >= 2")

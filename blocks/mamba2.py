@@ -13,7 +13,7 @@ There are two forms, the same layer with other initial values:
               over tens of frames. The convolution starts as nearly the identity: on a way back the tokens before come
               in reverse order, so a query made of them would miss its key. Queries C start as copies of keys B.
     paper     As published: rates of 1 to 16 and dt of 0.001 to 0.1, the convolution as PyTorch starts it, and queries
-              apart from keys, or with `tied: true` as copies.
+              apart from keys, or in `paper-tied` as copies.
 
 `step` is the recurrence as written. `prefetch` and `retrieve` compute it in chunks (`fast/mamba2.py`), or on CUDA
 devices by mamba-ssm's kernels, if installed (`fast/mamba2_kernels.py`). There, `step` without gradients uses one too.
@@ -30,7 +30,7 @@ from rad_bench.blocks.fast import mamba2 as chunked
 from rad_bench.blocks.fast import mamba2_kernels as kernels
 from rad_bench.blocks.fast.mamba2 import Memory, Tokens
 from rad_bench.blocks.memory import MemoryBlock, Path, Prefetched, State
-from rad_bench.blocks.start import Form, decay_start, start_as_conv1d, starts_tied, tie_queries
+from rad_bench.blocks.start import Form, decay_start, start_as_conv1d, tie_queries
 
 
 class Mamba2(MemoryBlock):
@@ -41,7 +41,7 @@ class Mamba2(MemoryBlock):
 
     def __init__(
         self, dim: int, heads: int = 2, head_dim: int = 32, state: int = 32, conv: int = 4, chunk: int = 64,
-        form: Form = "adapted", tied: bool | None = None,
+        form: Form = "adapted",
     ) -> None:  # fmt: skip
         super().__init__(dim)
         if min(heads, head_dim, state, chunk) < 1 or conv < 2:
@@ -50,7 +50,7 @@ class Mamba2(MemoryBlock):
         inner = heads * head_dim
         self.channels = inner + 2 * state
         self.input = nn.Linear(dim, inner + self.channels + heads, bias=False)
-        tie = starts_tied(form, tied)
+        tie = form != "paper"
         if tie:
             tie_queries(self.input.weight, 2 * inner + state, 2 * inner, state)  # C from B
         if form == "adapted":

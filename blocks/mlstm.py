@@ -9,7 +9,7 @@ a frame are written in order. The state is C [S, H, P, P], n [S, H, P] and m [S,
     adapted   As above. A frame reads the memory of the frames before it, then writes. q, k and v are linear in x:
               neighbouring tokens here are locations in a frame, not words. Queries start as copies of keys.
     paper     The layer inside the published block, with the initial values of its code. A token reads after it has
-              written, and queries start apart from keys (with `tied: true` as copies):
+              written, and queries start apart from keys (in `paper-tied`, the default, as copies):
 
                   u = W_u x,   c = SiLU(convolution of u over 4 tokens)
                   q, k = W_q c, W_k c,   v = W_v u,   gates from (q, k, v)     W_q, W_k, W_v in diagonal blocks of 4 x 4
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolve_clip
 from rad_bench.blocks.fast.mlstm import prefetch_chunks, recall_by_chunk
 from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
-from rad_bench.blocks.start import Form, start_as_conv1d, starts_tied, tie_queries
+from rad_bench.blocks.start import Form, start_as_conv1d, tie_queries
 
 
 class MLSTM(MemoryBlock):
@@ -41,8 +41,7 @@ class MLSTM(MemoryBlock):
     fine_option = "heads"
 
     def __init__(
-        self, dim: int, heads: int = 4, head_dim: int = 16, chunk: int = 64, form: Form = "adapted",
-        tied: bool | None = None,
+        self, dim: int, heads: int = 4, head_dim: int = 16, chunk: int = 64, form: Form = "paper-tied",
     ) -> None:  # fmt: skip
         super().__init__(dim)
         if min(heads, head_dim, chunk) < 1:
@@ -67,12 +66,12 @@ class MLSTM(MemoryBlock):
             i, f = self.gates.bias.chunk(2)
             i.zero_()
             f.copy_(torch.linspace(3.0, 6.0, heads))
-            if form == "paper":
+            if form != "adapted":
                 i.normal_(0, 0.1)
                 for weight in (self.up.weight, self.open.weight, self.qkv_blocks):
                     weight.normal_(0, math.sqrt(2 / (5 * dim)))  # "small init" (Nguyen & Salazar 2019)
                 self.output.weight.normal_(0, 2 / math.sqrt(dim))
-        if starts_tied(form, tied):
+        if form != "paper":
             weight = self.qkv.weight if form == "adapted" else self.qkv_blocks
             tie_queries(weight, 0, len(weight) // 3, len(weight) // 3)
 
@@ -87,11 +86,11 @@ class MLSTM(MemoryBlock):
         u, c, _, tail = self._convolved(x_SKD[:, None], state[:-3])
         q, k, v, i, f = (tensor[:, :, 0] for tensor in self._project(u, c))
         h, written = _write(q, k, v, i, f, state[-3:])
-        h = h if self.form == "paper" else _recall(q, state)
+        h = h if self.form != "adapted" else _recall(q, state)
         return self._finish(h[:, :, None], x_SKD[:, None], c)[:, 0], (*tail, *written)
 
     def read(self, x_SKD: Tensor, state: State) -> Tensor:
-        if self.form == "paper":
+        if self.form != "adapted":
             return super().read(x_SKD, state)
         q = self._queries(x_SKD[:, None])
         return self._finish(_recall(q[:, :, 0], state)[:, :, None], x_SKD[:, None])[:, 0]

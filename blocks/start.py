@@ -1,7 +1,10 @@
-"""Initial values that several blocks share, and the two forms in which a block comes.
+"""Initial values that several blocks share, and the forms in which a block comes.
 
-paper     the layer as its paper publishes it, gates, norms, convolutions and initial values included
-adapted   the layer as it is adapted to video: each block says what differs, and why
+paper        the layer as its paper publishes it, gates, norms, convolutions and initial values included
+paper-tied   the same, but queries start as copies of keys (of blocks that have them)
+adapted      the layer as it is adapted to video, queries as copies of keys too: each block says what differs, and why
+
+Trials on validation episodes chose each block's default (`sweeps/forms.yaml`).
 """
 
 from __future__ import annotations
@@ -12,12 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Form = Literal["adapted", "paper"]
-
-
-def starts_tied(form: Form, tied: bool | None) -> bool:
-    """Return whether queries start as copies of keys: as the option says, by default in the adapted form only."""
-    return form == "adapted" if tied is None else tied
+Form = Literal["adapted", "paper", "paper-tied"]
+FormWithoutQueries = Literal["adapted", "paper"]
 
 
 @torch.no_grad()

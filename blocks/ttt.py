@@ -14,7 +14,7 @@ are two forms:
               keys and queries are L2-normalised; the outputs pass through an RMS norm. Queries start as copies of keys.
     paper     As published, in the Mamba backbone, with a frame as the mini-batch: token k of a frame reads after the
               step on tokens 1..k. Queries and keys are one projection of x, each convolved over 4 tokens by itself
-              (with `tied: true` their convolutions start equal), and not normalised; eta_k is divided by P. The outputs
+              (in `paper-tied`, the default, they start equal), and not normalised; eta_k is divided by P. The outputs
               pass through a layer norm and the gate gelu(W_g x). W_0 starts small. The state begins with the
               convolutions' tail, [S, 3, H * P]. Left out: positions within the mini-batch, and learned shares of
               its tokens in the step, as their number is the trunk's.
@@ -36,7 +36,7 @@ from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolv
 from rad_bench.blocks.fast.replay import Tensors, replay
 from rad_bench.blocks.fast.ttt import Gradient, descend, inner_model, loss_gradient, model_after_each_token
 from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision, state_bytes
-from rad_bench.blocks.start import Form, start_as_conv1d, starts_tied, tie_queries
+from rad_bench.blocks.start import Form, start_as_conv1d, tie_queries
 
 KEPT = 1 << 28  # bytes of weights, of all frames and sequences, that a backward pass may keep
 
@@ -56,8 +56,7 @@ class TTT(MemoryBlock):
         head_dim: int = 16,
         rate: float = 1.0,
         inner_norm: bool = True,
-        form: Form = "adapted",
-        tied: bool | None = None,
+        form: Form = "paper-tied",
     ) -> None:
         super().__init__(dim)
         if heads < 1 or head_dim < 2 or rate <= 0:
@@ -65,7 +64,7 @@ class TTT(MemoryBlock):
         self.heads, self.head_dim, self.rate, self.inner_norm, self.form = heads, head_dim, rate, inner_norm, form
         width = heads * head_dim
         self.qkv = nn.Linear(dim, (3 if form == "adapted" else 2) * width, bias=False)
-        if form == "adapted" and starts_tied(form, tied):
+        if form == "adapted":
             tie_queries(self.qkv.weight, 0, width, width)
         self.rate_logit = nn.Linear(dim, heads)
         self.norm_scale = nn.Parameter(torch.ones(heads, 1, head_dim))
@@ -78,14 +77,14 @@ class TTT(MemoryBlock):
             self.initial.append(nn.Parameter(torch.zeros(heads, 1, fan_out)))
         self.output_norm = nn.Parameter(torch.ones(width))
         self.output = nn.Linear(width, dim, bias=False)
-        if form == "paper":
+        if form != "adapted":
             self.output_shift = nn.Parameter(torch.zeros(width))
             self.open = nn.Linear(dim, width, bias=False)
             self.conv_weight = nn.Parameter(
                 start_as_conv1d(PUBLISHED_TAPS, PUBLISHED_TAPS, 2 * width)
             )  # of queries, then of keys
             self.conv_bias = nn.Parameter(start_as_conv1d(PUBLISHED_TAPS, 2 * width))
-            if starts_tied(form, tied):
+            if form == "paper-tied":
                 tie_queries(self.conv_weight.T, 0, width, width)
                 tie_queries(self.conv_bias, 0, width, width)
             with torch.no_grad():
@@ -105,7 +104,7 @@ class TTT(MemoryBlock):
         return self._finish(self._normed(q, recalled[:, None]), x_STKD)[:, 0], (*tail, *weights)
 
     def read(self, x_SKD: Tensor, state: State) -> Tensor:
-        if self.form == "paper":
+        if self.form != "adapted":
             return super().read(x_SKD, state)
         x_STKD = x_SKD[:, None]
         q = self._queries(x_STKD)
@@ -189,7 +188,7 @@ class TTT(MemoryBlock):
         """Return q, k, v as [S, T, H, K, P] and the rates eta / K as [S, T, H, K, 1]."""
         q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_dim)).permute(3, 0, 1, 4, 2, 5).unbind(0)
         eta = self.rate / x_STKD.shape[2] * self.rate_logit(x_STKD).sigmoid().transpose(2, 3)[..., None]
-        if self.form == "paper":
+        if self.form != "adapted":
             return q, k, v, eta / self.head_dim
         return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, eta
 

@@ -36,7 +36,7 @@ class ChunkTTT(TTT):
         inner_norm: bool = True,
         chunk: int = 4,
     ) -> None:
-        super().__init__(dim, inner, heads, head_dim, rate, inner_norm)
+        super().__init__(dim, inner, heads, head_dim, rate, inner_norm, form="adapted")
         if chunk < 1:
             raise ValueError("ttt_chunk needs chunk >= 1")
         self.chunk = chunk

@@ -29,13 +29,15 @@ NOT_SCIENCE = (
     ("training", "checkpoint_every"),
 )
 LATER = {("evaluation", "fvd"): 0}  # options that came later, with the value that leaves older runs as they were
-LATER_OF_BLOCKS: dict[str, Any] = {"form": "adapted", "tied": None}  # the same, of blocks
+LATER_OF_BLOCKS: dict[str, Any] = {"form": "adapted"}  # the same, of blocks
 
 
 def run_key(config: RunConfig, dataset: Dataset) -> str:
     """Return the hash of everything that decides a run's result, and nothing else."""
     parts = _parts(config, dataset)
-    options = check_options(config.memory) if config.match.by == "none" else config.memory.options
+    options = check_options(config.memory)
+    if config.match.by != "none":  # the budget decides on the others
+        options = {k: v for k, v in options.items() if k == "form"} | config.memory.options
     parts["config"]["memory"]["options"] = {k: v for k, v in options.items() if (k, v) not in LATER_OF_BLOCKS.items()}
     return _hash(parts | {"metrics": metric_card(config.evaluation.fvd)["card"]})
 

@@ -9,6 +9,7 @@ import contextlib
 import math
 import signal
 import sys
+import threading
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from rad_bench.store.lease import SupersededError, hold
 from rad_bench.store.run_folder import RunFolder
 
 SUPERSEDED = "another attempt has taken this run over"
+
+INTERRUPTED = threading.Event()
 
 Notes = dict[str, str]  # run -> why it has no result, if its folder does not say
 
@@ -59,6 +62,8 @@ class RunJob(submitit.helpers.Checkpointable):
             except SupersededError:
                 return SUPERSEDED
             except Exception as error:
+                if INTERRUPTED.is_set():  # a library caught KeyboardInterrupt, and this error is what it made of it
+                    raise KeyboardInterrupt from error
                 if not _write_failure(paths, error) or rank != 0:
                     raise  # srun ends the job's other processes when one exits with an error
                 return _reason(error)
@@ -82,8 +87,14 @@ def _write_failure(paths: RunFolder, error: Exception) -> bool:
     return True
 
 
+def interrupt(*_: object) -> None:
+    """Handle SIGINT: also where a shell started this process in the background, with SIGINT ignored."""
+    INTERRUPTED.set()
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes of some shells ignore it
+    signal.signal(signal.SIGINT, interrupt)
     outcome = RunJob()(Path(sys.argv[1]), LaunchConfig.model_validate_json(sys.argv[2]))
     print(outcome)
     sys.exit(outcome not in ("done", SUPERSEDED))

@@ -16,11 +16,18 @@ from rad_bench.run.identity import run_key
 from rad_bench.run.parity import measure_parity
 
 SMALL = {"lstm": {"hidden": 12}, "minlstm": {"hidden": 12}, "mamba2": {"head_dim": 4, "state": 5, "chunk": 8}}
+
+
+def all_forms(name):
+    default = inspect.signature(find_block(name).__init__).parameters["form"].default
+    return [{"form": default}, *block_forms(find_block(name))[1:]]
+
+
 FORMED = [name for name in block_names() if len(block_forms(find_block(name))) > 1]
-TIED = [name for name in FORMED if "tied" in inspect.signature(find_block(name).__init__).parameters]
+TIED = [name for name in FORMED if {"form": "paper-tied"} in all_forms(name)]
 PAPER = [
     *[(name, {**SMALL.get(name, {"head_dim": 5}), "form": "paper"}) for name in FORMED],
-    ("ttt", {"heads": 2, "head_dim": 4, "inner": "mlp", "form": "paper", "tied": True}),
+    ("ttt", {"heads": 2, "head_dim": 4, "inner": "mlp", "form": "paper-tied"}),
     ("ttt", {"heads": 2, "head_dim": 4, "inner_norm": False, "form": "paper"}),
     ("mlstm", {"heads": 1, "head_dim": 6, "chunk": 8, "form": "paper"}),
 ]
@@ -157,13 +164,10 @@ def test_the_papers_form_is_the_published_layer(name, published, options, tokens
         torch.testing.assert_close(read[:, t], published(block, tokens_so_far, *also)[:, -tokens:])
 
 
-@pytest.mark.parametrize("name", FORMED)
-def test_the_default_is_the_adapted_form(name):
-    weights = []
-    for options in ({}, {"form": "adapted"}, {"form": "paper"}):
-        torch.manual_seed(0)
-        weights.append({key: value.tolist() for key, value in find_block(name)(16, **options).state_dict().items()})
-    assert weights[0] == weights[1] != weights[2]
+def test_the_default_is_the_form_that_trials_chose():
+    defaults = {name: all_forms(name)[0]["form"] for name in FORMED}
+    assert {name for name, form in defaults.items() if form == "paper-tied"} == {"mlstm", "ttt"}
+    assert set(defaults.values()) == {"adapted", "paper-tied"}
 
 
 def first_two(block, name, x_STKD):
@@ -177,18 +181,17 @@ def first_two(block, name, x_STKD):
 
 
 @pytest.mark.parametrize("name", TIED)
-@pytest.mark.parametrize("form", ["adapted", "paper"])
-@pytest.mark.parametrize("tied", [None, True, False])
-def test_queries_start_as_copies_of_keys_by_option_or_in_the_adapted_form(name, form, tied):
+@pytest.mark.parametrize("form", ["adapted", "paper", "paper-tied"])
+def test_queries_start_as_copies_of_keys_but_as_published(name, form):
     torch.manual_seed(0)
-    block, x = find_block(name)(16, heads=2, head_dim=8, form=form, tied=tied), torch.randn(1, 5, 1, 16)
+    block, x = find_block(name)(16, heads=2, head_dim=8, form=form), torch.randn(1, 5, 1, 16)
     if name == "mamba2":
         tokens = block.prefetch(x, block.initial_state(1)).memory.tokens
         alike = F.cosine_similarity(tokens.B_STKN, tokens.C_STKN, -1).min() > 0.9  # convolved, each by its own noise
     else:
         q, k = first_two(block, name, x)
         alike = torch.allclose(F.normalize(q, dim=-1), F.normalize(k, dim=-1), atol=1e-5)
-    assert bool(alike) == (form == "adapted" if tied is None else tied)
+    assert bool(alike) == (form != "paper")
 
 
 def config(name, **match):
@@ -211,10 +214,9 @@ def test_both_forms_meet_a_budget(name):
 @pytest.mark.parametrize("match", [{}, {"by": "parameters", "budget": 20_000}])
 def test_the_form_of_before_leaves_a_runs_key_as_it_was(monkeypatch, match):
     dataset = open_dataset(config("none").data)
-    before, same, other, tied = (
-        run_key(config({"name": "mlstm", **options}, **match), dataset)
-        for options in ({}, {"form": "adapted"}, {"form": "paper"}, {"form": "paper", "tied": True})
-    )
-    assert before == same and len({before, other, tied}) == 3
+    forms = "adapted", "paper", "paper-tied"
+    adapted, paper, tied = (run_key(config({"name": "mlstm", "form": form}, **match), dataset) for form in forms)
+    assert len({adapted, paper, tied}) == 3
+    assert run_key(config("mlstm", **match), dataset) == tied
     monkeypatch.setattr(identity, "check_options", lambda _: {"heads": 4, "head_dim": 16, "chunk": 64})  # as it was
-    assert run_key(config("mlstm", **match), dataset) == before
+    assert run_key(config("mlstm", **match), dataset) == adapted

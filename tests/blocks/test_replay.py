@@ -10,9 +10,9 @@ from rad_bench.blocks.ttt import TTT
 from rad_bench.blocks.ttt_chunk import ChunkTTT
 
 FORMS = {
-    "linear": lambda: TTT(8, heads=2, head_dim=6),
-    "mlp": lambda: TTT(8, "mlp", heads=2, head_dim=6),
-    "delta rule": lambda: TTT(8, heads=2, head_dim=6, rate=0.1, inner_norm=False),
+    "linear": lambda: TTT(8, heads=2, head_dim=6, form="adapted"),
+    "mlp": lambda: TTT(8, "mlp", heads=2, head_dim=6, form="adapted"),
+    "delta rule": lambda: TTT(8, heads=2, head_dim=6, rate=0.1, inner_norm=False, form="adapted"),
     "paper": lambda: TTT(8, heads=2, head_dim=6, form="paper"),
     "paper, mlp": lambda: TTT(8, "mlp", heads=2, head_dim=6, form="paper"),
     "chunks": lambda: ChunkTTT(8, heads=2, head_dim=6, chunk=4),
@@ -84,8 +84,8 @@ def test_mixed_precision_is_the_same_on_the_way_back(form):
 @pytest.mark.parametrize("form", ["linear", "mlp", "chunks"])
 def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_weights_of_all_frames(form, monkeypatch):
     monkeypatch.setattr(ttt, "KEPT", 0)
-    kind, inner = (ChunkTTT if form == "chunks" else TTT), ("mlp" if form == "mlp" else "linear")
-    block = kind(8, inner, heads=1, head_dim=64)
+    small = {"heads": 1, "head_dim": 64}
+    block = ChunkTTT(8, **small) if form == "chunks" else TTT(8, form, form="adapted", **small)
     weights = 4 * sum(weight.numel() for weight in block.initial)  # bytes a sequence; a token has far fewer
 
     def kept(frames):

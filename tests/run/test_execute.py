@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import threading
 
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from rad_bench.model.registry import block_names, find_block
 from rad_bench.run.execute import execute
 from rad_bench.run.parity import ParityError
 from rad_bench.store.run_folder import Run, RunFolder, save_run
-from rad_bench.sweep.job import RunJob
+from rad_bench.sweep.job import RunJob, interrupt
 from rad_bench.training.device import check_gpus
 from rad_bench.training.loop import Trainer
 from tests.runs import opened
@@ -159,6 +160,21 @@ def test_a_job_that_was_given_gpus_and_sees_none_says_so_and_does_not_train(tmp_
         told = RunFolder(folder).failure.read_text()
         assert told.startswith("launch.slurm.gpus is 1, but PyTorch") and why in told and "\n" not in told
     assert not RunFolder(folder).log.exists()
+
+
+def test_an_error_that_a_library_makes_of_an_interrupt_is_no_failure(tmp_path, monkeypatch):
+    def interrupted_inside_a_library(*_):
+        try:
+            interrupt()
+        except KeyboardInterrupt as error:
+            raise RuntimeError("loading stopped") from error
+
+    monkeypatch.setattr("rad_bench.sweep.job.INTERRUPTED", threading.Event())
+    monkeypatch.setattr("rad_bench.run.execute.execute", interrupted_inside_a_library)
+    folder = start(tmp_path / "lstm-seed0", tiny())
+    with pytest.raises(KeyboardInterrupt):
+        RunJob()(folder, LaunchConfig())
+    assert not RunFolder(folder).failure.exists()
 
 
 def test_a_finished_run_is_not_touched(finished):

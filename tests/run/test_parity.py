@@ -49,8 +49,9 @@ def test_a_block_with_dropout_has_parity():
 def test_blocks_are_checked_in_both_precisions_and_figures_are_stored(tmp_path):
     found = check_on_device(["mamba2", WRONG], "cpu", tmp_path, lambda name: None)
     assert [(each.block, each.tokens, each.passed) for each in found] == [
-        ("mamba2", 1, True), ("mamba2", 4, True), ("mamba2(form=paper)", 1, True), ("mamba2(form=paper)", 4, True),
-        *[(name, tokens, False) for name in (WRONG, f"{WRONG}(form=paper)") for tokens in (1, 4)],
+        (f"{name}{form}", tokens, name == "mamba2")
+        for name, forms in (("mamba2", ("", "(form=paper)", "(form=paper-tied)")), (WRONG, ("", "(form=paper)")))
+        for form in forms for tokens in (1, 4)
     ]  # fmt: skip
     record = json.loads((tmp_path / "check-cpu.json").read_text())
     assert record["environment"]["device"].startswith("cpu")
