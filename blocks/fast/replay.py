@@ -59,7 +59,8 @@ class _Replay(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         count = sum(ctx.sizes)
-        given, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # once: activation checkpointing allows no second time
+        given, kept = saved[:count], saved[count:]
         clean, noisy, first, shared = _divide(given, ctx.sizes)
         weights, kept = kept[: len(first)], kept[len(first) :]
         step = len(kept) // len(clean)  # kept tensors of a frame

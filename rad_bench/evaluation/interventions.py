@@ -90,7 +90,7 @@ def _starts(experiment: Experiment, task: Task, motion: Tensor) -> dict[str, Cac
     """
     count, config = len(motion), experiment.config.evaluation
     caches = [
-        read_context(experiment, task, motion, index).map(Tensor.cpu)
+        read_context(experiment, task.given[index], motion[index]).map(Tensor.cpu)
         for index in torch.arange(count).split(config.batch)
     ]
     context = caches[0].map(_concatenate, *caches[1:])
@@ -131,13 +131,13 @@ def _batch_groups(starts: dict[str, Cache]) -> list[list[str]]:
 
 
 @torch.no_grad()
-def read_context(experiment: Experiment, task: Task, motion: Tensor, index: Tensor) -> Cache:
-    """Return the cache of these episodes at the end of the task's context."""
+def read_context(experiment: Experiment, frames: Tensor, motion_BTM: Tensor) -> Cache:
+    """Return the cache after true frames, uint8 [B, C, channels, height, width], and the motion that leads to each."""
     trunk, codec, device = experiment.trunk, experiment.codec, experiment.device
-    C, F = task.context, trunk.config.frames_per_step
-    cache = trunk.start(len(index))
+    F = trunk.config.frames_per_step
+    cache = trunk.start(len(frames))
     # In chunks, so that a long context needs no more working memory than a short one.
-    for chunk in torch.arange(C).split(max(CONTEXT_FRAMES // F, 1) * F):
-        inputs = torch.stack([codec.encode(task.truth[e, chunk].to(device)) for e in index])
-        cache = trunk.commit(inputs, motion[index][:, chunk].to(device), cache)
+    for chunk in torch.arange(frames.shape[1]).split(max(CONTEXT_FRAMES // F, 1) * F):
+        inputs = torch.stack([codec.encode(video[chunk].to(device)) for video in frames])
+        cache = trunk.commit(inputs, motion_BTM[:, chunk].to(device), cache)
     return cache

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rad_bench.blocks.memory import leaves
 from rad_bench.data import Episodes
+from rad_bench.evaluation.interventions import read_context
 from rad_bench.model.experiment import Experiment
 from rad_bench.model.motion import motion_features
 from rad_bench.model.trunk import Trunk
@@ -26,7 +27,7 @@ from rad_bench.model.trunk import Trunk
 Floats = NDArray[np.float64]
 RIDGES = 10.0 ** np.arange(-3, 5)  # times the mean squared norm of a state; chosen on a part of the training episodes
 VALIDATION_SHARE = 0.25  # that part
-BATCH = 32
+BATCH = 32  # contexts that are read at a time, or evaluation.batch, if that is less
 PIECE = 1 << 21  # numbers of each state that the host holds at a time
 
 
@@ -34,7 +35,7 @@ def probe(experiment: Experiment) -> dict[str, float]:
     """Return R^2 of each probe target; empty without a memory of constant size, or without targets."""
     config, dataset = experiment.config.evaluation, experiment.dataset
     count = config.probe
-    if not count or not _has_constant_state(experiment.trunk):
+    if not count or not has_constant_state(experiment.trunk):
         return {}
     training = dataset.probe_clips(True, count, config.context)
     if training.hidden is None:
@@ -51,7 +52,8 @@ def probe(experiment: Experiment) -> dict[str, float]:
     return {name: score for name, score in scores.items() if np.isfinite(score)}
 
 
-def _has_constant_state(trunk: Trunk) -> bool:
+def has_constant_state(trunk: Trunk) -> bool:
+    """Return whether the trunk has a memory whose size does not grow."""
     sizes = []
     cache = trunk.start(1)
     for _ in range(2):
@@ -88,12 +90,10 @@ def _state_size(trunk: Trunk) -> int:
 @torch.no_grad()
 def _states(experiment: Experiment, clips: Episodes, piece: slice) -> Floats:
     """Return a piece of the memory's state after each clip, as one vector a video, [B, E]."""
-    trunk, codec, device = experiment.trunk, experiment.codec, experiment.device
-    motion = motion_features(trunk.config.motion, clips.actions, clips.egomotion)
+    motion = motion_features(experiment.trunk.config.motion, clips.actions, clips.egomotion)
     states = []
-    for index in torch.arange(len(clips)).split(BATCH):
-        inputs = torch.stack([codec.encode(clips.frames[e].to(device)) for e in index])
-        cache = trunk.commit(inputs, motion[index].to(device), trunk.start(len(index)))
+    for index in torch.arange(len(clips)).split(min(BATCH, experiment.config.evaluation.batch)):
+        cache = read_context(experiment, clips.frames[index], motion[index])
         vectors, before = [], 0  # of the piece; the numbers before a tensor
         for leaf in (leaf for state in cache.memory() for leaf in leaves(state)):
             vector = leaf.reshape(len(index), -1)

@@ -38,6 +38,11 @@ class Task:
         return self.truth.shape[1] - self.context
 
     @property
+    def given(self) -> Tensor:
+        """Return the true frames of the context, uint8 [B, C, channels, height, width]."""
+        return self.truth[:, : self.context]
+
+    @property
     def origins(self) -> Sequence[object]:
         """Return what each episode is a clip of, [B]: its recording, or its own world."""
         return self.recordings or range(len(self.truth))

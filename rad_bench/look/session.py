@@ -83,8 +83,7 @@ class World:
 
     def _read(self, episode: int) -> Cache:
         """Return the cache at the end of an episode's context, as the evaluation reads it."""
-        trained, index = self.trained, torch.tensor([episode])
-        return read_context(trained, self.task, self.motion, index)
+        return read_context(self.trained, self.task.given[[episode]], self.motion[[episode]])
 
     @torch.no_grad()
     def _norms(self, episode: int) -> list[float | None]:

@@ -18,6 +18,15 @@ class LayerCache:
     v_BNWHP: Tensor
     memory: State
 
+    def alone(self) -> LayerCache:
+        """Return this cache without what its tensors were cut from: a slice keeps the whole tensor in memory."""
+        return LayerCache(_alone(self.k_BNWHP), _alone(self.v_BNWHP), map_state(_alone, self.memory))
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    own = tensor.numel() * tensor.element_size()
+    return tensor.clone() if tensor.untyped_storage().nbytes() > 2 * own else tensor
+
 
 @dataclass(frozen=True)
 class Cache:

@@ -262,7 +262,7 @@ class Trunk(nn.Module):
                 x, layer_cache = checkpoint(layer, *inputs, use_reentrant=False)
             else:
                 x, layer_cache = layer(*inputs)
-            layers.append(layer_cache)
+            layers.append(layer_cache if torch.is_grad_enabled() else layer_cache.alone())
         x, condition = x[:, T_c:], condition[:, T_c:]
         shift, scale = self.modulation(condition)[:, :, None].chunk(2, -1)
         out = self.head(F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift)

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rad_bench.config import RunConfig
 from rad_bench.evaluation.interventions import CONTEXT_FRAMES
-from rad_bench.evaluation.probe import BATCH, PIECE
+from rad_bench.evaluation.probe import BATCH, PIECE, has_constant_state
 from rad_bench.evaluation.tasks import generated_frames
 from rad_bench.model.budget import make_trunk
 from rad_bench.model.cache import Cache
@@ -178,9 +178,9 @@ def _rollout_peak(trunk: Trunk, run: RunConfig) -> int:
 
 
 def _probe(trunk: Trunk, run: RunConfig) -> None:
-    videos = min(run.evaluation.probe, BATCH)
-    if videos:
-        cache = _read(trunk, videos, run.evaluation.context, run.evaluation.context)
+    videos = min(run.evaluation.probe, run.evaluation.batch, BATCH)
+    if videos and has_constant_state(trunk):
+        cache = _read(trunk, videos, run.evaluation.context, CONTEXT_FRAMES)
         torch.zeros(videos, min(PIECE, cache.memory_bytes() // 4 // videos))
 
 

@@ -35,11 +35,12 @@ def test_interventions_side_by_side_equal_each_alone(memory, batch):
     distinct = []
     for e in range(5):
         for intervention in run.evaluation.interventions:
-            cache = read_context(experiment, task, motion, torch.tensor([e]))
+            cache = read_context(experiment, task.given[[e]], motion[[e]])
             if intervention == "reset":
                 cache = cache.with_memory(trunk.start(1).memory())
             elif intervention == "swap":
-                other = read_context(experiment, task, motion, torch.tensor([(e + 2) % 5]))
+                partner = [(e + 2) % 5]
+                other = read_context(experiment, task.given[partner], motion[partner])
                 cache = cache.with_memory(other.memory())
 
             def noise(h, e=e):

@@ -72,6 +72,17 @@ def test_every_scan_agrees_between_training_and_rollout(block, scan):
 
 @pytest.mark.parametrize("block", block_names())
 @torch.no_grad()
+def test_a_cache_keeps_nothing_of_the_frames_that_it_was_cut_from(block):
+    trunk = make_trunk(block, window=2)
+    clean, _, _, motion = make_inputs(trunk, frames=24)
+    cache = trunk.commit(clean, motion, trunk.start(B))
+    storages = {}
+    cache.map(lambda part: storages.setdefault(part.untyped_storage().data_ptr(), part.untyped_storage()) and part)
+    assert sum(storage.nbytes() for storage in storages.values()) <= 2 * (cache.memory_bytes() + cache.window_bytes())
+
+
+@pytest.mark.parametrize("block", block_names())
+@torch.no_grad()
 def test_float32_agrees_to_rounding(block):
     trunk = make_trunk(block).float()
     inputs = [part.float() for part in make_inputs(trunk)]

@@ -62,6 +62,8 @@ FRAMES = {"come": ((8, 8, 8), 6), "minecraft_latents": ((4, 16, 16), 25)}  # of 
 LARGEST = {
     "scale": ["mamba2", "attention"],
     "context_length": ["mamba2"],
+    "come": ["attention"],
+    "minecraft_latents": ["ttt_chunk"],
 }
 
 

@@ -58,8 +58,9 @@ def test_what_is_carried_from_frame_to_frame_stays_in_fp32(block):
         assert (part - exact).float().norm() <= 0.02 * exact.float().norm()
 
 
-@pytest.mark.parametrize("block", ["lstm", "ttt"])
-def test_recomputed_activations_are_not_kept_and_leave_the_same_gradients(block):
+@pytest.mark.parametrize(("block", "ttt_keeps"), [("lstm", None), ("ttt", 1 << 40), ("ttt", 0), ("ttt_chunk", 0)])
+def test_recomputed_activations_are_not_kept_and_leave_the_same_gradients(monkeypatch, block, ttt_keeps):
+    monkeypatch.setattr("rad_bench.blocks.ttt.KEPT", ttt_keeps)
     trunk, inputs = float_trunk(block, depth=3)
     gradients, kept = [], []
     for trunk.recompute in (False, True):
