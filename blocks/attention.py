@@ -25,7 +25,7 @@ class Attention(MemoryBlock):
     """Full attention over the past: exact recall, with a cost that grows with every frame."""
 
     size_option = "head_dim"
-    fine_option = "heads"
+    fine_option = count_option = "heads"
 
     def __init__(self, dim: int, heads: int = 2, head_dim: int = 32, span: int | None = None) -> None:
         super().__init__(dim)

@@ -36,7 +36,7 @@ class GatedDeltaNet(MemoryBlock):
     """The gated delta rule: a matrix memory whose writes replace the old value of a key."""
 
     size_option = "head_dim"
-    fine_option = "heads"
+    fine_option = count_option = "heads"
     open: nn.Module  # what the gate of the output is computed by
     chunked: ClassVar[Any] = gated_deltanet  # the rule in chunks: `write_chunks`, `read` and `read_and_own`
 

@@ -38,6 +38,7 @@ class Mamba2(MemoryBlock):
 
     size_option = "head_dim"
     fine_option = "state"
+    count_option = "heads"
 
     def __init__(
         self, dim: int, heads: int = 2, head_dim: int = 32, state: int = 32, conv: int = 4, chunk: int = 64,

@@ -52,6 +52,7 @@ class MemoryBlock(nn.Module, ABC):
 
     size_option: ClassVar[str | None] = None  # the option that a budget solves for
     fine_option: ClassVar[str | None] = None  # a second option that it may change if the first is too coarse
+    count_option: ClassVar[str | None] = None  # what it solves for instead, where `size_option` would exceed 128
     memoryless: ClassVar[bool] = False  # True: no frame influences a later one
 
     def __init__(self, dim: int) -> None:

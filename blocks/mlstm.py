@@ -38,7 +38,7 @@ class MLSTM(MemoryBlock):
     """xLSTM's matrix memory: keys and values, with input and forget gates."""
 
     size_option = "head_dim"
-    fine_option = "heads"
+    fine_option = count_option = "heads"
 
     def __init__(
         self, dim: int, heads: int = 4, head_dim: int = 16, chunk: int = 64, form: Form = "paper-tied",

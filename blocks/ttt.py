@@ -45,7 +45,7 @@ class TTT(MemoryBlock):
     """Test-time training: each head trains an inner model (linear or MLP) on the frames as they arrive."""
 
     size_option = "head_dim"
-    fine_option = "heads"
+    fine_option = count_option = "heads"
     chunk = 1  # frames that share a step
 
     def __init__(

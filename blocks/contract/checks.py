@@ -34,7 +34,7 @@ def shapes(probe: Probe) -> str:
                 assert leaf.dtype == parameter.dtype and leaf.device == parameter.device, message
     y, state = probe.block.step(probe.x_STKD[:, 0], probe.start())
     assert y.shape == probe.x_STKD[:, 0].shape, f"step returned {tuple(y.shape)}"
-    for option in (probe.block.size_option, probe.block.fine_option):
+    for option in (probe.block.size_option, probe.block.fine_option, probe.block.count_option):
         options = inspect.signature(type(probe.block).__init__).parameters
         assert option is None or option in options, f"there is no option '{option}' that a budget could solve for"
     return f"{sum(1 for _ in leaves(state))} state tensors"

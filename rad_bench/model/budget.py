@@ -37,6 +37,8 @@ from rad_bench.model.trunk import Trunk, memory_layers, remember
 
 LARGEST = 1 << 14  # largest value of a size option
 TOLERANCE = 0.02  # relative, of a budget
+LARGEST_HEAD = 128  # kernels are made for heads up to this size
+HEAD_SIZES = (64, 56, 72, 48, 80)  # where a budget would make them larger: sizes in the order in which they are tried
 SMALL = 1 << 26  # parameters x tokens a frame; below this, arithmetic is faster than a loop of meta-device calls
 ABSURD = 1 << 34  # limit of numbers in one tensor, and of parameters in one block: both are allocated
 
@@ -245,16 +247,27 @@ def _fit(
 ) -> dict[str, Any]:
     """Solve the block's size option. If that misses the budget by more than 2 %, change the fine option too.
 
-    The fine option stays as close to its value as the tolerance allows.
+    The fine option stays as close to its value as the tolerance allows. Heads that would be larger than kernels are made
+    for keep a usual size, and their number is solved instead.
     """
-    option, fine = block.size_option, block.fine_option
+    option, fine, count = block.size_option, block.fine_option, block.count_option
     assert option is not None
     candidates = [options]
     if fine is not None:
         given = options[fine]
         values = sorted(range(max(1, given // 2), 2 * given + 1), key=lambda value: (abs(value - given), value))
         candidates = [{**options, fine: value} for value in values]
-    best, smallest = options, float("inf")
+    solved = _closest(measure, option, candidates, budget)
+    if count is None or solved[option] <= LARGEST_HEAD:
+        return solved
+    return _closest(measure, count, [{**options, option: size} for size in HEAD_SIZES], budget)
+
+
+def _closest(
+    measure: Callable[[dict[str, Any]], int], option: str, candidates: list[dict[str, Any]], budget: int
+) -> dict[str, Any]:
+    """Return the first candidate that meets the budget with the option solved for, or the one that comes closest."""
+    best, smallest = candidates[0], float("inf")
     for candidate in candidates:
         size = _solve(lambda size, others=candidate: measure({**others, option: size}), budget)  # type: ignore[misc]
         solved = {**candidate, option: size}

@@ -60,3 +60,14 @@ def test_no_count_leaves_the_trunk_on_the_meta_device(monkeypatch):
     monkeypatch.setattr(budget, "SMALL", 0)
     trunk, _ = budget.build_trunk(RunConfig.model_validate({"memory": "lstm"}), (3, 32, 32), 4)
     assert {p.device for p in trunk.parameters()} == {torch.device("cpu")}
+
+
+@pytest.mark.parametrize("block", [name for name in block_names() if find_block(name).count_option])
+def test_a_large_budget_makes_more_heads_and_no_larger_ones(block):
+    small, large = (
+        budget.plan_model(config(block, {"by": "parameters", "budget": parameters}, width=256), FRAME, ACTIONS)
+        for parameters in (200_000, 8_000_000)
+    )
+    assert small.options["head_dim"] <= budget.LARGEST_HEAD and large.options["head_dim"] in budget.HEAD_SIZES
+    assert large.options["heads"] > 2 * small.options["heads"]
+    assert max(abs(small.residual), abs(large.residual)) <= budget.TOLERANCE
