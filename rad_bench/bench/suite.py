@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich import box
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from rad_bench.bench import (
     block_speed,
+    launches,
     rollout_speed,
     scaling,
     scoring_speed,
@@ -20,45 +22,60 @@ from rad_bench.bench import (
     step_speed,
 )
 from rad_bench.bench.comparison import Comparison, Outcome, compare
-from rad_bench.bench.scaling import Prediction
-from rad_bench.bench.step_parts import Profile
 from rad_bench.model.registry import block_names
 from rad_bench.run.environment import environment
 from rad_bench.store.atomic import write_figures
 from rad_bench.training.device import be_deterministic, choose_device
 from rad_bench.training.distributed import Group
 
+
+class Measurement(Protocol):
+    """What is measured, as far as it is stored."""
+
+    def record(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """A kind that measures blocks one by one, and compares nothing."""
+
+    name: str  # of the measurements in the file
+    measure: Callable[[str, torch.device, float], Measurement]  # of a block, on a device, for so many seconds
+    table: Callable[[Any], Table]
+    blocks: Callable[[], Iterable[str]] = block_names
+    counts: bool = False  # needs no device: its figures are the same on all
+
+
 KINDS: dict[str, Callable[[torch.device], Iterator[Comparison]]] = {
     "blocks": block_speed.comparisons, "rollout": rollout_speed.comparisons, "metrics": scoring_speed.comparisons,
     "startup": startup.comparisons, "step": step_speed.comparisons, "compile": step_speed.compiled_comparisons,
 }  # fmt: skip
+BLOCK_KINDS = {
+    "profile": BlockKind("profiles", step_parts.profile, step_parts.table),
+    "launches": BlockKind("launches", lambda block, *_: launches.count_launches(block), launches.table, counts=True),
+    "scaling": BlockKind(
+        "predictions", lambda block, *_: scaling.predict(block), scaling.table, lambda: scaling.BLOCKS, counts=True
+    ),
+}
 
 
-Measurements = Sequence[Outcome | Profile | Prediction]
-
-
-def bench(kind: str, device_name: str, seconds: float, report: Callable[[str], None]) -> tuple[Measurements, Table]:
+def bench(
+    kind: str, device_name: str, seconds: float, report: Callable[[str], None]
+) -> tuple[Sequence[Measurement], Table]:
     """Make all measurements of a kind, with `report(name)` before each. Returns them and their table."""
     device = choose_device(device_name, Group())
     be_deterministic(1, device)
-    if kind == "scaling":
-        predictions = [scaling.predict(block) for block in _reported(scaling.BLOCKS, report)]
-        return predictions, scaling.table(predictions)
-    if kind == "profile":
-        profiles = [step_parts.profile(block, device, seconds) for block in _reported(block_names(), report)]
-        return profiles, step_parts.table(profiles)
+    if kind in BLOCK_KINDS:
+        own, measurements = BLOCK_KINDS[kind], []
+        for block in own.blocks():
+            report(block)
+            measurements.append(own.measure(block, device, seconds))
+        return measurements, own.table(measurements)
     outcomes = []
     for comparison in KINDS[kind](device):
         report(comparison.name)
         outcomes.append(compare(comparison, device, seconds))
     return outcomes, table(kind, outcomes)
-
-
-def _reported(names: Iterable[str], report: Callable[[str], None]) -> Iterator[str]:
-    """Yield names, and report each before it is measured."""
-    for name in names:
-        report(name)
-        yield name
 
 
 def table(kind: str, outcomes: list[Outcome]) -> Table:
@@ -78,10 +95,11 @@ def table(kind: str, outcomes: list[Outcome]) -> Table:
     return rich_table
 
 
-def store(kind: str, measurements: Measurements, device_name: str, folder: Path) -> Path:
+def store(kind: str, measurements: Sequence[Measurement], device_name: str, folder: Path) -> Path:
     """Write measurements with their environment. Raises `UserError` if they cannot be written."""
-    device = choose_device("cpu" if kind == "scaling" else device_name, Group())
-    name = {"profile": "profiles", "scaling": "predictions"}.get(kind, "comparisons")
+    own = BLOCK_KINDS.get(kind)
+    device = choose_device("cpu" if own and own.counts else device_name, Group())
+    name = own.name if own else "comparisons"
     record: dict[str, Any] = {
         "kind": kind, "environment": environment(device, 1, 1), name: [each.record() for each in measurements],
     }  # fmt: skip

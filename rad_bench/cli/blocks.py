@@ -101,7 +101,7 @@ def blocks(device: str) -> None:
 @click.argument(
     "kinds",
     nargs=-1,
-    type=click.Choice(["blocks", "rollout", "metrics", "startup", "step", "compile", "profile", "scaling"]),
+    type=click.Choice(["blocks", "rollout", "metrics", "startup", "step", "compile", "profile", "launches", "scaling"]),
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option(
@@ -110,10 +110,11 @@ def blocks(device: str) -> None:
 @click.option("--out", type=PLACE, default=Path("results/bench"), show_default=True,
               help="Folder of the figures.")  # fmt: skip
 def bench(kinds: tuple[str, ...], device: str, seconds: float, out: Path) -> None:
-    """Compare speeds, as ratios of two versions timed in one process. Without KINDS: run all kinds.
+    """Compare speeds, as ratios of two versions timed in one process. Without KINDS: run all that compare.
 
-    `profile` shows where the time of a training step goes. `scaling` predicts what a model of RAD's size would need,
-    from counts and from measurements on this machine.
+    These compare nothing: `profile` shows where the time of a training step goes. `launches` counts the kernels that
+    each memory launches in a training step at the size of `sweeps/gpu`; it needs no GPU. `scaling` predicts what a
+    model of RAD's size would need, from counts and from measurements on this machine.
     """
     from rad_bench.bench import suite
 
