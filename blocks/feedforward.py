@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rad_bench.blocks.memory import MemoryBlock, State
+from rad_bench.blocks.memory import MemoryBlock, Prefetched, State
 
 
 class FeedForward(MemoryBlock):
@@ -28,3 +28,6 @@ class FeedForward(MemoryBlock):
 
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
         return self.output(F.gelu(self.input(x_SKD))), state
+
+    def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
+        return Prefetched(self.step(x_STKD, state)[0], [state] * x_STKD.shape[1], state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rad_bench.blocks.memory import MemoryBlock, State
+from rad_bench.blocks.memory import MemoryBlock, Prefetched, State
 
 
 class NoMemory(MemoryBlock):
@@ -18,3 +18,6 @@ class NoMemory(MemoryBlock):
 
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
         return torch.zeros_like(x_SKD), state
+
+    def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
+        return Prefetched(self.step(x_STKD, state)[0], [state] * x_STKD.shape[1], state)

@@ -247,8 +247,8 @@ def _fit(
 ) -> dict[str, Any]:
     """Solve the block's size option. If that misses the budget by more than 2 %, change the fine option too.
 
-    The fine option stays as close to its value as the tolerance allows. Heads that would be larger than what kernels are
-    made for keep a usual size, and their number is solved instead.
+    The fine option stays as close to its value as the tolerance allows. Heads that would be larger than what kernels
+    are made for keep a usual size, and their number is solved instead.
     """
     option, fine, count = block.size_option, block.fine_option, block.count_option
     assert option is not None

@@ -84,7 +84,7 @@ def test_check_without_a_block_checks_all_and_fails_with_any(tmp_path, monkeypat
     monkeypatch.setattr(registry, "block_names", lambda: ["none", WRONG])
     told = CliRunner().invoke(cli, ["check", "--device", "cpu", "--out", str(tmp_path)])
     assert told.exit_code == 1
-    assert "loop over step" in told.output and "FAIL" in told.output
+    assert "PyTorch, own prefetch" in told.output and "FAIL" in told.output
     assert WRONG in str(told.exception)
 
 
