@@ -3,6 +3,7 @@
 import ctypes.util
 import functools
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -205,6 +206,16 @@ def test_every_interval_in_the_results_is_in_a_published_table():
         for told in intervals(DOCUMENTS[document]):
             near = (all(abs(a - b) < 0.051 for a, b in zip(told, triple, strict=True)) for triple in published)
             assert any(near), f"{document}: {told}"
+
+
+def test_the_launches_in_the_documents_are_those_that_were_counted():
+    counted = json.loads((ROOT / "results/reference/bench/launches-cpu.json").read_text())["launches"]
+    (table,) = re.findall(r"launches of a layer.*\n\|-.*\n((?:\|.*\n)+)", DOCUMENTS["docs/gpu.md"])
+    told = [re.findall(r"[\w,]+", row) for row in table.splitlines()]
+    rows = [(each["block"], each["forward"] + each["backward"], each["step"]) for each in counted]
+    assert sorted(told) == sorted(
+        [block, f"{layer:,}", f"{step:,}", f"{step * 0.005:,.0f}"] for block, layer, step in rows
+    )
 
 
 def test_the_table_of_commands_has_every_command_and_names_their_options():
