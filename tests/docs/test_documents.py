@@ -48,10 +48,11 @@ SMALLER = (  # what is asked for, and what is run instead
     (r"^(rad-bench sweep \S+)", rf"\1{FEW}"),
     (r"^(rad-bench sweep (?:(?!seed=).)*)$", r"\1 --only seed=0"),
     (r"--out (here|there)", r"--only memory=none --out \1"),
-    (r"(sweeps/(?:memory_maze|voxels).yaml)", r"\1 --only memory=none"),
+    (r"(sweeps/(?:memory_maze|voxels|luanti).yaml)", r"\1 --only memory=none"),
     (r"(--set name=mine)", r"\1 --only memory=examples/gru_block.py:GRU"),
     (r"--episodes 256 --steps 500", "--episodes 3 --steps 60"),
     (r"--episodes 40 --steps 500", "--episodes 2 --steps 20"),
+    (r"--episodes 80 --steps 300", "--episodes 2 --steps 20"),
     (
         r"slurm.partition=gpu",
         "slurm.partition=debug --set launch.slurm.memory_gb=2 --only memory=none --set name=there",
@@ -129,7 +130,7 @@ def desk(once, tmp_path):
     def fill(folder):
         shutil.copytree(ROOT / "sweeps", folder / "sweeps")
         shutil.copytree(ROOT / "examples", folder / "examples")
-        for world in ("memory_maze", "voxels"):
+        for world in ("memory_maze", "voxels", "luanti"):
             autoencoder = f"results/reference/{world}/autoencoder"
             shutil.copytree(ROOT / autoencoder, folder / autoencoder)
         argv, environment = command()
