@@ -125,11 +125,16 @@ class TTT(MemoryBlock):
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
         memory, tails = prefetched.memory
-        q, *own = self._reading(x_STKD, tails)
-        frames = zip(*(tensor.unbind(1) for tensor in (q, *own)), strict=True)
-        pairs = zip(frames, memory[-x_STKD.shape[1] :], strict=True)
-        recalled = [self._read(frame, weights, self._norm()) for frame, weights in pairs]
-        return self._finish(self._normed(q, torch.stack(recalled, 1)), x_STKD)
+        reading = self._reading(x_STKD, tails)
+        memory = memory[-x_STKD.shape[1] :]
+        if self.form == "adapted":  # one product a frame: to stack the weights would take longer
+            pairs = zip(zip(*(tensor.unbind(1) for tensor in reading), strict=True), memory, strict=True)
+            recalled = torch.stack([self._read(frame, weights, ()) for frame, weights in pairs], 1)
+        else:  # some thirty operations, for all frames at once
+            weights = tuple(torch.stack(parts, 1).flatten(0, 1) for parts in zip(*memory, strict=True))
+            frames = tuple(tensor.flatten(0, 1) for tensor in reading)
+            recalled = self._read(frames, weights, self._norm()).unflatten(0, x_STKD.shape[:2])
+        return self._finish(self._normed(reading[0], recalled), x_STKD)
 
     def remember(
         self, clean_STKD: Tensor, noisy_SQKD: Tensor | None, state: State
@@ -218,7 +223,9 @@ class TTT(MemoryBlock):
 
     def _read(self, frame: Tensors, weights: State, norm: Tensors) -> Tensor:
         """Return what a frame reads that does not write, before the norm."""
-        return inner_model(frame[0], weights)[0] if self.form == "adapted" else _step_and_read(*frame, weights, norm)[0]
+        if self.form == "adapted":
+            return inner_model(frame[0], weights)[0]
+        return _read_after_each_token(*frame, weights, norm)[0]
 
     def _finish(self, y_STHKP: Tensor, x_STKD: Tensor) -> Tensor:
         y = y_STHKP.transpose(2, 3).flatten(3)
@@ -255,8 +262,16 @@ def _step(k: Tensor, v: Tensor, eta: Tensor, weights: State, norm: Tensors) -> t
 
 
 @in_full_precision
+def _read_after_each_token(
+    q: Tensor, k: Tensor, v: Tensor, eta: Tensor, weights: State, norm: Tensors
+) -> tuple[Tensor, Gradient]:
+    gradient = loss_gradient(k, v, eta, weights, norm)
+    return model_after_each_token(q, weights, gradient), gradient
+
+
+@in_full_precision
 def _step_and_read(
     q: Tensor, k: Tensor, v: Tensor, eta: Tensor, weights: State, norm: Tensors
 ) -> tuple[Tensor, State, Gradient]:
-    gradient = loss_gradient(k, v, eta, weights, norm)
-    return model_after_each_token(q, weights, gradient), descend(weights, gradient), gradient
+    recalled, gradient = _read_after_each_token(q, k, v, eta, weights, norm)
+    return recalled, descend(weights, gradient), gradient
