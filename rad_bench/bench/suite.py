@@ -18,6 +18,7 @@ from rad_bench.bench import (
     scaling,
     scoring_speed,
     startup,
+    step_memory,
     step_parts,
     step_speed,
 )
@@ -52,6 +53,7 @@ KINDS: dict[str, Callable[[torch.device], Iterator[Comparison]]] = {
 }  # fmt: skip
 BLOCK_KINDS = {
     "profile": BlockKind("profiles", step_parts.profile, step_parts.table),
+    "memory": BlockKind("peaks", lambda block, device, _: step_memory.step_memory(block, device), step_memory.table),
     "launches": BlockKind("launches", lambda block, *_: launches.count_launches(block), launches.table, counts=True),
     "scaling": BlockKind(
         "predictions", lambda block, *_: scaling.predict(block), scaling.table, lambda: scaling.BLOCKS, counts=True

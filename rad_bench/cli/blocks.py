@@ -101,7 +101,9 @@ def blocks(device: str) -> None:
 @click.argument(
     "kinds",
     nargs=-1,
-    type=click.Choice(["blocks", "rollout", "metrics", "startup", "step", "compile", "profile", "launches", "scaling"]),
+    type=click.Choice(
+        ["blocks", "rollout", "metrics", "startup", "step", "compile", "profile", "memory", "launches", "scaling"]
+    ),
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option(
@@ -112,9 +114,10 @@ def blocks(device: str) -> None:
 def bench(kinds: tuple[str, ...], device: str, seconds: float, out: Path) -> None:
     """Compare speeds, as ratios of two versions timed in one process. Without KINDS: run all that compare.
 
-    These compare nothing: `profile` shows where the time of a training step goes. `launches` counts the kernels that
-    each memory launches in a training step at the size of `sweeps/gpu`; it needs no GPU. `scaling` predicts what a
-    model of RAD's size would need, from counts and from measurements on this machine.
+    These compare nothing: `profile` shows where the time of a training step goes. `memory` predicts the memory that a
+    step needs and measures it, on a GPU at the size of `sweeps/gpu`. `launches` counts the kernels that each memory
+    launches in a step of that size; it needs no GPU. `scaling` predicts what a model of RAD's size would need, from
+    counts and from measurements on this machine.
     """
     from rad_bench.bench import suite
 
