@@ -27,6 +27,7 @@ BUILT_IN = {
     "mlstm": ("#CC79A7", "<"),
     "gated_deltanet": ("#56B4E9", ">"),
     "kda": ("#4B6FD6", "d"),
+    "mamba3": ("#117A8B", "h"),
     "ttt_chunk": ("#66A61E", "p"),
 }
 CONTROL = ("#999999", "")

@@ -27,6 +27,7 @@ from rad_bench.model.registry import block_names, find_block
 VARIANTS = {
     "lstm": [{"hidden": 12}],
     "mamba2": [{"head_dim": 4, "state": 5, "chunk": 8}, {"head_dim": 4, "state": 5, "chunk": 64}],
+    "mamba3": [{"head_dim": 4, "state": 9, "chunk": 8}, {"heads": 1, "head_dim": 4, "state": 3}],
     "ttt": [
         {"head_dim": 8, "form": "adapted"},
         {"head_dim": 8, "inner": "mlp", "form": "adapted"},
@@ -564,3 +565,12 @@ def test_mamba2_reads_where_it_wrote_from_the_start() -> None:
     keys, queries = (torch.nn.functional.normalize(part[0, :, 0], dim=-1) for part in (tokens.B_STKN, tokens.C_STKN))
     similar = queries[12:] @ keys[:12].mT
     assert (similar.argmax(1) == back).all() and similar[torch.arange(12), back].min() > 0.8
+
+
+def test_mamba3_turns_nothing_at_first_and_can_learn_to() -> None:
+    block, x = find_block("mamba3")(16), torch.randn(2, 12, 1, 16)
+    prefetched = block.prefetch(x, block.initial_state(2))
+    assert not prefetched.memory.tokens.angle.any()
+    prefetched.y_STKD.square().sum().backward()
+    rates = block.input.weight.grad[-block.sizes[-1] :]
+    assert rates.abs().amax(1).min() > 0

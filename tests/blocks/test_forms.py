@@ -1,6 +1,7 @@
 """Both forms of every block keep the contract; the paper's form is the published layer, written out once more here."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -15,7 +16,12 @@ from rad_bench.run import identity
 from rad_bench.run.identity import run_key
 from rad_bench.run.parity import measure_parity
 
-SMALL = {"lstm": {"hidden": 12}, "minlstm": {"hidden": 12}, "mamba2": {"head_dim": 4, "state": 5, "chunk": 8}}
+SMALL = {
+    "lstm": {"hidden": 12},
+    "minlstm": {"hidden": 12},
+    "mamba2": {"head_dim": 4, "state": 5, "chunk": 8},
+    "mamba3": {"head_dim": 4, "state": 9, "chunk": 8},
+}
 
 
 def all_forms(name):
@@ -34,8 +40,8 @@ PAPER = [
 
 
 def test_every_block_with_a_paper_of_its_own_has_two_forms():
-    assert FORMED == ["gated_deltanet", "kda", "lstm", "mamba2", "minlstm", "mlstm", "ttt"]
-    assert TIED == ["gated_deltanet", "kda", "mamba2", "mlstm", "ttt"]
+    assert FORMED == ["gated_deltanet", "kda", "lstm", "mamba2", "mamba3", "minlstm", "mlstm", "ttt"]
+    assert TIED == ["gated_deltanet", "kda", "mamba2", "mamba3", "mlstm", "ttt"]
 
 
 @pytest.mark.parametrize(("name", "options"), PAPER, ids=str)
@@ -107,6 +113,35 @@ def published_delta_rule(block, x, a, b, gate):
     return block.output(h.flatten(2) * gate)
 
 
+def published_mamba3(block, x):
+    """B and C turned back by the sum of all angles so far, as complex numbers; in the block the state turns."""
+    inner, N, H, R = block.heads * block.head_dim, block.state_size, block.heads, block.state_size // 4
+    sizes = {"z": inner, "x": inner, "B": N, "C": N, "dt": H, "A": H, "mix": H, "angle": R}
+    part = dict(zip(sizes, block.input(x).split(list(sizes.values()), -1), strict=True))
+    u, dt = part["x"].unflatten(-1, (H, -1)), F.softplus(part["dt"] + block.dt_bias)
+    alpha = torch.exp(dt * (-F.softplus(part["A"])).clamp(max=-1e-4))
+    mix = part["mix"].sigmoid()
+    beta, gamma = (1 - mix) * dt * alpha, mix * dt
+    so_far = (math.pi * part["angle"].tanh()[:, :, None] * dt[..., None]).cumsum(1)
+
+    def turned(name, weight, bias):
+        vector = part[name] / (part[name].square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+        vector = vector[:, :, None] + bias
+        pairs = torch.polar(torch.ones_like(so_far), -so_far) * torch.complex(vector[..., :R], vector[..., R : 2 * R])
+        return torch.cat([pairs.real, pairs.imag, vector[..., 2 * R :]], -1)
+
+    B, C = turned("B", block.B_norm, block.B_bias), turned("C", block.C_norm, block.C_bias)
+    write = u[..., None] * B[..., None, :]
+    h, outputs = 0, []
+    for t in range(x.shape[1]):
+        h = alpha[:, t, :, None, None] * h + gamma[:, t, :, None, None] * write[:, t]
+        if t:
+            h = h + beta[:, t, :, None, None] * write[:, t - 1]
+        outputs.append((h @ C[:, t, :, :, None])[..., 0])
+    y = torch.stack(outputs, 1) + block.skip[:, None] * u
+    return block.output(y.flatten(2) * F.silu(part["z"]))
+
+
 def published_ttt(block, x, frame):
     """The primal form: weights after each token, by autograd of the loss of the mini-batch's tokens so far."""
     u, v = block.qkv(x).chunk(2, -1)
@@ -144,6 +179,7 @@ def published_ttt(block, x, frame):
         ("mlstm", published_mlstm, {"heads": 2, "head_dim": 6, "chunk": 8}),
         ("gated_deltanet", published_gated_deltanet, {"heads": 2, "head_dim": 5, "chunk": 8}),
         ("kda", published_kda, {"heads": 2, "head_dim": 5, "chunk": 8}),
+        ("mamba3", published_mamba3, {"heads": 2, "head_dim": 5, "state": 9, "chunk": 6}),
         ("ttt", published_ttt, {"heads": 2, "head_dim": 5}),
         ("ttt", published_ttt, {"heads": 2, "head_dim": 5, "inner": "mlp"}),
     ],
@@ -175,6 +211,8 @@ def first_two(block, name, x_STKD):
     start = block.initial_state(len(x_STKD))
     if name == "ttt":
         return block._clean(x_STKD, block._parts(start)[0])[0][:2]
+    if name == "mamba3":
+        return block._project(x_STKD)[1][1:3]
     if name == "mlstm":
         return block._project(*block._convolved(x_STKD, start[:-3])[:2])[:2]
     return block._project(block._convolved(x_STKD, start[:-1])[0], x_STKD)[:2]

@@ -21,7 +21,7 @@ from tests.runs import opened, tiny_run
 NO_DETERMINISTIC_FORM = {"cumsum", "cumprod", "scatter_reduce", "histc", "bincount", "put_.", "median", "kthvalue",
                          "grid_sampler", "upsample", "pool3d", "nll_loss2d", "_scaled_dot_product_efficient",
                          "_scaled_dot_product_flash", "_scaled_dot_product_cudnn"}  # fmt: skip
-CUMULATED = {"gated_deltanet", "kda", "mamba2", "mlstm"}  # their logarithms of decay
+CUMULATED = {"gated_deltanet", "kda", "mamba2", "mamba3", "mlstm"}  # their logarithms of decay
 
 
 FEW = ("lstm", "ttt_chunk")  # all others are slow tests

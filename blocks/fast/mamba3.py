@@ -1,0 +1,163 @@
+"""Mamba-3 in chunks of frames: a scan as Mamba2's (`mamba2.py`), of keys that turn and weights in two halves.
+
+With a_l the sum of log decays and g_l that of the angles since the chunk's start, and R(g) the turn by g:
+
+    y_l = exp(a_l) h_0 C'_l + sum_{j <= l} exp(a_l - a_j) w_lj (B'_j . C'_l) x_j
+    B'_l = R(-g_l) B_l,   C'_l = R(-g_l) C_l
+    w_lj = m_j dt_j + (1 - m_{j+1}) dt_{j+1}    if j < l, and m_l dt_l if j = l
+
+h_0 is the state that enters the chunk; j = 0 is the last token before it, of which only the second half is missing in
+h_0. A noisy frame reads h_0, the clean tokens of the chunk's earlier frames, and its own tokens. Its first token is the
+one that completes the last clean token before the frame.
+
+Letters: S sequences, T or Q frames, K tokens a frame, L tokens, H heads, P channels a head, N state channels, R pairs
+of them that turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from rad_bench.blocks.memory import State, in_full_precision
+
+
+class Tokens(NamedTuple):
+    """Projected tokens of T frames, the inputs of the recurrence."""
+
+    x: Tensor  # [S, T, K, H, P]
+    B: Tensor  # [S, T, K, H, N]
+    C: Tensor  # [S, T, K, H, N]
+    log_a: Tensor  # [S, T, K, H]: log decay, dt A
+    before: Tensor  # [S, T, K, H]: weight of the second half of the token before, (1 - m) dt
+    own: Tensor  # [S, T, K, H]: weight of the first half of the token itself, m dt
+    angle: Tensor  # [S, T, K, H, R]
+
+    def frames(self, frames: slice) -> Tokens:
+        """Return the tokens of some frames."""
+        return Tokens(*(tensor[:, frames] for tensor in self))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Clean frames as `retrieve` needs them."""
+
+    tokens: Tokens
+    entering: list[State]  # the state before each chunk
+
+
+def turn(vectors: Tensor, angle: Tensor) -> Tensor:
+    """Turn the first R of N channels [..., N] against the next R by an angle [..., R]; the rest stays."""
+    R = angle.shape[-1]
+    first, second, rest = vectors.split((R, R, vectors.shape[-1] - 2 * R), -1)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], -1)
+
+
+def write(tokens: Tokens, state: State, chunk: int) -> tuple[list[State], State]:
+    """Write frames in chunks of about `chunk` tokens. Return the state before each chunk, and the last one."""
+    T, K = tokens.own.shape[1:3]
+    size = _frames_per_chunk(chunk, K)
+    entering = []
+    for first in range(0, T, size):
+        entering.append(state)
+        written = tokens.frames(slice(first, first + size))
+        clean = _lay_out(written, state)
+        h = _advance(clean.x, clean.keys, clean.own + _next(clean.before), clean.log_a, clean.angle, state[-1])
+        state = clean.x[:, -1], written.B[:, -1, -1], h
+    return entering, state
+
+
+def read(queries: Tokens, memory: Memory, chunk: int) -> Tensor:
+    """Return y_SQKHP, before skip and gate, of Q query frames; frame q reads what was written before frame T - Q + q.
+
+    `chunk` is the same as in `write`.
+    """
+    T, K = memory.tokens.own.shape[1:3]
+    skipped = T - queries.own.shape[1]  # clean frames before the first query frame
+    size = _frames_per_chunk(chunk, K)
+    outputs = []
+    for number, first in enumerate(range(0, T, size)):
+        if min(first + size, T) <= skipped:
+            continue
+        in_chunk = slice(max(first - skipped, 0), min(first + size, T) - skipped)
+        offset = in_chunk.start + skipped - first  # place of the first query frame within the chunk
+        clean = memory.tokens.frames(slice(first, first + size))
+        outputs.append(_read_chunk(queries.frames(in_chunk), clean, offset, memory.entering[number]))
+    return torch.cat(outputs, 1)
+
+
+def read_state(queries: Tokens, state: State) -> Tensor:
+    """Return y_SQKHP of one query frame that reads a state and its own tokens."""
+    return _read_chunk(queries, queries.frames(slice(0)), 0, state)
+
+
+def _frames_per_chunk(chunk: int, tokens_per_frame: int) -> int:
+    return max(1, chunk // tokens_per_frame)
+
+
+class _Clean(NamedTuple):
+    """The last token before a chunk and then the chunk's, as seen from the chunk's start."""
+
+    x: Tensor  # [S, 1 + L, H, P]
+    keys: Tensor  # [S, 1 + L, H, N]: B, turned back
+    log_a: Tensor  # [S, 1 + L, H]: of all tokens so far
+    angle: Tensor  # [S, 1 + L, H, R]: of all tokens so far
+    before: Tensor  # [S, 1 + L, H]
+    own: Tensor  # [S, 1 + L, H]: 0 for the first, which the state has
+
+
+def _lay_out(tokens: Tokens, state: State) -> _Clean:
+    x, B, _, log_a, before, own, angle = (tensor.flatten(1, 2) for tensor in tokens)
+    log_a, before, own = (F.pad(tensor, (0, 0, 1, 0)) for tensor in (log_a, before, own))
+    angle = F.pad(angle, (0, 0, 0, 0, 1, 0)).cumsum(1)
+    x, B = torch.cat([state[0][:, None], x], 1), torch.cat([state[1][:, None], B], 1)
+    return _Clean(x, turn(B, -angle), log_a.cumsum(1), angle, before, own)
+
+
+def _next(before: Tensor) -> Tensor:
+    """Return, for each token [S, ..., L, H], the weight of its second half; the last has none yet."""
+    return F.pad(before[..., 1:, :], (0, 0, 0, 1))
+
+
+@in_full_precision
+def _advance(
+    x_SLHP: Tensor, keys_SLHN: Tensor, weight_SLH: Tensor, log_a_SLH: Tensor, angle_SLHR: Tensor, h: Tensor
+) -> Tensor:
+    """Return h after the given tokens."""
+    weight_SLH = weight_SLH * torch.exp(log_a_SLH[:, -1:] - log_a_SLH)
+    written = torch.einsum("slhp,slhn->shpn", weight_SLH[..., None] * x_SLHP, keys_SLHN)
+    return turn(torch.exp(log_a_SLH[:, -1])[..., None, None] * h + written, angle_SLHR[:, -1, :, None])
+
+
+def _read_chunk(queries: Tokens, tokens: Tokens, offset: int, state: State) -> Tensor:
+    """Read the clean tokens of earlier frames of a chunk, the state that entered it, and the query frame itself."""
+    clean = _lay_out(tokens, state)
+    Q, K = queries.own.shape[1:3]
+    last = torch.arange(offset, offset + Q, device=clean.own.device) * K  # the clean token before each query frame
+    own_log_a = queries.log_a.cumsum(2)
+    log_a = clean.log_a[:, last, None] + own_log_a  # [S, Q, K, H]
+    angle = clean.angle[:, last, None] + queries.angle.cumsum(2)
+    C, B = turn(queries.C, -angle), turn(queries.B, -angle)
+    entered = log_a.exp()[..., None] * torch.einsum("sqkhn,shpn->sqkhp", C, state[-1])
+
+    token = torch.arange(clean.own.shape[1], device=last.device)
+    completed = torch.where((token == last[:, None])[..., None], queries.before[:, :, :1], _next(clean.before)[:, None])
+    weight = rearrange(clean.own[:, None] + completed, "s q l h -> s h q 1 l")
+    decay = rearrange(log_a, "s q k h -> s h q k 1") - rearrange(clean.log_a, "s l h -> s h 1 1 l")
+    decay = decay.masked_fill((token > last[:, None])[:, None], -torch.inf).exp()
+    scores = torch.einsum("sqkhn,slhn->shqkl", C, clean.keys) * weight * decay
+    earlier = torch.einsum("shqkl,slhp->sqkhp", scores, clean.x)
+
+    place = torch.arange(K, device=last.device)
+    completed = (place < place[:, None]) * rearrange(_next(queries.before), "s q j h -> s q h 1 j")
+    weight = rearrange(queries.own, "s q j h -> s q h 1 j") + completed
+    decay = rearrange(own_log_a, "s q k h -> s q h k 1") - rearrange(own_log_a, "s q j h -> s q h 1 j")
+    decay = decay.masked_fill(place > place[:, None], -torch.inf).exp()
+    scores = torch.einsum("sqkhn,sqjhn->sqhkj", C, B) * weight * decay
+    return entered + earlier + torch.einsum("sqhkj,sqjhp->sqkhp", scores, queries.x)
