@@ -14,7 +14,7 @@ from rad_bench.bench.launches import LaunchCount, Launches, layer_launches
 from rad_bench.blocks.feedforward import FeedForward
 from rad_bench.blocks.memory import MemoryBlock, Prefetched
 from rad_bench.blocks.mlstm import MLSTM
-from rad_bench.blocks.none import NoMemory
+from rad_bench.blocks.ttt import TTT
 from rad_bench.cli import cli
 from rad_bench.config import RunConfig
 from rad_bench.sweep.load import load_sweep, validate
@@ -85,8 +85,8 @@ def test_a_loop_over_frames_grows_with_them_and_a_parallel_form_does_not():
     def total(block, T):
         return sum(layer_launches(block, S=2, T=T, Q=2, K=1))
 
-    assert total(NoMemory(8), 9) - total(NoMemory(8), 8) == 1  # zeros, once a frame
-    assert total(FeedForward(8, hidden=4), 9) > total(FeedForward(8, hidden=4), 8)
+    assert total(TTT(8, heads=2, head_dim=4), 9) > total(TTT(8, heads=2, head_dim=4), 8)
+    assert total(FeedForward(8, hidden=4), 9) == total(FeedForward(8, hidden=4), 8)
     assert total(MLSTM(8, heads=2, head_dim=4), 9) == total(MLSTM(8, heads=2, head_dim=4), 8)
 
 
