@@ -11,7 +11,8 @@ layer with other initial values:
               the cells are spread over 1..`chrono` tokens, so that some last for a clip.
     paper     Forget biases of 1 (Gers et al.; Jozefowicz et al. 2015), other biases of 0. `chrono` has no use.
 
-`step` is the recurrence as written. `prefetch` computes it with a hand-written gradient (`fast/lstm.py`).
+`step` is the recurrence as written. `prefetch` computes it with a hand-written gradient, and on CUDA devices, as
+`retrieve` does there too, by PyTorch's fused LSTM (`fast/lstm.py`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rad_bench.blocks.fast.lstm import recurrence
-from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
+from rad_bench.blocks.fast import lstm as fast
+from rad_bench.blocks.memory import MemoryBlock, Path, Prefetched, State, in_full_precision
 from rad_bench.blocks.start import FormWithoutQueries
 
 
@@ -49,6 +50,12 @@ class LSTM(MemoryBlock):
             else:
                 f.fill_(1.0)
 
+    def path(self, device: torch.device, dtype: torch.dtype) -> Path:
+        why_not = fast.unavailable(device, dtype)
+        if why_not:
+            return Path("PyTorch, own prefetch", f"PyTorch's fused LSTM not used: {why_not}")
+        return Path("PyTorch's fused LSTM", f"{dtype} on {device.type}")
+
     def initial_state(self, sequences: int) -> State:
         return self.zeros(sequences, self.hidden), self.zeros(sequences, self.hidden)
 
@@ -67,9 +74,22 @@ class LSTM(MemoryBlock):
         return o.sigmoid() * c.tanh(), c
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
-        # Not nn.LSTM: it returns c for the last token only, and `retrieve` needs c before every frame.
         T, K = x_STKD.shape[1:3]
-        h_LSE, c_LSE = recurrence(self.input(x_STKD.flatten(1, 2).transpose(0, 1)), self.recurrent.weight, *state)
-        states = [state, *zip(h_LSE[K - 1 :: K].unbind(), c_LSE[K - 1 :: K].unbind(), strict=True)]
-        y_STKD = self.output(h_LSE.transpose(0, 1)).unflatten(1, (T, K))
-        return Prefetched(y_STKD, states[:-1], states[-1])
+        x_SLD = x_STKD.flatten(1, 2)
+        if fast.unavailable(x_STKD.device, x_STKD.dtype):
+            h_LSE, c_LSE = fast.recurrence(self.input(x_SLD.transpose(0, 1)), self.recurrent.weight, *state)
+            h_SLE, c_SLE = h_LSE.transpose(0, 1), c_LSE.transpose(0, 1)
+        else:
+            layer = self.input.weight, self.input.bias, self.recurrent.weight, *state
+            h_SLE = fast.fused(x_SLD, *layer)
+            c_SLE = fast.cells(x_SLD, *layer, h_SLE)
+        states = [state, *zip(h_SLE[:, K - 1 :: K].unbind(1), c_SLE[:, K - 1 :: K].unbind(1), strict=True)]
+        return Prefetched(self.output(h_SLE).unflatten(1, (T, K)), states[:-1], states[-1])
+
+    def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
+        if fast.unavailable(x_STKD.device, x_STKD.dtype):
+            return super().retrieve(x_STKD, prefetched)
+        S, T = x_STKD.shape[:2]
+        h, c = (torch.stack(leaf, 1).flatten(0, 1) for leaf in zip(*prefetched.memory[-T:], strict=True))
+        h_SKE = fast.fused(x_STKD.flatten(0, 1), self.input.weight, self.input.bias, self.recurrent.weight, h, c)
+        return self.output(h_SKE).unflatten(0, (S, T))

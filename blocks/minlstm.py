@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rad_bench.blocks.fast.scan import scan
 from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
 from rad_bench.blocks.start import FormWithoutQueries
 
@@ -54,14 +55,14 @@ class MinLSTM(MemoryBlock):
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
         T, K = x_STKD.shape[1:3]
-        h_SLE = _scan(*self._gates(x_STKD.flatten(1, 2)), state[0])
+        h_SLE = scan(*self._gates(x_STKD.flatten(1, 2)), state[0])
         before = torch.cat([state[0][:, None], h_SLE[:, K - 1 :: K]], 1)
         return Prefetched(self.output(h_SLE).unflatten(1, (T, K)), before[:, :-1], (before[:, -1],))
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
         S, T = x_STKD.shape[:2]
         before = prefetched.memory[:, -T:].flatten(0, 1)
-        return self.output(_scan(*self._gates(x_STKD.flatten(0, 1)), before)).unflatten(0, (S, T))
+        return self.output(scan(*self._gates(x_STKD.flatten(0, 1)), before)).unflatten(0, (S, T))
 
     def _gates(self, x_SLD: Tensor) -> tuple[Tensor, Tensor]:
         """Return, for each token, the factor of h and the term added to it."""
@@ -79,15 +80,3 @@ def _open(f: Tensor, i: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
     # f / (f + i) in a numerically stable form.
     keep = torch.sigmoid(F.logsigmoid(f) - F.logsigmoid(i))
     return keep, (1 - keep) * candidate
-
-
-def _scan(keep_SLE: Tensor, write_SLE: Tensor, h_SE: Tensor) -> Tensor:
-    """Return all h_l = keep_l h_{l-1} + write_l in log2(L) rounds (Hillis & Steele 1986), without divisions."""
-    write_SLE = torch.cat([write_SLE[:, :1] + keep_SLE[:, :1] * h_SE[:, None], write_SLE[:, 1:]], 1)
-    distance = 1
-    while distance < keep_SLE.shape[1]:
-        reached = write_SLE[:, distance:] + keep_SLE[:, distance:] * write_SLE[:, :-distance]
-        write_SLE = torch.cat([write_SLE[:, :distance], reached], 1)
-        keep_SLE = torch.cat([keep_SLE[:, :distance], keep_SLE[:, distance:] * keep_SLE[:, :-distance]], 1)
-        distance *= 2
-    return write_SLE

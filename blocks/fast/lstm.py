@@ -1,4 +1,7 @@
-"""The LSTM recurrence over many tokens, with a hand-written gradient.
+"""The LSTM recurrence over many tokens: by PyTorch's fused LSTM on CUDA devices, else with a hand-written gradient.
+
+The fused LSTM (cuDNN's) returns h after every token, but c after the last one only. The gates follow from x and h by
+one product, and then c by a linear recurrence without products. On a CPU that is no faster than the loop.
 
 Letters: S sequences, L tokens, E = hidden, G = 4 * hidden: the gates i, f, g, o side by side.
 """
@@ -8,12 +11,44 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rad_bench.blocks.memory import in_full_precision
+from rad_bench.blocks.fast.scan import scan
+from rad_bench.blocks.memory import KERNELS, in_full_precision, kernels_are_off
 
 sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward  # (gradient, output)
+
+
+def unavailable(device: torch.device, dtype: torch.dtype) -> str:
+    """Return why the fused LSTM does not compute tensors of this device and type, or an empty string if it does."""
+    if device.type != "cuda":
+        return f"on {device.type}, not on a CUDA device"
+    if kernels_are_off():
+        return f"{KERNELS}=off"
+    return "" if dtype in (torch.float32, torch.float64) else f"not for {dtype}"
+
+
+@in_full_precision
+def fused(x_SLD: Tensor, input_GD: Tensor, bias_G: Tensor, weight_GE: Tensor, h_SE: Tensor, c_SE: Tensor) -> Tensor:
+    """Return h after each of L tokens, [S, L, E]."""
+    weights = input_GD, weight_GE, bias_G, torch.zeros_like(bias_G)
+    # As in training also in `eval()`, or cuDNN would have no backward pass.
+    h_SLE, *_ = torch.lstm(x_SLD, (h_SE[None], c_SE[None]), weights, True, 1, 0.0, True, False, True)
+    return h_SLE
+
+
+@in_full_precision
+def cells(
+    x_SLD: Tensor, input_GD: Tensor, bias_G: Tensor, weight_GE: Tensor, h_SE: Tensor, c_SE: Tensor, h_SLE: Tensor
+) -> Tensor:
+    """Return c after each of L tokens, [S, L, E], from h after them and the state before."""
+    ifg = slice(3 * h_SE.shape[1])  # all gates but the last
+    before_SLE = torch.cat([h_SE[:, None], h_SLE[:, :-1]], 1)
+    gates = F.linear(x_SLD, input_GD[ifg], bias_G[ifg]) + F.linear(before_SLE, weight_GE[ifg])
+    i, f, g = gates.chunk(3, -1)
+    return scan(f.sigmoid(), i.sigmoid() * g.tanh(), c_SE)
 
 
 @in_full_precision

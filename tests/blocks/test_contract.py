@@ -9,13 +9,14 @@ from rad_bench.blocks.attention import Attention
 from rad_bench.blocks.contract import ALL, CHECKS, check_block, differences, trace
 from rad_bench.blocks.convolution import convolve, convolve_clip
 from rad_bench.blocks.fast import gated_deltanet, kda
+from rad_bench.blocks.fast import lstm as fast_lstm
 from rad_bench.blocks.fast.gated_deltanet import in_chunks
 from rad_bench.blocks.gated_deltanet import GatedDeltaNet
 from rad_bench.blocks.gated_deltanet import _write as write_delta
 from rad_bench.blocks.kda import KimiDeltaAttention
 from rad_bench.blocks.lstm import LSTM
 from rad_bench.blocks.mamba2 import Mamba2
-from rad_bench.blocks.memory import MemoryBlock, Prefetched, map_state
+from rad_bench.blocks.memory import MemoryBlock, Prefetched, map_state, without_kernels
 from rad_bench.blocks.minlstm import MinLSTM
 from rad_bench.blocks.mlstm import MLSTM
 from rad_bench.blocks.mlstm import _recall as recall_mlstm
@@ -319,6 +320,35 @@ def test_lstm_step_equals_pytorchs_own():
     torch.testing.assert_close(found.y_STKD[:, :, 0], block.output(expected))
     torch.testing.assert_close(found.state[0], h[0])
     torch.testing.assert_close(found.state[1], c[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_the_fused_lstm_computes_what_steps_do(monkeypatch, tokens, dtype):
+    """It is used on CUDA devices; here PyTorch's own for the CPU stands in for it."""
+    torch.manual_seed(0)
+    block = LSTM(8, hidden=12).to(dtype)
+    clean, noisy = torch.randn(2, 3, 20, tokens, 8, dtype=dtype)
+    expected = trace(block, clean, noisy, MemoryBlock)
+    assert "fused LSTM not used" in block.path(torch.device("cpu"), dtype).why
+    monkeypatch.setattr(fast_lstm, "unavailable", lambda device, dtype: "")
+    monkeypatch.setattr(fast_lstm, "recurrence", None)
+    assert block.path(torch.device("cpu"), dtype).name == "PyTorch's fused LSTM"
+    errors = differences(trace(block, clean, noisy, LSTM), expected)
+    assert max(errors.values()) <= (1e-12 if dtype == torch.float64 else 1e-5), errors
+    last = block.retrieve(noisy[:, -5:], block.prefetch(clean, block.initial_state(3)))
+    torch.testing.assert_close(last, block.retrieve(noisy, block.prefetch(clean, block.initial_state(3)))[:, -5:])
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "why"),
+    [("cpu", torch.float32, "on cpu"), ("cuda", torch.bfloat16, "bfloat16"), ("cuda", torch.float32, "")],
+)
+def test_the_fused_lstm_is_used_on_cuda_devices(device, dtype, why):
+    path = LSTM(8).path(torch.device(device), dtype)
+    assert (path.name == "PyTorch's fused LSTM") == (not why) and why in path.why
+    with without_kernels():
+        assert LSTM(8).path(torch.device(device), dtype).name == "PyTorch, own prefetch"
 
 
 def random_tokens(block, frames):
