@@ -82,6 +82,10 @@ class ClipFiles:
     def surroundings(self, recording: Recording) -> None:
         return None
 
+    def ground(self, item: Item) -> NDArray[np.float64] | None:
+        path = self.tables[item.name].get("ground")
+        return None if self.layout.ground is None or path is None else self.layout.ground.read(path)
+
     def _files(self, name: str) -> list[Path]:
         """Return all files of a recording, the one that names it first."""
         return [*(path for part in self.parts[name] for path in part.files), *dict.fromkeys(self.tables[name].values())]
@@ -179,7 +183,7 @@ def _number(path: Path) -> tuple[int, str]:
 def _tables(name: str, files: Files, lower: dict[str, Path], layout: Layout) -> dict[str, Path]:
     """Return the files of actions and poses of a recording that there are; `lower` has all in lower case."""
     found = {}
-    for what, table in (("actions", layout.actions), ("poses", layout.poses)):
+    for what, table in (("actions", layout.actions), ("poses", layout.poses), ("ground", layout.ground)):
         if table is not None:
             wanted = _filled(table.file, name)
             match = files.paths.get(wanted) or lower.get(wanted.lower())

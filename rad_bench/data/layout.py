@@ -141,17 +141,35 @@ class Poses(Table):
         return np.concatenate(pose, 1)
 
 
+class Ground(Config):
+    """A map of the ground, over which paths are drawn. Nothing is trained on it or scored by it."""
+
+    file: str = Field(description="pattern of an npz file")
+    array: str = Field(description="[X, Y]: the height at x to x + 1 and y to y + 1 in the poses' places, or NaN")
+
+    def read(self, path: Path) -> Floats:
+        """Return the map. Raises `ValueError`."""
+        with np.load(path, allow_pickle=False) as arrays:
+            if self.array not in arrays.files:
+                raise ValueError(f"{path.name}: has no array '{self.array}'")
+            heights = arrays[self.array]
+        if heights.ndim != 2:
+            raise ValueError(f"{path.name}: '{self.array}' has {heights.ndim} dimensions, and a map has two")
+        return heights.astype(np.float64)
+
+
 class Layout(Config):
     """A layout of recordings."""
 
     frames: Frames
     actions: Actions | None = None
     poses: Poses | None = None
+    ground: Ground | None = None
 
     @property
     def identity(self) -> str:
-        """Return the hash of all that decides what is read from given files."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        """Return the hash of all that decides what is read from given files to train and to score on."""
+        return hashlib.sha256(self.model_dump_json(exclude={"ground"}).encode()).hexdigest()[:16]
 
 
 def presets() -> list[str]:
@@ -193,7 +211,7 @@ def read_layout(name: str | None, folder: Path) -> Layout:
         problems = error.errors(include_url=False)  # a mistyped key is also one that is missing
         problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
         key = ".".join(map(str, problem["loc"])) or "the file"
-        sections: dict[str, type[Config]] = {"frames": Frames, "actions": Actions, "poses": Poses}
+        sections: dict[str, type[Config]] = {"frames": Frames, "actions": Actions, "poses": Poses, "ground": Ground}
         above = sections.get(str(problem["loc"][0]), Layout) if len(problem["loc"]) > 1 else Layout
         hint = (
             did_you_mean(str(problem["loc"][-1]), above.model_fields) if problem["type"] == "extra_forbidden" else "."

@@ -71,6 +71,9 @@ class MemoryMazeFiles:
         assert recording.layout is not None and recording.poses is not None
         return maze_around(recording.layout, recording.poses.numpy())
 
+    def ground(self, item: Item) -> None:
+        return None
+
 
 def _inspect(path: Path, name: str) -> Item:
     """Check a file without decoding its images; the archive's checksums identify its content."""

@@ -62,6 +62,9 @@ class MinecraftFiles:
     def surroundings(self, recording: Recording) -> None:
         return None
 
+    def ground(self, item: Item) -> None:
+        return None
+
 
 def _inspect(path: Path, name: str) -> Item:
     """Decode the video and read its rows. All bytes of both are the item's content."""

@@ -77,6 +77,9 @@ class Packed:
             return None
         return maze_around(recording.layout, recording.poses.numpy())
 
+    def ground(self, item: Item) -> None:
+        return None
+
 
 def _load_layouts(path: Path) -> dict[str, NDArray[np.bool_]]:
     if not path.exists():

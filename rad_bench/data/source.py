@@ -73,3 +73,7 @@ class Source(Protocol):
     def surroundings(self, recording: Recording) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
         """Return which points around the last pose are free and which a view has shown, both [P]; None: no map."""
         ...
+
+    def ground(self, item: Item) -> NDArray[np.float64] | None:
+        """Return the height of the ground, [X, Y] in the poses' places, or NaN, to be drawn; None: no map."""
+        ...

@@ -186,7 +186,7 @@ def draw(data: Recordings, out: Path, episodes: int = 6, frames: int = 12) -> li
                     split = "held out" if item in data.held_out_items else "training"
                     axes.set_ylabel(f"{Path(item.name).stem[-18:]}\n{split}", rotation=0, ha="right", va="center")
             if recording.poses is not None:
-                _draw_path(figure.add_subplot(grid[row, frames:]), recording, shown)
+                _draw_path(figure.add_subplot(grid[row, frames:]), recording, data.source.ground(item), shown)
         try:
             figure.savefig(out, dpi=110)
         except (OSError, ValueError) as error:
@@ -194,16 +194,30 @@ def draw(data: Recordings, out: Path, episodes: int = 6, frames: int = 12) -> li
     return unread
 
 
-def _draw_path(axes: Any, recording: Recording, shown: NDArray[np.int64]) -> None:
+def _draw_path(
+    axes: Any, recording: Recording, ground: NDArray[np.float64] | None, shown: NDArray[np.int64]
+) -> None:  # fmt: skip
     assert recording.poses is not None
     x, y, heading = recording.poses[:, :3].numpy().T
     if recording.layout is not None:
         height, width = recording.layout.shape
         axes.imshow(recording.layout, cmap="gray", vmin=-1, vmax=1, origin="lower", extent=(0, width, 0, height))
-    axes.plot(x, y, color="#999999", linewidth=0.5, zorder=1)
+    if ground is not None and not np.isnan(ground).all():
+        known = np.argwhere(~np.isnan(ground))
+        (left, bottom), (right, top) = known.min(0), known.max(0) + 1
+        heights = ground[left:right, bottom:top].T
+        shades = {"cmap": "Greys_r", "vmin": np.nanmin(heights) - 1, "vmax": np.nanmax(heights) + 1}  # white: no ground
+        axes.imshow(heights, **shades, alpha=0.6, origin="lower", extent=(left, right, bottom, top))
+    axes.plot(x, y, color="#555555", linewidth=0.5, zorder=1)
     axes.scatter(x, y, c=np.arange(len(x)), s=3, cmap="viridis", zorder=2)
     axes.quiver(
         x[shown], y[shown], np.cos(heading[shown]), np.sin(heading[shown]), color="#D55E00", width=0.008, zorder=3
     )
     axes.margins(0.15)
-    axes.set(aspect="equal", adjustable="datalim", xticks=[], yticks=[], title="path, dark to bright")
+    axes.set(
+        aspect="equal",
+        adjustable="datalim",
+        xticks=[],
+        yticks=[],
+        title="path, dark to bright" if ground is None else "path over the ground's height",
+    )

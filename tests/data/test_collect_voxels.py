@@ -16,6 +16,7 @@ from rad_bench.data import open_dataset
 from rad_bench.data.collect.voxels import collect_voxels
 from rad_bench.data.recordings import Recordings
 from rad_bench.data.voxels.dataset import Voxels
+from rad_bench.data.voxels.walk import EYE
 from rad_bench.errors import UserError
 
 
@@ -28,7 +29,11 @@ def test_recordings_of_voxels_are_the_world_itself_to_the_last_bit(tmp_path: Pat
     assert isinstance(data, Recordings) and data.pose_size == 5
     for item in (*data.training, *data.held_out_items):
         recorded = data.clip(item, 0, item.length)
-        drawn = Voxels(VoxelsData(name="voxels", size=32)).recording(5, int(item.name[-5:]), 31)
+        drawn, ground = Voxels(VoxelsData(name="voxels", size=32)).recording(5, int(item.name[-5:]), 31)
+        stored = data.source.ground(item)
+        assert stored is not None and np.array_equal(stored, ground.astype(np.float32), equal_nan=True)
+        x, y, height = drawn.poses[0][:, [0, 1, 3]].numpy().T
+        assert np.allclose(height, stored[x.astype(int), y.astype(int)] + EYE)  # [X, Y], in the poses' places
         assert torch.equal(recorded.frames, drawn.frames[0]) and torch.equal(recorded.actions[1:], drawn.actions[0, 1:])
         assert recorded.poses is not None and drawn.poses is not None
         assert torch.allclose(recorded.poses, drawn.poses[0], atol=1e-12)

@@ -95,7 +95,7 @@ def test_streams_never_share_a_world() -> None:
         data.probe_clips(True, 4, 2),
         data.probe_clips(False, 4, 2),
         voxels(split="validation").probe_clips(False, 4, 2),
-        *(data.recording(0, episode, 2) for episode in range(4)),
+        *(data.recording(0, episode, 2)[0] for episode in range(4)),
     ]
     views = [frames[0].numpy().tobytes() for part in clips for frames in part.frames]
     assert len(set(views)) == len(views) == 36

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rad_bench.config import VoxelsData
 from rad_bench.data.collect.collection import Collected, Collection, fill
-from rad_bench.data.collect.walked import LAYOUT, check_size, save_walk
+from rad_bench.data.collect.walked import GROUND, LAYOUT, check_size, save_walk
 from rad_bench.data.voxels.dataset import Voxels
 
 NOTE = "rad-bench's embedded Minecraft-like world of blocks, walked by rad-bench's explorer"
@@ -31,13 +31,13 @@ def collect_voxels(
         versions={},
         collect_one=partial(_collect_one, config, seed, steps),
         about={"note": NOTE},
-        layout=LAYOUT,
+        layout=LAYOUT + GROUND,
     )
     return fill(out, collection, episodes, workers, report)
 
 
 def _collect_one(config: VoxelsData, seed: int, steps: int, number: int, path: Path) -> None:
-    episode = Voxels(config).recording(seed, number, steps + 1)
+    episode, ground = Voxels(config).recording(seed, number, steps + 1)
     assert episode.poses is not None
     frames = episode.frames[0].permute(0, 2, 3, 1).contiguous()
-    save_walk(path, frames.numpy(), episode.actions[0].argmax(-1).numpy(), episode.poses[0].numpy())
+    save_walk(path, frames.numpy(), episode.actions[0].argmax(-1).numpy(), episode.poses[0].numpy(), ground)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,10 @@ poses:
   height: "pose[3]"
   pitch: "pose[4]"
 """
+# Of worlds whose ground is known: its height in each block, NaN where nobody can stand. For pictures.
+GROUND = """\
+ground: {file: "{episode}.npz", array: ground}
+"""
 
 
 def check_size(size: int) -> None:
@@ -33,6 +38,13 @@ def check_size(size: int) -> None:
         raise UserError(f"--size {size}: frames of this world have {SIZES[0]} to {SIZES[1]} pixels a side.")
 
 
-def save_walk(path: Path, frames: NDArray[np.uint8], actions: NDArray[np.int64], poses: NDArray[np.float64]) -> None:
-    """Write frames [T, H, W, 3], actions [T] and poses [T, 5] as an episode that `LAYOUT` describes."""
-    save(path, {"image": frames, "action": actions.astype(np.uint8), "pose": poses})
+def save_walk(
+    path: Path, frames: NDArray[np.uint8], actions: NDArray[np.int64], poses: NDArray[np.float64],
+    ground: NDArray[np.float64] | None = None,
+) -> None:  # fmt: skip
+    """Write frames [T, H, W, 3], actions [T] and poses [T, 5] as an episode that `LAYOUT` describes.
+
+    With `ground` [X, Y], as one that `GROUND` describes as well.
+    """
+    arrays: dict[str, NDArray[Any]] = {"image": frames, "action": actions.astype(np.uint8), "pose": poses}
+    save(path, arrays if ground is None else arrays | {"ground": ground.astype(np.float32)})

@@ -65,10 +65,10 @@ class Voxels:
         """Return the world of an episode of `held_out`, in which the caller can walk freely."""
         return Place(self._held_out_walk(episode, frames)[0], self.config)
 
-    def recording(self, seed: int, episode: int, frames: int) -> Episodes:
-        """Return one episode to be stored as a recording, from a stream of its own."""
+    def recording(self, seed: int, episode: int, frames: int) -> tuple[Episodes, NDArray[np.float64]]:
+        """Return one episode to be stored as a recording, from a stream of its own, and its world's ground."""
         walk = self._walk([RECORDED, seed, episode, frames], frames)
-        return self._episodes([walk], [f"voxels/recorded/{seed}/{episode}"])
+        return self._episodes([walk], [f"voxels/recorded/{seed}/{episode}"]), walk[0].ground
 
     def probe_clips(self, training: bool, count: int, frames: int) -> Episodes:
         """Return clips with probe targets: the colours that each heading shows from the clip's first place.
