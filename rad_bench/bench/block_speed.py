@@ -22,12 +22,13 @@ TOLERANCE = 1e-3  # fp32; gradients through 24 frames
 
 
 def comparisons(device: torch.device) -> Iterator[Comparison]:
-    """Yield the comparisons of all built-in blocks, at one token a frame and at several."""
+    """Yield the comparisons of all built-in blocks with a memory, at one token a frame and at several."""
     for tokens in (TOKENS, FRAME_TOKENS):
         for name in block_names():
             block = find_block(name)
-            if block.prefetch is MemoryBlock.prefetch and block.retrieve is MemoryBlock.retrieve:
-                continue  # the loop is its only form
+            loops = block.prefetch is MemoryBlock.prefetch and block.retrieve is MemoryBlock.retrieve
+            if loops or block.memoryless:
+                continue  # the loop is its only form, or there is nothing to loop for
             torch.manual_seed(0)
             layer = block(DIM).to(device)
             clean = torch.randn(SEQUENCES * TOKENS // tokens, FRAMES, tokens, DIM, device=device)

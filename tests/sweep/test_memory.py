@@ -60,8 +60,7 @@ def test_the_gpu_is_the_one_that_is_named_or_that_is_here(monkeypatch):
 FRAMES = {"come": ((8, 8, 8), 6), "minecraft_latents": ((4, 16, 16), 25)}  # of the autoencoders they name
 # Of the models in each file, one that needs most; files with the same models and clips as another are left out.
 LARGEST = {
-    "scale": ["mamba2", "attention"],
-    "context_length": ["mamba2"],
+    "scale": ["mamba2"],
     "come": ["attention"],
     "minecraft_latents": ["ttt_chunk"],
 }

@@ -254,7 +254,7 @@ PUBLISHED = [file for file in sorted((ROOT / "sweeps").rglob("*.yaml")) if file.
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: "/".join(file.parts[-2:]))
 def test_every_published_sweep_can_be_planned(file):
     """Those on recorded data need a folder of them, some an autoencoder; the embedded world's pixels stand in."""
-    on_files = file.stem == "memory_maze" or file.parent.name == "gpu"
+    on_files = file.stem in ("memory_maze", "luanti") or file.parent.name == "gpu"
     overrides = ["run.data={name: rooms, size: 64}", "run.autoencoder=none"] if on_files else []
     runs = plan_runs(load_sweep(file, overrides))
     assert len({run.key for run in runs}) == len(runs) >= 5
