@@ -33,21 +33,27 @@ class Files:
     left_out: list[str] = field(default_factory=list)  # what cannot be reached, with reasons
 
 
+def check_folder(folder: Path) -> os.stat_result:
+    """Return what the file system says of a folder of recordings. Raises `UserError` if it cannot be read."""
+    try:
+        top = folder.stat()
+        if not stat.S_ISDIR(top.st_mode):
+            raise NotADirectoryError(20, "is not a folder")
+        os.listdir(folder)
+        return top
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {reason}"
+        raise UserError(f"data.path {folder} {what}; it should be a folder of recorded episodes.") from None
+
+
 def find_files(folder: Path) -> Files:
     """Find all files below `folder`, also behind links, without those whose names begin with a dot.
 
     A link that leads back to a folder above itself is not followed. A file that a linked folder gives a second name has
     the name in a folder of a split, or else the one without a link. Raises `UserError` if the folder cannot be read.
     """
-    try:
-        top = folder.stat()
-        if not stat.S_ISDIR(top.st_mode):
-            raise NotADirectoryError(20, "is not a folder")
-        os.listdir(folder)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {reason}"
-        raise UserError(f"data.path {folder} {what}; it should be a folder of recorded episodes.") from None
+    top = check_folder(folder)
     names: dict[FileId, list[Name]] = {}
     left_out: list[str] = []
 

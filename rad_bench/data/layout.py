@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from rad_bench.config import Config
+from rad_bench.data.files import check_folder
 from rad_bench.data.tables import read_columns
 from rad_bench.errors import UserError, did_you_mean
 from rad_bench.store import strict_yaml
@@ -188,6 +189,7 @@ def read_layout(name: str | None, folder: Path) -> Layout:
     Raises `UserError` if there is none, or it is not one.
     """
     if name is None:
+        check_folder(folder)
         path = folder / OWN
         if not path.is_file():
             raise UserError(

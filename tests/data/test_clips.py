@@ -437,6 +437,8 @@ def test_layouts_that_do_not_exist_are_named(tmp_path):
         opened(tmp_path, "worldmen")
     with pytest.raises(UserError, match=r"layout\.yaml does not exist"):
         opened(tmp_path)
+    with pytest.raises(UserError, match=r"data\.path .*nowhere does not exist"):
+        opened(tmp_path / "nowhere")
     with pytest.raises(UserError, match="cannot be read"):
         opened(tmp_path, "./none.yaml")
 

@@ -61,7 +61,7 @@ FRAMES = {"come": ((8, 8, 8), 6), "minecraft_latents": ((4, 16, 16), 25)}  # of 
 # Of the models in each file, one that needs most; files with the same models and clips as another are left out.
 LARGEST = {
     "scale": ["mamba2"],
-    "come": ["attention"],
+    "come": ["mamba2"],
     "minecraft_latents": ["ttt_chunk"],
 }
 
