@@ -52,7 +52,7 @@ SMALLER = (  # what is asked for, and what is run instead
     (r"(--set name=mine)", r"\1 --only memory=examples/gru_block.py:GRU"),
     (r"--episodes 256 --steps 500", "--episodes 3 --steps 60"),
     (r"--episodes 40 --steps 500", "--episodes 2 --steps 20"),
-    (r"--episodes 80 --steps 300", "--episodes 2 --steps 20"),
+    (r"--episodes 80 --steps 300", "--episodes 2 --steps 30"),
     (
         r"slurm.partition=gpu",
         "slurm.partition=debug --set launch.slurm.memory_gb=2 --only memory=none --set name=there",

@@ -38,7 +38,7 @@ def test_plans_sizes_are_those_of_the_config(name, frame):
     # Query, key, value and output of two attentions, six modulations, and the MLP; embeddings are few beside them.
     layers = run.trunk.depth * D**2 * (8 + 6 + 2 * run.trunk.mlp_ratio)
     assert plan.trunk_parameters == pytest.approx(layers, rel=0.35)
-    assert plan.memory_parameters == pytest.approx(run.match.budget, rel=0.01)
+    assert plan.memory_parameters == pytest.approx(run.match.budget, rel=0.02)
     tokens = frame[1] * frame[2] // run.trunk.patch**2
     assert plan.trunk_flops > 2 * tokens * (layers - run.trunk.depth * 6 * D**2)  # a product a weight and token
 
@@ -61,7 +61,7 @@ def test_come_runs_two_steps_at_toy_width(tmp_path):
     sets = [part for path, value in smaller.items() for part in ("--set", f"run.{path}={value}")]
     told = rad_bench(
         "sweep", "sweeps/gpu/come.yaml", *sets, "--set", "launch.device=cpu", "--set", "launch.parallel=2",
-        "--only", "seed=0", "--only", "memory=none", "--only", "memory=mamba2", "--cluster", "local", cwd=tmp_path,
+        "--set", "launch.accumulate=1", "--only", "seed=0", "--only", "memory=none", "--only", "memory=mamba2", "--cluster", "local", cwd=tmp_path,
     )  # fmt: skip
     assert "report:" in told.stdout
     assert len(list((tmp_path / "results" / "come").rglob("result.json"))) == 2

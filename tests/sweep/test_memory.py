@@ -62,7 +62,7 @@ FRAMES = {"come": ((8, 8, 8), 6), "minecraft_latents": ((4, 16, 16), 25)}  # of 
 LARGEST = {
     "scale": ["mamba2"],
     "come": ["mamba2"],
-    "minecraft_latents": ["ttt_chunk"],
+    "minecraft_latents": ["attention"],
 }
 
 
