@@ -61,7 +61,8 @@ def test_come_runs_two_steps_at_toy_width(tmp_path):
     sets = [part for path, value in smaller.items() for part in ("--set", f"run.{path}={value}")]
     told = rad_bench(
         "sweep", "sweeps/gpu/come.yaml", *sets, "--set", "launch.device=cpu", "--set", "launch.parallel=2",
-        "--set", "launch.accumulate=1", "--only", "seed=0", "--only", "memory=none", "--only", "memory=mamba2", "--cluster", "local", cwd=tmp_path,
+        "--set", "launch.accumulate=1", "--only", "seed=0", "--only", "memory=none", "--only", "memory=mamba2",
+        "--cluster", "local", cwd=tmp_path,
     )  # fmt: skip
     assert "report:" in told.stdout
     assert len(list((tmp_path / "results" / "come").rglob("result.json"))) == 2
