@@ -12,7 +12,7 @@ Letters: S sequences, T or Q frames, K tokens a frame, L = T * K, H heads, P cha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +53,7 @@ class Memory:
 def write(tokens: Tokens, ssm: Tensor, A_log: Tensor, chunk: int) -> tuple[list[Tensor], Tensor]:
     """Write frames in chunks of about `chunk` tokens. Return the SSM state before each chunk, and the last one."""
     T, K = tokens.dt_STKH.shape[1:3]
-    size = _frames_per_chunk(chunk, K)
+    size = frames_per_chunk(chunk, K)
     entering = []
     for first in range(0, T, size):
         entering.append(ssm)
@@ -68,15 +68,9 @@ def read(queries: Tokens, memory: Memory, A_log: Tensor, chunk: int) -> Tensor:
     `chunk` is the same as in `write`.
     """
     T, K = memory.tokens.dt_STKH.shape[1:3]
-    skipped = T - queries.dt_STKH.shape[1]  # clean frames before the first query frame
-    size = _frames_per_chunk(chunk, K)
     outputs = []
-    for number, first in enumerate(range(0, T, size)):
-        if min(first + size, T) <= skipped:
-            continue
-        in_chunk = slice(max(first - skipped, 0), min(first + size, T) - skipped)
-        offset = in_chunk.start + skipped - first  # place of the first query frame within the chunk
-        reading, clean = queries.frames(in_chunk), memory.tokens.frames(slice(first, first + size))
+    for number, written, asked, offset in chunks_with_queries(T, queries.dt_STKH.shape[1], frames_per_chunk(chunk, K)):
+        reading, clean = queries.frames(asked), memory.tokens.frames(written)
         outputs.append(_read_chunk(reading, clean, offset, memory.entering[number], A_log))
     return torch.cat(outputs, 1)
 
@@ -87,8 +81,22 @@ def read_state(queries: Tokens, ssm: Tensor, A_log: Tensor) -> Tensor:
     return _read_entering(queries, ssm, decay) + _read_itself(queries, decay)
 
 
-def _frames_per_chunk(chunk: int, tokens_per_frame: int) -> int:
+def frames_per_chunk(chunk: int, tokens_per_frame: int) -> int:
+    """Return how many whole frames have about `chunk` tokens."""
     return max(1, chunk // tokens_per_frame)
+
+
+def chunks_with_queries(T: int, Q: int, size: int) -> Iterator[tuple[int, slice, slice, int]]:
+    """Yield the chunks of `size` of T frames in which some of the last Q frames are read.
+
+    Each has its number, its frames, the query frames that read it, and the place of the first of these within it.
+    """
+    skipped = T - Q  # clean frames before the first query frame
+    for number, first in enumerate(range(0, T, size)):
+        last = min(first + size, T)
+        if last > skipped:
+            asked = slice(max(first - skipped, 0), last - skipped)
+            yield number, slice(first, last), asked, asked.start + skipped - first
 
 
 @in_full_precision

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from rad_bench.blocks.fast.mamba2 import chunks_with_queries, frames_per_chunk
 from rad_bench.blocks.memory import State, in_full_precision
 
 
@@ -62,7 +63,7 @@ def turn(vectors: Tensor, angle: Tensor) -> Tensor:
 def write(tokens: Tokens, state: State, chunk: int) -> tuple[list[State], State]:
     """Write frames in chunks of about `chunk` tokens. Return the state before each chunk, and the last one."""
     T, K = tokens.own.shape[1:3]
-    size = _frames_per_chunk(chunk, K)
+    size = frames_per_chunk(chunk, K)
     entering = []
     for first in range(0, T, size):
         entering.append(state)
@@ -79,26 +80,16 @@ def read(queries: Tokens, memory: Memory, chunk: int) -> Tensor:
     `chunk` is the same as in `write`.
     """
     T, K = memory.tokens.own.shape[1:3]
-    skipped = T - queries.own.shape[1]  # clean frames before the first query frame
-    size = _frames_per_chunk(chunk, K)
     outputs = []
-    for number, first in enumerate(range(0, T, size)):
-        if min(first + size, T) <= skipped:
-            continue
-        in_chunk = slice(max(first - skipped, 0), min(first + size, T) - skipped)
-        offset = in_chunk.start + skipped - first  # place of the first query frame within the chunk
-        clean = memory.tokens.frames(slice(first, first + size))
-        outputs.append(_read_chunk(queries.frames(in_chunk), clean, offset, memory.entering[number]))
+    for number, written, asked, offset in chunks_with_queries(T, queries.own.shape[1], frames_per_chunk(chunk, K)):
+        reading, clean = queries.frames(asked), memory.tokens.frames(written)
+        outputs.append(_read_chunk(reading, clean, offset, memory.entering[number]))
     return torch.cat(outputs, 1)
 
 
 def read_state(queries: Tokens, state: State) -> Tensor:
     """Return y_SQKHP of one query frame that reads a state and its own tokens."""
     return _read_chunk(queries, queries.frames(slice(0)), 0, state)
-
-
-def _frames_per_chunk(chunk: int, tokens_per_frame: int) -> int:
-    return max(1, chunk // tokens_per_frame)
 
 
 class _Clean(NamedTuple):

@@ -23,7 +23,7 @@ from rad_bench.store.run_folder import RunFolder
 
 SUPERSEDED = "another attempt has taken this run over"
 
-INTERRUPTED = threading.Event()
+INTERRUPTED = threading.Event()  # set by SIGINT
 
 Notes = dict[str, str]  # run -> why it has no result, if its folder does not say
 
