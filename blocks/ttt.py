@@ -158,7 +158,8 @@ class TTT(MemoryBlock):
             first = T - noisy_SQKD.shape[1]
             sizes = [min(max(end - first, 0), chunk) for end in range(chunk, T + 1, chunk)]
             noisy[sizes.count(0) :] = _in_chunks(reading, [size for size in sizes if size])
-        recalled, reread, weights = replay(self._write, self._read, clean, noisy, weights, self._norm())
+        together = max(KEPT // state_bytes(weights), 1)
+        recalled, reread, weights = replay(self._write, self._read, clean, noisy, weights, self._norm(), together)
 
         def finished(q: Tensor, reads: list[Tensor], x_STKD: Tensor) -> Tensor:
             return self._finish(self._normed(q, torch.cat([as_frames(part, K) for part in reads], 1)), x_STKD)

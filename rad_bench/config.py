@@ -456,6 +456,9 @@ class LaunchConfig(Config):
         1, ge=1, le=MOST_EPISODES, description="micro-batches per step (gradient accumulation): less memory"
     )
     compile: bool = Field(False, description="torch.compile each layer in training; long loops compile slowly")
+    cuda_graphs: bool = Field(
+        False, description="on a GPU, record steps of training and rollouts as CUDA graphs, and repeat these"
+    )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory")
     gpu_memory_gb: float | None = Field(
         None, gt=0, le=1e5, description="memory of a GPU of these runs, which `plan` compares; null: of the one here"
@@ -486,6 +489,10 @@ class LaunchConfig(Config):
     def _consistent(self) -> LaunchConfig:
         if ":" in self.device and max(self.processes, self.slurm.gpus) > 1:
             raise ValueError(f"device {self.device} is one GPU, but each of several processes needs its own; use cuda")
+        if self.cuda_graphs and (self.compile or self.activation_checkpointing):
+            raise ValueError("cuda_graphs records steps as they are: use neither compile nor activation_checkpointing")
+        if self.cuda_graphs and max(self.processes, self.slurm.gpus, self.slurm.nodes) > 1:
+            raise ValueError("cuda_graphs is for one GPU a run: processes exchange gradients between the graphs' parts")
         return self
 
     def tasks(self, cluster: str) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 """TTT's recurrence over many frames, without keeping every frame's inner model for the backward pass.
 
 A step W_t = W_{t-1} - x^T e subtracts a product of low rank, so the backward pass has W_{t-1} from W_t by adding it
-again. It keeps the factors x and e, a row for each token, and the last W. It goes back frame by frame, and computes
-each frame a second time for its gradient. What is kept does not grow with frames times the size of W.
+again. It keeps the factors x and e, a row for each token, and the last W. It goes back group by group of frames, and
+computes each frame a second time for its gradient. Frames that only read, each its own W, do so a group at a time. What
+is kept does not grow with frames times the size of W.
 """
 
 from __future__ import annotations
@@ -26,32 +27,41 @@ Read = Callable[[Tensors, State, Tensors], Tensor]  # for a frame that does not 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def replay(
-    write: Write, read: Read, clean: Sequence[Tensors], noisy: Sequence[Tensors], weights: State, shared: Tensors
-) -> tuple[list[Tensor], list[Tensor], State]:
+    write: Write, read: Read, clean: Sequence[Tensors], noisy: Sequence[Tensors], weights: State, shared: Tensors,
+    most: int = 1,
+) -> tuple[list[Tensor], list[Tensor], State]:  # fmt: skip
     """Write the clean frames in order; each noisy frame reads the weights before the clean frame at its place.
 
-    `noisy` has an entry for each clean frame, empty where no frame reads. Every tensor that is to get a gradient must
-    be among the arguments. Return what the clean and the noisy frames read, and the last weights.
+    `noisy` has an entry for each clean frame, empty where no frame reads. At most `most` frames read together, and so
+    many times the weights are held. Every tensor that is to get a gradient must be among the arguments. Return what the
+    clean and the noisy frames read, and the last weights.
     """
     frames = [*clean, *noisy]
     sizes = [len(frame) for frame in (*frames, weights, shared)]
-    outputs = _Replay.apply(write, read, sizes, *(tensor for part in (*frames, weights, shared) for tensor in part))
+    tensors = (tensor for part in (*frames, weights, shared) for tensor in part)
+    outputs = _Replay.apply(write, read, sizes, _groups(noisy, most), *tensors)
     end = len(outputs) - len(weights)
     return list(outputs[: len(clean)]), list(outputs[len(clean) : end]), outputs[end:]
 
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, write: Write, read: Read, sizes: list[int], *given: Tensor) -> Tensors:
+    def forward(
+        ctx: Any, write: Write, read: Read, sizes: list[int], groups: list[list[int]], *given: Tensor
+    ) -> Tensors:
         clean, noisy, weights, shared = _divide(given, sizes)
         reads, rereads, kept = [], [], []
-        for own, reading in zip(clean, noisy, strict=True):
-            if reading:
-                rereads.append(read(reading, weights, shared))
-            recalled, weights, gradient = write(own, weights, shared)
-            reads.append(recalled)
-            kept += [tensor for factors in gradient for tensor in factors]
-        ctx.write, ctx.read, ctx.sizes, ctx.autocast = write, read, sizes, _autocast(given[0].device.type)
+        for group in groups:
+            before = []
+            for number in group:
+                before.append(weights)
+                recalled, weights, gradient = write(clean[number], weights, shared)
+                reads.append(recalled)
+                kept += [tensor for factors in gradient for tensor in factors]
+            if noisy[group[0]]:
+                rereads += _read_together(read, [noisy[number] for number in group], before, shared)
+        ctx.write, ctx.read, ctx.sizes, ctx.groups = write, read, sizes, groups
+        ctx.autocast = _autocast(given[0].device.type)
         ctx.save_for_backward(*given, *weights, *kept)
         return *reads, *rereads, *weights
 
@@ -68,29 +78,73 @@ class _Replay(torch.autograd.Function):
         d_reads, d_rereads = d_outputs[: len(clean)], list(d_outputs[len(clean) : end])
         d_weights = d_outputs[end:]
         d_shared = [torch.zeros_like(tensor) for tensor in shared]
-        d_clean: list[Tensors] = []
+        d_clean: list[Tensors] = []  # of the last frame first, as those below
         d_noisy: list[Tensors] = []
-        for number in reversed(range(len(clean))):
-            factors = kept[number * step : (number + 1) * step]
-            weights = ascend(weights, list(zip(factors[::2], factors[1::2], strict=True))) if number else first
-            parts = [
-                tuple(tensor.detach().requires_grad_() for tensor in part)
-                for part in (clean[number], noisy[number], weights, shared)
-            ]
-            own, reading, before, common = parts
-            with torch.enable_grad(), ctx.autocast:
-                recalled, after, _ = ctx.write(own, before, common)
-                outputs, cotangents = [recalled, *after], [d_reads[number], *d_weights]
-                if reading:
-                    outputs.append(ctx.read(reading, before, common))
-                    cotangents.append(d_rereads.pop())
-            gradients = iter(torch.autograd.grad(outputs, [leaf for part in parts for leaf in part], cotangents))
-            d_own, d_reading, d_weights, d_common = (tuple(next(gradients) for _ in part) for part in parts)
-            d_clean.append(d_own)
-            d_noisy.append(d_reading)
-            d_shared = [total + own for total, own in zip(d_shared, d_common, strict=True)]
+        for group in reversed(ctx.groups):
+            before: list[State] = []
+            for number in reversed(group):
+                factors = kept[number * step : (number + 1) * step]
+                weights = ascend(weights, list(zip(factors[::2], factors[1::2], strict=True))) if number else first
+                before.append(weights)
+            d_before: list[State] = [()] * len(group)
+            readings = [noisy[number] for number in reversed(group)]
+            if readings[0]:
+
+                def read(*parts: Tensors, G: int = len(group)) -> list[Tensor]:
+                    return _read_together(ctx.read, list(parts[:G]), list(parts[G:-1]), parts[-1])
+
+                cotangents = [d_rereads.pop() for _ in group]
+                *d_parts, d_common = _gradient(read, [*readings, *before, shared], cotangents, ctx.autocast)
+                d_noisy += d_parts[: len(group)]
+                d_before = d_parts[len(group) :]
+                d_shared = [total + own for total, own in zip(d_shared, d_common, strict=True)]
+            else:
+                d_noisy += readings
+            for number, own_before, d_own_before in zip(reversed(group), before, d_before, strict=True):
+
+                def write(*parts: Tensors) -> list[Tensor]:
+                    recalled, after, _ = ctx.write(*parts)
+                    return [recalled, *after]
+
+                parts = [clean[number], own_before, shared]
+                d_own, d_weights, d_common = _gradient(write, parts, [d_reads[number], *d_weights], ctx.autocast)
+                if d_own_before:
+                    d_weights = tuple(total + own for total, own in zip(d_weights, d_own_before, strict=True))
+                d_clean.append(d_own)
+                d_shared = [total + own for total, own in zip(d_shared, d_common, strict=True)]
         d_given = [*reversed(d_clean), *reversed(d_noisy), d_weights, d_shared]
-        return None, None, None, *(tensor for part in d_given for tensor in part)
+        return None, None, None, None, *(tensor for part in d_given for tensor in part)
+
+
+def _groups(noisy: Sequence[Tensors], most: int) -> list[list[int]]:
+    """Divide the frames, in order, into groups of at most `most` whose readings have the same shapes, or none."""
+    groups: list[list[int]] = []
+    for number, reading in enumerate(noisy):
+        shapes = [tensor.shape for tensor in reading]
+        if groups and len(groups[-1]) < most and shapes == [tensor.shape for tensor in noisy[groups[-1][0]]]:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return groups
+
+
+def _read_together(read: Read, readings: list[Tensors], weights: list[State], shared: Tensors) -> list[Tensor]:
+    """Let frames read, each its own weights, in one call: frames become sequences."""
+    frames, own = (tuple(torch.cat(parts) for parts in zip(*each, strict=True)) for each in (readings, weights))
+    return list(read(frames, own, shared).chunk(len(readings)))
+
+
+def _gradient(
+    function: Callable[..., list[Tensor]], parts: Sequence[Tensors], cotangents: list[Tensor],
+    autocast: contextlib.AbstractContextManager[object],
+) -> list[Tensors]:  # fmt: skip
+    """Compute `function(*parts)` and return its gradient by all tensors of the parts, part by part."""
+    own = [tuple(tensor.detach().requires_grad_() for tensor in part) for part in parts]
+    with torch.enable_grad(), autocast:
+        outputs = function(*own)
+    inputs = [tensor for part in own for tensor in part]
+    gradients = iter(torch.autograd.grad(outputs, inputs, cotangents, materialize_grads=True))
+    return [tuple(next(gradients) for _ in part) for part in own]
 
 
 def _autocast(device: str) -> contextlib.AbstractContextManager[object]:

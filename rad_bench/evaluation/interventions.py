@@ -68,7 +68,7 @@ def roll_out(
                 frames = [frame_noise(run.evaluation.seed, task.name, int(e), h, trunk.frame_shape) for e in episodes]
                 return torch.stack(frames).to(device)
 
-            batch = rollout(trunk, diffusion, motion[episodes, C:].to(device), start, noise)
+            batch = rollout(trunk, diffusion, motion[episodes, C:].to(device), start, noise, experiment.record)
             first = first or batch
             videos |= {
                 pair: codec.decode(video).cpu()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from rad_bench.blocks.memory import State, map_state, state_bytes
+from rad_bench.blocks.memory import State, leaves, map_state, state_bytes
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,15 @@ class Cache:
             for caches in zip(self.layers, *(other.layers for other in others), strict=True)
         )
         return replace(self, layers=tuple(layers))
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors, in the order of `map`."""
+        return [tensor for layer in self.layers for tensor in (layer.k_BNWHP, layer.v_BNWHP, *leaves(layer.memory))]
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Cache:
+        """Return this cache with other tensors, in the order of `tensors`."""
+        remaining = iter(tensors)
+        return self.map(lambda _: next(remaining))
 
     def memory_bytes(self) -> int:
         """Return the bytes of the memory states of all layers and videos, counted from the live tensors."""

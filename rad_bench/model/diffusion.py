@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rad_bench.config import DiffusionConfig
 from rad_bench.model.trunk import Trunk
@@ -51,7 +51,9 @@ class Diffusion:
         noise = torch.randn(videos, frames, *trunk.frame_shape, generator=generator)
         return (1 - u**2).clamp(LOWEST, HIGHEST), noise
 
-    def loss(self, network: nn.Module, clean: Tensor, motion_BTM: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    def loss(
+        self, network: Callable[..., Tensor], clean: Tensor, motion_BTM: Tensor, level: Tensor, noise: Tensor
+    ) -> Tensor:
         """Return the mean squared error over the noisy stream, the clip's last frames; `network` is the trunk."""
         x0 = clean[:, clean.shape[1] - noise.shape[1] :]
         alpha, sigma = (amplitude[..., None, None, None] for amplitude in self.alpha_sigma(level))

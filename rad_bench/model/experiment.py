@@ -12,6 +12,7 @@ from rad_bench.data.encoded import Encoded
 from rad_bench.data.recordings import Recordings
 from rad_bench.model.budget import ModelPlan, build_trunk
 from rad_bench.model.codec import Codec, open_codec
+from rad_bench.model.graphs import Record
 from rad_bench.model.trunk import Trunk
 
 
@@ -25,13 +26,14 @@ class Experiment:
     trunk: Trunk  # on `device`
     plan: ModelPlan
     device: torch.device
+    record: Record | None  # how steps of training and rollouts are recorded, to be repeated (`graphs.py`)
 
 
-def open_experiment(config: RunConfig, device: torch.device) -> Experiment:
+def open_experiment(config: RunConfig, device: torch.device, record: Record | None = None) -> Experiment:
     """Open a config's data and autoencoder and build its trunk, with initial weights. Raises `UserError`."""
     dataset: Dataset = open_dataset(config.data)
     codec = open_codec(config.autoencoder, dataset.frame_shape)
     if not codec.lossless and isinstance(dataset, Recordings):
         dataset = Encoded(dataset, codec, device)
     trunk, plan = build_trunk(config, codec.frame_shape, dataset.action_size, dataset.pose_size)
-    return Experiment(config, dataset, codec, trunk.to(device), plan, device)
+    return Experiment(config, dataset, codec, trunk.to(device), plan, device, record)

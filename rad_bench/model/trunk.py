@@ -39,7 +39,6 @@ class Streams:
     """The frames of a pass, [clean..., noisy...], and the mask of temporal attention."""
 
     clean: int  # number of clean frames T_c
-    first: int  # absolute index of the first frame of the pass
     frame_Q: Tensor  # absolute index of every frame of the pass
     visible_QK: Tensor  # temporal attention, keys = [cached..., clean..., noisy...]
     bands: Bands | None  # the same for attention over all tokens of a frame; None: per location
@@ -217,28 +216,34 @@ class Trunk(nn.Module):
         states = [layer.memory.initial_state(self.scan.sequences(videos)) for layer in self.layers]  # type: ignore[operator,union-attr]
         return Cache(0, tuple(LayerCache(empty, empty, state) for state in states))
 
-    def forward(self, clean: Tensor, noisy: Tensor, level_BT: Tensor, motion_BTM: Tensor) -> Tensor:
+    def forward(
+        self, clean: Tensor, noisy: Tensor, level_BT: Tensor, motion_BTM: Tensor, streams: Streams | None = None
+    ) -> Tensor:
         """Training: predict all noisy frames at once. They are noisy versions of the last frames of the clean clip.
 
-        `level_BT` is the noise level of each noisy frame; `motion_BTM` covers the clean clip.
+        `level_BT` is the noise level of each noisy frame; `motion_BTM` covers the clean clip. `streams`, here and
+        below, may be given by who calls again and again: they are copied from the host.
         """
-        output, _ = self._run(clean, noisy, level_BT, motion_BTM, self.start(len(clean)))
+        output, _ = self._run(clean, noisy, level_BT, motion_BTM, self.start(len(clean)), streams)
         return output
 
-    def commit(self, clean: Tensor, motion_BTM: Tensor, cache: Cache) -> Cache:
+    def commit(self, clean: Tensor, motion_BTM: Tensor, cache: Cache, streams: Streams | None = None) -> Cache:
         """Write finished frames (a multiple of F) to the attention window and to memory."""
         noisy = clean[:, :0]
-        _, cache = self._run(clean, noisy, noisy[:, :, 0, 0, 0], motion_BTM, cache)
+        _, cache = self._run(clean, noisy, noisy[:, :, 0, 0, 0], motion_BTM, cache, streams)
         return cache
 
-    def denoise(self, noisy: Tensor, level_BT: Tensor, motion_BTM: Tensor, cache: Cache) -> Tensor:
+    def denoise(
+        self, noisy: Tensor, level_BT: Tensor, motion_BTM: Tensor, cache: Cache, streams: Streams | None = None
+    ) -> Tensor:
         """Rollout: predict the F frames of the next step; nothing is written."""
-        output, _ = self._run(noisy[:, :0], noisy, level_BT, motion_BTM, cache)
+        output, _ = self._run(noisy[:, :0], noisy, level_BT, motion_BTM, cache, streams)
         return output
 
     def _run(
-        self, clean: Tensor, noisy: Tensor, level_BT: Tensor, motion_BTM: Tensor, cache: Cache
-    ) -> tuple[Tensor, Cache]:
+        self, clean: Tensor, noisy: Tensor, level_BT: Tensor, motion_BTM: Tensor, cache: Cache,
+        streams: Streams | None,
+    ) -> tuple[Tensor, Cache]:  # fmt: skip
         T_c, T_n = clean.shape[1], noisy.shape[1]
         p = self.config.patch
         frames = torch.cat([clean, noisy], 1)
@@ -247,7 +252,7 @@ class Trunk(nn.Module):
         motion = torch.cat([motion_BTM[:, :T_c], motion_BTM[:, motion_BTM.shape[1] - T_n :]], 1)
         levels = torch.cat([level_BT.new_full((len(clean), T_c), self.stabilisation), level_BT], 1)
         condition = F.silu(self.level(_sinusoid(levels, self.config.width)) + self.motion(motion))
-        streams = self._streams(T_c, T_n, cache.frames, x.device)
+        streams = streams or self.streams(T_c, T_n, cache.frames, x.device)
         head_dim = self.config.width // self.config.heads
         space = rotation_2d(self.rows, self.columns, head_dim, x.device)
         if streams.bands is None:
@@ -269,8 +274,11 @@ class Trunk(nn.Module):
         out = rearrange(out, "b t (h w) (c p q) -> b t c (h p) (w q)", h=self.rows, p=p, q=p)
         return out, Cache(cache.frames + T_c, tuple(layers))
 
-    def _streams(self, T_c: int, T_n: int, first: int, device: torch.device) -> Streams:
-        """Return the streams. A frame sees earlier clean frames in the window, and its own step up to itself."""
+    def streams(self, T_c: int, T_n: int, first: int, device: torch.device) -> Streams:
+        """Return the streams of a pass after `first` clean frames; none of more than the window but `frame_Q` differ.
+
+        A frame sees earlier clean frames in the window, and its own step up to itself.
+        """
         F_, W = self.config.frames_per_step, self.config.window
         if T_c % F_ or T_n % F_ or (T_n > max(T_c, F_)):
             raise ValueError(f"{T_c} clean and {T_n} noisy frames cannot be divided into steps of {F_}")
@@ -287,7 +295,7 @@ class Trunk(nn.Module):
         full = self.config.attention == "full"
         bands = make_bands(visible, T_c, max(W, F_, SMALLEST_BAND), device) if full else None
         frame_Q, visible_QK = (torch.from_numpy(part).to(device) for part in (query, visible))
-        return Streams(T_c, first, frame_Q, visible_QK, bands)
+        return Streams(T_c, frame_Q, visible_QK, bands)
 
 
 def memory_layers(config: TrunkConfig) -> list[int]:

@@ -13,6 +13,7 @@ from rad_bench.errors import UserError
 from rad_bench.evaluation.evaluate import evaluate, parts
 from rad_bench.evaluation.probe import probe
 from rad_bench.model.experiment import Experiment, open_experiment
+from rad_bench.model.graphs import record_on_cuda
 from rad_bench.model.registry import block_files, block_identity, is_built_in
 from rad_bench.run.curve import evaluate_snapshots, write_curve
 from rad_bench.run.environment import environment
@@ -65,7 +66,8 @@ def _start(paths: RunFolder, launch: LaunchConfig, group: Group) -> Start:
     be_deterministic(launch.threads, device)
     if group.rank == 0:
         write_json(paths, "environment.json", environment(device, launch.threads, group.world))
-    experiment = open_experiment(run.config, device)
+    record = record_on_cuda if launch.cuda_graphs and device.type == "cuda" else None
+    experiment = open_experiment(run.config, device, record)
     _check_data(run, experiment)
     if group.rank == 0:
         _keep_block(run.config.memory, paths)

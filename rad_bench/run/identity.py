@@ -28,6 +28,7 @@ NOT_SCIENCE = (
     ("evaluation", "strips"),
     ("training", "checkpoint_every"),
 )
+HOW_STEPS_ARE_TAKEN = {"threads", "accumulate", "compile", "activation_checkpointing", "cuda_graphs"}  # of `launch`
 LATER = {("evaluation", "fvd"): 0}  # options that came later, with the value that leaves older runs as they were
 LATER_OF_BLOCKS: dict[str, Any] = {"form": "adapted"}  # the same, of blocks
 
@@ -67,7 +68,9 @@ class Machine:
 
     def record(self) -> dict[str, Any]:
         """Return what decides the last bits of the weights, and the time of training."""
-        settings = self.launch.model_dump(include={"threads", "accumulate", "compile", "activation_checkpointing"})
+        settings = self.launch.model_dump(
+            include={"threads", "accumulate", "compile", "activation_checkpointing", "cuda_graphs"}
+        )
         packages = {name: version(name) for name in ("torch", "triton", "mamba-ssm")}
         return {"device": device_name(self.device), "processes": self.processes, **settings, **packages}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import json
 import math
@@ -32,8 +33,9 @@ from rad_bench.data import Dataset, Episodes
 from rad_bench.data.returns import turned_back, turning_frames
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.experiment import Experiment
+from rad_bench.model.graphs import Repeats
 from rad_bench.model.motion import motion_features
-from rad_bench.model.trunk import Trunk
+from rad_bench.model.trunk import Streams, Trunk
 from rad_bench.store.run_folder import RunFolder
 from rad_bench.training.distributed import Group, check_shares
 
@@ -126,6 +128,9 @@ class Trainer:
     diffusion: Diffusion
     rows: slice  # this process's rows of the global batch
     accumulate: int  # micro-batches that these rows are divided into
+    streams: Streams  # of a micro-batch
+    repeats: Repeats  # of the passes over micro-batches, where the experiment records them
+    reached: list[int] = field(default_factory=list)  # numbers of the parameters that such a pass has a gradient of
 
     @property
     def trunk(self) -> Trunk:
@@ -165,23 +170,47 @@ class Trainer:
     def _backward(self, micro_batches: list[tuple[Tensor, ...]]) -> Tensor:
         """Compute the gradient, averaged over micro-batches and processes; return this process's mean loss."""
         losses, network = [], self.network
-        mixed = self.run.training.precision == "bf16"
         for number, micro_batch in enumerate(micro_batches, 1):
             frames, motion, level, noise = (tensor.to(self.experiment.device) for tensor in micro_batch)
             clean = frames if frames.is_floating_point() else self.experiment.codec.encode(frames)
+            if self.experiment.record:
+                losses.append(self._repeat(clean, motion, level, noise, 1 / len(micro_batches)))
+                continue
             # Processes exchange gradients only after the last micro-batch.
             waits = number < len(micro_batches) and isinstance(network, DistributedDataParallel)
             with network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                with torch.autocast(self.experiment.device.type, torch.bfloat16) if mixed else contextlib.nullcontext():
-                    loss = self.diffusion.loss(network, clean, motion, level, noise)
+                loss = self._loss(network, clean, motion, level, noise)
                 (loss / len(micro_batches)).backward()
             losses.append(loss.detach())
         return torch.stack(losses).mean()
+
+    def _repeat(self, clean: Tensor, motion: Tensor, level: Tensor, noise: Tensor, share: float) -> Tensor:
+        """Add a micro-batch's share of the gradient, by a recorded pass forward and back; return its loss."""
+        parameters = [parameter for parameter in self.trunk.parameters() if parameter.requires_grad]
+
+        def gradient(*batch: Tensor) -> tuple[Tensor, ...]:
+            loss = self._loss(functools.partial(self.trunk, streams=self.streams), *batch)
+            found = torch.autograd.grad(loss * share, parameters, allow_unused=True)
+            # The optimiser leaves parameters without a gradient alone; those whose gradient is zero would decay.
+            self.reached[:] = [number for number, part in enumerate(found) if part is not None]
+            return loss.detach(), *(part for part in found if part is not None)
+
+        loss, *gradients = self.repeats(gradient, clean, motion, level, noise)
+        for number, added in zip(self.reached, gradients, strict=True):
+            parameter = parameters[number]
+            parameter.grad = added if parameter.grad is None else parameter.grad + added
+        return loss
+
+    def _loss(self, network: Callable[..., Tensor], *batch: Tensor) -> Tensor:
+        mixed = self.run.training.precision == "bf16"
+        with torch.autocast(self.experiment.device.type, torch.bfloat16) if mixed else contextlib.nullcontext():
+            return self.diffusion.loss(network, *batch)
 
 
 def make_trainer(experiment: Experiment, launch: LaunchConfig, group: Group) -> Trainer:
     """Return the trainer of the experiment's trunk, starting from its current weights."""
     run, trunk = experiment.config, experiment.trunk
+    frames, noisy = run.training.frames, run.training.frames - run.training.loss_from
     average = copy.deepcopy(trunk).requires_grad_(False)
     trunk.recompute = launch.activation_checkpointing
     if launch.compile:
@@ -190,6 +219,7 @@ def make_trainer(experiment: Experiment, launch: LaunchConfig, group: Group) -> 
     return Trainer(
         experiment, group.wrap(trunk, experiment.device), average, make_optimiser(trunk, run.training),
         Diffusion(run.diffusion, experiment.codec.bound), group.rows(run.training.batch), launch.accumulate,
+        trunk.streams(frames, noisy, 0, experiment.device), Repeats(experiment.record),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import torch
 from rad_bench.blocks import ttt
 from rad_bench.blocks.contract import perturb
 from rad_bench.blocks.contract.probe import difference, differentiable, floating
+from rad_bench.blocks.memory import state_bytes
 from rad_bench.blocks.ttt import TTT
 from rad_bench.blocks.ttt_chunk import ChunkTTT
 
@@ -47,13 +48,15 @@ def make(form):
     return block
 
 
+@pytest.mark.parametrize("together", [0, 3])
 @pytest.mark.parametrize("noisy_frames", [19, 6])
 @pytest.mark.parametrize("warm", [0, 3])
 @pytest.mark.parametrize("form", FORMS)
-def test_going_back_through_the_weights_gives_the_gradients_of_keeping_them(form, warm, noisy_frames):
+def test_going_back_through_the_weights_gives_the_gradients_of_keeping_them(form, warm, noisy_frames, together):
     block = make(form).double()
+    once = state_bytes(tuple(weight.expand(2, *weight.shape) for weight in block.initial))
     (outputs, gradients), (again, gradients_again) = (
-        trained_once(block, kept, noisy_frames, warm) for kept in (1 << 40, 0)
+        trained_once(block, kept, noisy_frames, warm) for kept in (1 << 40, together * once)
     )
     for expected, actual in zip(outputs, again, strict=True):
         assert difference(actual, expected) < 1e-13

@@ -22,7 +22,7 @@ SHAPES = {  # clean and noisy frames of a pass, frames known before it, window, 
 def mask(clean, noisy, first, window, step):
     config = TrunkConfig(width=16, heads=2, depth=1, window=window, frames_per_step=step, patch=8, attention="full")
     trunk = Trunk(config, NoMemory, (3, 16, 16), 4, 0)
-    return trunk._streams(clean, noisy, first, torch.device("cpu")).visible_QK
+    return trunk.streams(clean, noisy, first, torch.device("cpu")).visible_QK
 
 
 def inputs(queries, keys, tokens=3):
