@@ -1,4 +1,7 @@
-"""Rollouts: cached against recomputed, many videos at once, with and without memory, frame 1000 against frame 50."""
+"""Rollouts: cached against recomputed, many videos at once, with and without memory, frame 1000 against frame 50.
+
+On a GPU also: recorded as a CUDA graph against called.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from rad_bench.config import DiffusionConfig, TrunkConfig
 from rad_bench.model.budget import count_flops
 from rad_bench.model.cache import Cache
 from rad_bench.model.diffusion import Diffusion
+from rad_bench.model.graphs import Record, record_on_cuda
 from rad_bench.model.motion import motion_size
 from rad_bench.model.registry import block_names, find_block
 from rad_bench.model.rollout import rollout
@@ -25,6 +29,7 @@ EARLY, LATE = 50, 1000
 WINDOW, GENERATED = 16, 4
 PIECE = 50  # frames committed at a time
 MANY, FEW = 64, 8  # videos
+HORIZON = 64  # frames of a rollout that is recorded
 
 
 def comparisons(device: torch.device) -> Iterator[Comparison]:
@@ -39,6 +44,8 @@ def comparisons(device: torch.device) -> Iterator[Comparison]:
                 "a frame without memory", f"with {name}", bare, functools.partial(generating.step, EARLY), None
             )
         yield _early_and_late(name, generating)
+        if device.type == "cuda":
+            yield recorded(name, device, record_on_cuda)
 
 
 def perturbed_trunk(name: str, device: torch.device, **changes: int) -> Trunk:
@@ -102,6 +109,22 @@ def _batched(device: torch.device) -> Comparison:
     return Comparison(
         f"mamba2: {MANY} videos at once", f"{FEW} at a time", together, apart, 1e-3, "at least 5 on a GPU"
     )
+
+
+@torch.no_grad()
+def recorded(name: str, device: torch.device, record: Record, horizon: int = HORIZON) -> Comparison:
+    """Compare a rollout whose steps are recorded, which takes part of its time, with the same rollout without."""
+    trunk, diffusion = perturbed_trunk(name, device), Diffusion(DiffusionConfig())
+    motion = torch.randn(FEW, horizon + 1, motion_size(trunk.config.motion, ACTIONS), device=device)
+    clean = torch.rand(FEW, 1, *FRAME_SHAPE, device=device) * 2 - 1
+    noise = torch.randn(FEW, *FRAME_SHAPE, device=device)
+    cache = trunk.commit(clean, motion[:, :1], trunk.start(FEW))
+
+    def generate(how: Record | None) -> Sequence[Tensor]:
+        return [rollout(trunk, diffusion, motion[:, 1:], cache, lambda _: noise, how).frames]
+
+    ours, called = (functools.partial(generate, how) for how in (record, None))
+    return Comparison(f"{name}: {horizon} frames of {FEW} videos, recorded", "called", ours, called, 1e-3)
 
 
 @dataclass(frozen=True)

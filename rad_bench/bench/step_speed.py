@@ -1,4 +1,4 @@
-"""A training step at the default config: what a memory adds in time and FLOPs, and what compiling saves.
+"""A training step at the default config: what a memory adds in time and FLOPs, and what compiling or recording saves.
 
 A step has noise, forward, backward, gradient clipping, optimiser and average; its clips are prepared before. FLOPs are
 those of the forward pass; the backward pass of a product has twice as many, on both sides of a comparison.
@@ -21,6 +21,7 @@ from rad_bench.data import Episodes
 from rad_bench.errors import UserError
 from rad_bench.model.budget import ModelPlan
 from rad_bench.model.experiment import open_experiment
+from rad_bench.model.graphs import Record, record_on_cuda
 from rad_bench.model.registry import block_names
 from rad_bench.training.distributed import Group
 from rad_bench.training.loop import Trainer, make_trainer
@@ -51,6 +52,8 @@ def comparisons(device: torch.device) -> Iterator[Comparison]:
     """Compare a step without memory with a step of each built-in block."""
     bare = stepping("none", device)
     for name in block_names():
+        if device.type == "cuda":
+            yield recorded(name, device, record_on_cuda)
         if name != "none":
             full = stepping(name, device)
             notes = {"times_the_flops": full.flops / bare.flops}
@@ -71,10 +74,20 @@ def compiled_comparisons(device: torch.device) -> Iterator[Comparison]:
         yield Comparison(f"a step with {name}, compiled", "eager", compiled, eager, COMPILED_TOLERANCE)
 
 
-def stepping(name: str, device: torch.device, launch: LaunchConfig = LaunchConfig()) -> Stepping:
+def recorded(name: str, device: torch.device, record: Record) -> Comparison:
+    """Compare steps whose passes are recorded and repeated with the same steps without; their losses must agree."""
+    ours, called = (stepping(name, device, record=how) for how in (record, None))
+    for stepper in (ours, called):
+        perturb(stepper.trainer.trunk, generator=torch.Generator().manual_seed(0))
+    return Comparison(f"a step with {name}, recorded", "called", ours, called, COMPILED_TOLERANCE)
+
+
+def stepping(
+    name: str, device: torch.device, launch: LaunchConfig = LaunchConfig(), record: Record | None = None
+) -> Stepping:
     """Return training steps of the default config around the named block."""
     run = RunConfig.model_validate({"memory": name, "match": {"by": "parameters", "budget": BUDGET}})
-    experiment = open_experiment(run, device)
+    experiment = open_experiment(run, device, record)
     trainer = make_trainer(experiment, launch, Group())
     clips = experiment.dataset.training_batch(0, 0, run.training.batch, run.training.frames)
     return Stepping(trainer, clips, experiment.plan)

@@ -130,7 +130,7 @@ class Trainer:
     accumulate: int  # micro-batches that these rows are divided into
     streams: Streams  # of a micro-batch
     repeats: Repeats  # of the passes over micro-batches, where the experiment records them
-    reached: list[int] = field(default_factory=list)  # numbers of the parameters that such a pass has a gradient of
+    reached: list[int]  # numbers of the parameters that such a pass has a gradient of
 
     @property
     def trunk(self) -> Trunk:
@@ -219,7 +219,7 @@ def make_trainer(experiment: Experiment, launch: LaunchConfig, group: Group) -> 
     return Trainer(
         experiment, group.wrap(trunk, experiment.device), average, make_optimiser(trunk, run.training),
         Diffusion(run.diffusion, experiment.codec.bound), group.rows(run.training.batch), launch.accumulate,
-        trunk.streams(frames, noisy, 0, experiment.device), Repeats(experiment.record),
+        trunk.streams(frames, noisy, 0, experiment.device), Repeats(experiment.record), [],
     )  # fmt: skip
 
 

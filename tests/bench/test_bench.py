@@ -1,5 +1,6 @@
 """Comparisons of `rad-bench bench`: void unless both ways agree; those that are published do."""
 
+import functools
 import itertools
 import json
 
@@ -23,6 +24,7 @@ from rad_bench.blocks.lstm import LSTM
 from rad_bench.blocks.memory import Path, kernels_are_off
 from rad_bench.cli import cli
 from rad_bench.errors import UserError
+from tests.model.tape import Tape
 
 CPU = torch.device("cpu")
 
@@ -108,6 +110,15 @@ def test_steps_with_and_without_memory_train_and_tell_their_flops():
         first, second = float(found.other()[0]), float(found.other()[0])
         assert second < first  # the same clips once more
         assert found.notes["times_the_flops"] > 1
+
+
+@pytest.mark.parametrize("compare", [step_speed.recorded, functools.partial(rollout_speed.recorded, horizon=5)])
+def test_what_is_recorded_is_compared_with_the_same_without(compare):
+    tape = Tape()
+    found = compare("minlstm", CPU, tape)
+    for _ in range(4):  # of a step, the first is called, the second recorded, the third compared
+        assert comparison._difference(found.ours(), found.other()) <= found.tolerance
+    assert tape.repetitions >= 3
 
 
 def test_a_process_counts_with_the_cpu_time_that_it_took():

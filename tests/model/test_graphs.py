@@ -1,14 +1,9 @@
-"""What is recorded once and repeated equals what is computed.
-
-A stand-in for CUDA graphs: PyTorch's trace of operations, which repeats them on whatever it is given. What a step
-computes on the host is frozen in both.
-"""
+"""What is recorded once and repeated equals what is computed."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from rad_bench.config import DiffusionConfig, LaunchConfig, TrunkConfig
 from rad_bench.errors import UserError
@@ -20,27 +15,10 @@ from rad_bench.model.rollout import rollout
 from rad_bench.model.trunk import Trunk
 from rad_bench.training.distributed import Group
 from rad_bench.training.loop import make_trainer, training_clips
+from tests.model.tape import Tape
 from tests.runs import opened, tiny_run
 
 VIDEOS, CONTEXT, GENERATED = 1, 3, 7
-
-
-class Tape:
-    """Records a function as its trace, and counts recordings and repetitions."""
-
-    def __init__(self):
-        self.recordings = self.repetitions = 0
-
-    def __call__(self, function, *arguments):
-        self.recordings += 1
-        trace = make_fx(function)(*arguments)
-
-        def repeat(*arguments):
-            self.repetitions += 1
-            with torch.no_grad():  # the way back is in the trace
-                return tuple(trace(*arguments))
-
-        return repeat
 
 
 def generated(block, record, attention="axial", step=1):
