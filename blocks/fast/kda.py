@@ -6,8 +6,8 @@ If M_0 enters a chunk and g_l = a_1 * ... * a_l by channel of the keys, the memo
     w_l = b_l (v_l - M_0 (g_l * k_l) - sum_{j < l} w_j (k_j * g_l / g_j) . k_l)
 
 The second line is a triangular system. Ratios of decays are taken for each pair of tokens, since 1 / g_j alone may be
-larger than any number. That is exact, at the price of L x L x P numbers a chunk. A frame reads M after the last token
-before the frame.
+larger than any number. That is exact, at the price of L x L x P numbers a chunk, which are computed again in the
+backward pass and not kept. A frame reads M after the last token before the frame.
 
 Letters: S sequences, H heads, N tokens, C chunks of L tokens, F frames a chunk of K tokens each, P channels a head.
 """
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from rad_bench.blocks.fast.gated_deltanet import in_chunks, solve_chunks
 from rad_bench.blocks.memory import in_full_precision
@@ -28,10 +29,11 @@ from rad_bench.blocks.memory import in_full_precision
 class Memory:
     """Clean frames as `retrieve` reads them."""
 
-    keys: Tensor  # [S, H, C, F, L, P]: each token's key as it has decayed before each frame; 0 if written later
+    k: Tensor  # [S, H, C, L, P]
+    log_g: Tensor  # likewise
     w: Tensor  # [S, H, C, 1, L, P]: what each token writes at its key
     entering: Tensor  # [S, H, C, 1, P, P]: M before each chunk
-    decay: Tensor  # [S, H, C, F, 1, P]: of it, before each frame
+    log_decay: Tensor  # [S, H, C, F, P]: of it, before each frame
 
 
 @in_full_precision
@@ -44,21 +46,21 @@ def write_chunks(k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, M: Tensor, K: i
     at_end = log_g[..., -1:, :]
     decayed_bk, decayed_k = b * k * log_g.exp(), k * (at_end - log_g).exp()
     w, entering, M = solve_chunks(_system(k, log_g, b), b * v, decayed_bk, decayed_k, at_end.exp(), M)
-    L = k.shape[3]
-    before = F.pad(log_g[..., K - 1 : -1 : K, :], (0, 0, 1, 0))  # [S, H, C, F, P]
-    token, first = torch.arange(L, device=k.device), torch.arange(0, L, K, device=k.device)
-    keys = k[..., None, :, :] * _ratio(before, log_g) * (token < first[:, None])[..., None]
-    return Memory(keys, w[:, :, :, None], entering[:, :, :, None], before.exp()[..., None, :]), M
+    before = F.pad(log_g[..., K - 1 : -1 : K, :], (0, 0, 1, 0))
+    return Memory(k, log_g, w[:, :, :, None], entering[:, :, :, None], before), M
 
 
 def read(q: Tensor, memory: Memory, skipped: int) -> Tensor:
     """Return h [S, H, N, P] of queries of that shape, which start `skipped` tokens after the memory's first token."""
-    F_, L = memory.keys.shape[3:5]
+    L, F_ = memory.k.shape[3], memory.log_decay.shape[3]
     chunks, ahead = divmod(skipped, L)
-    tensors = memory.keys, memory.w, memory.entering, memory.decay
-    keys, w, entering, decay = (tensor[:, :, chunks:] for tensor in tensors) if chunks else tensors
+    tensors = memory.k, memory.log_g, memory.w, memory.entering, memory.log_decay
+    k, log_g, w, entering, log_decay = (tensor[:, :, chunks:] for tensor in tensors) if chunks else tensors
     q_SHCFKP = in_chunks(F.pad(q, (0, 0, ahead, 0)) if ahead else q, L).unflatten(3, (F_, -1))
-    h = (decay * q_SHCFKP) @ entering.mT + (q_SHCFKP @ keys.mT) @ w
+    token, first = torch.arange(L, device=q.device), torch.arange(0, L, L // F_, device=q.device)
+    earlier = token < first[:, None, None]  # [F, 1, L]: tokens of frames before
+    h = (log_decay.exp()[..., None, :] * q_SHCFKP) @ entering.mT
+    h = h + (_products(q_SHCFKP, k, log_decay, log_g) * earlier) @ w
     return h.flatten(2, 4)[:, :, ahead : ahead + q.shape[2]]
 
 
@@ -81,19 +83,32 @@ def read_and_own(
 def _own(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, b: Tensor, recalled_q: Tensor, recalled_k: Tensor) -> Tensor:
     """Read after writing within frames: one triangular system for the K tokens of each; all [S, H, T, K, ...]."""
     w = torch.linalg.solve_triangular(_system(k, log_g, b), b * (v - recalled_k), upper=False, unitriangular=True)
-    return recalled_q + _products(q, k, log_g).tril() @ w
+    return recalled_q + _products_of_tokens(q, k, log_g).tril() @ w
 
 
 def _system(k: Tensor, log_g: Tensor, b: Tensor) -> Tensor:
     """Return the matrix of the triangular system, [..., L, L]; what solves it ignores the diagonal and above."""
-    return b * _products(k, k, log_g)
+    return b * _products_of_tokens(k, k, log_g)
 
 
-def _products(x: Tensor, k: Tensor, log_g: Tensor) -> Tensor:
+def _products_of_tokens(x: Tensor, k: Tensor, log_g: Tensor) -> Tensor:
     """Return x_l . (k_j * g_l / g_j) for each pair of tokens l >= j, [..., L, L]."""
-    return torch.einsum("...lp,...jp,...ljp->...lj", x, k, _ratio(log_g, log_g))
+    return _products(x[..., None, :], k, log_g, log_g)[..., 0, :]
 
 
-def _ratio(later: Tensor, earlier: Tensor) -> Tensor:
-    """Return exp(later - earlier) for each pair [..., F, P], [..., L, P]: [..., F, L, P]; at most 1."""
-    return (later[..., :, None, :] - earlier[..., None, :, :]).clamp(max=0).exp()
+def _products(x: Tensor, k: Tensor, later: Tensor, earlier: Tensor) -> Tensor:
+    """Return the products of x with the keys as they have decayed, and keep nothing else for the backward pass.
+
+    x [..., F, K, P] of frames until which decay is exp(later), [..., F, P]; k [..., L, P] of tokens after which it is
+    exp(earlier), likewise: [..., F, K, L].
+    """
+    if not torch.is_grad_enabled():
+        return _decayed_products(x, k, later, earlier)
+    how = {"use_reentrant": False, "preserve_rng_state": False}
+    products: Tensor = checkpoint(_decayed_products, x, k, later, earlier, **how)
+    return products
+
+
+def _decayed_products(x: Tensor, k: Tensor, later: Tensor, earlier: Tensor) -> Tensor:
+    ratio = (later[..., :, None, :] - earlier[..., None, :, :]).clamp(max=0).exp()
+    return x @ (k[..., None, :, :] * ratio).mT
