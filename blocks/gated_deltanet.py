@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolve_clip
+from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolve_clip, with_convolution
 from rad_bench.blocks.fast import gated_deltanet
 from rad_bench.blocks.fast.gated_deltanet import in_chunks
-from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
+from rad_bench.blocks.memory import MemoryBlock, Path, Prefetched, State, in_full_precision
 from rad_bench.blocks.start import Form, decay_start, start_as_conv1d, tie_queries
 
 
@@ -64,6 +64,10 @@ class GatedDeltaNet(MemoryBlock):
         bias, log_rate = decay_start(self.heads, self.form, lowest=0.0)
         self.decay_bias, self.log_rate = nn.Parameter(bias), nn.Parameter(log_rate)
         self.open = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
+
+    def path(self, device: torch.device, dtype: torch.dtype) -> Path:
+        path = super().path(device, dtype)
+        return path if self.form == "adapted" else with_convolution(path, device, dtype, PUBLISHED_TAPS)
 
     def initial_state(self, sequences: int) -> State:
         M = self.zeros(sequences, self.heads, self.head_dim, self.head_dim)
@@ -101,7 +105,7 @@ class GatedDeltaNet(MemoryBlock):
         skipped = (prefetched.y_STKD.shape[1] - Q) * K  # clean tokens before the first noisy frame
         if self.form == "adapted":
             return self._finish(self.chunked.read(self._queries(x_STKD), memory, skipped), x_STKD)
-        qkv = F.silu(convolve_apart(self.qkv(x_STKD), tails, self.conv_weight, self._no_bias()))
+        qkv = convolve_apart(self.qkv(x_STKD), tails, self.conv_weight, self._no_bias(), silu=True)
         return self._finish(self.chunked.read_and_own(memory, skipped, K, *self._project(qkv, x_STKD)), x_STKD)
 
     def _convolved(self, x_STKD: Tensor, tail: State) -> tuple[Tensor, Tensor | None, State]:
@@ -109,8 +113,8 @@ class GatedDeltaNet(MemoryBlock):
         qkv = self.qkv(x_STKD)
         if self.form == "adapted":
             return qkv, None, ()
-        qkv, tails, last = convolve_clip(qkv, tail[0], self.conv_weight, self._no_bias())
-        return F.silu(qkv), tails, (last,)
+        qkv, tails, last = convolve_clip(qkv, tail[0], self.conv_weight, self._no_bias(), silu=True)
+        return qkv, tails, (last,)
 
     def _no_bias(self) -> Tensor:
         return self.zeros(self.qkv.out_features)

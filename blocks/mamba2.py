@@ -17,6 +17,7 @@ There are two forms, the same layer with other initial values:
 
 `step` is the recurrence as written. `prefetch` and `retrieve` compute it in chunks (`fast/mamba2.py`), or on CUDA
 devices by mamba-ssm's kernels, if installed (`fast/mamba2_kernels.py`). There, `step` without gradients uses one too.
+The convolution has a kernel of its own (`convolution.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rad_bench.blocks.convolution import convolve_apart, convolve_clip
+from rad_bench.blocks.convolution import convolve_apart, convolve_clip, with_convolution
 from rad_bench.blocks.fast import mamba2 as chunked
 from rad_bench.blocks.fast import mamba2_kernels as kernels
 from rad_bench.blocks.fast.mamba2 import Memory, Tokens
@@ -72,8 +73,10 @@ class Mamba2(MemoryBlock):
     def path(self, device: torch.device, dtype: torch.dtype) -> Path:
         why_not = kernels.unavailable(device, dtype)
         if why_not:
-            return Path("PyTorch, chunked scan", f"mamba-ssm's kernels not used: {why_not}")
-        return Path("mamba-ssm's Triton kernels", f"{dtype} on {device.type}, and they can be imported")
+            path = Path("PyTorch, chunked scan", f"mamba-ssm's kernels not used: {why_not}")
+        else:
+            path = Path("mamba-ssm's Triton kernels", f"{dtype} on {device.type}, and they can be imported")
+        return with_convolution(path, device, dtype, self.conv)
 
     def initial_state(self, sequences: int) -> State:
         tail = self.zeros(sequences, self.conv - 1, self.channels)
@@ -82,7 +85,7 @@ class Mamba2(MemoryBlock):
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
         tail, ssm = state
         z, u, dt = self._project(x_SKD[:, None])
-        u, _, tail = convolve_clip(u, tail, self.conv_weight, self.conv_bias)
+        u, _, tail = convolve_clip(u, tail, self.conv_weight, self.conv_bias, silu=True)
         tokens = self._tokens(u, dt)
         frame = tokens.x_STKHP[:, 0], tokens.B_STKN[:, 0], tokens.C_STKN[:, 0], tokens.dt_STKH[:, 0]
         if torch.is_grad_enabled() or kernels.unavailable(x_SKD.device, x_SKD.dtype):
@@ -105,13 +108,14 @@ class Mamba2(MemoryBlock):
         # Without kernels on all devices: mamba-ssm's update would write a new state, which nobody needs.
         tail, ssm = state
         z, u, dt = self._project(x_SKD[:, None])
-        tokens = self._tokens(convolve_apart(u, tail[:, None], self.conv_weight, self.conv_bias), dt)
+        u = convolve_apart(u, tail[:, None], self.conv_weight, self.conv_bias, silu=True)
+        tokens = self._tokens(u, dt)
         return self._finish(chunked.read_state(tokens, ssm, self.A_log), tokens, z)[:, 0]
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
         tail, ssm = state
         z, u, dt = self._project(x_STKD)
-        u, tails, tail = convolve_clip(u, tail, self.conv_weight, self.conv_bias)
+        u, tails, tail = convolve_clip(u, tail, self.conv_weight, self.conv_bias, silu=True)
         tokens = self._tokens(u, dt)
         if kernels.unavailable(x_STKD.device, x_STKD.dtype):
             entering, ssm = chunked.write(tokens, ssm, self.A_log, self.chunk)
@@ -125,7 +129,8 @@ class Mamba2(MemoryBlock):
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
         memory: Memory = prefetched.memory
         z, u, dt = self._project(x_STKD)
-        tokens = self._tokens(convolve_apart(u, memory.tails, self.conv_weight, self.conv_bias), dt)
+        u = convolve_apart(u, memory.tails, self.conv_weight, self.conv_bias, silu=True)
+        tokens = self._tokens(u, dt)
         read = chunked.read if kernels.unavailable(x_STKD.device, x_STKD.dtype) else kernels.read
         return self._finish(read(tokens, memory, self.A_log, self.chunk), tokens, z)
 
@@ -138,7 +143,7 @@ class Mamba2(MemoryBlock):
     def _tokens(self, u_STKC: Tensor, dt_STKH: Tensor) -> Tokens:
         """Return the tokens of convolved frames."""
         sizes = self.heads * self.head_dim, self.state_size, self.state_size
-        x, B, C = F.silu(u_STKC).split(sizes, -1)
+        x, B, C = u_STKC.split(sizes, -1)
         return Tokens(x.unflatten(-1, (self.heads, self.head_dim)), B, C, F.softplus(dt_STKH + self.dt_bias))
 
     def _finish(self, y_STKHP: Tensor, tokens: Tokens, z: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolve_clip
+from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolve_clip, with_convolution
 from rad_bench.blocks.fast.mlstm import prefetch_chunks, recall_by_chunk
-from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
+from rad_bench.blocks.memory import MemoryBlock, Path, Prefetched, State, in_full_precision
 from rad_bench.blocks.start import Form, start_as_conv1d, tie_queries
 
 
@@ -75,6 +75,10 @@ class MLSTM(MemoryBlock):
             weight = self.qkv.weight if form == "adapted" else self.qkv_blocks
             tie_queries(weight, 0, len(weight) // 3, len(weight) // 3)
 
+    def path(self, device: torch.device, dtype: torch.dtype) -> Path:
+        path = super().path(device, dtype)
+        return path if self.form == "adapted" else with_convolution(path, device, dtype, PUBLISHED_TAPS)
+
     def initial_state(self, sequences: int) -> State:
         H, P = self.heads, self.head_dim
         memory = self.zeros(sequences, H, P, P), self.zeros(sequences, H, P), self.zeros(sequences, H)
@@ -107,7 +111,7 @@ class MLSTM(MemoryBlock):
         if self.form == "adapted":
             return self._finish(recall_by_chunk(self._queries(x_STKD), memory), x_STKD)
         u = self.up(x_STKD)
-        c = F.silu(convolve_apart(u, tails, self.conv_weight, self.conv_bias))
+        c = convolve_apart(u, tails, self.conv_weight, self.conv_bias, silu=True)
         q, *own = self._project(u, c)
         return self._finish(recall_by_chunk(q, memory, *own), x_STKD, c)
 
@@ -116,8 +120,8 @@ class MLSTM(MemoryBlock):
         if self.form == "adapted":
             return x_STKD, None, None, ()
         u = self.up(x_STKD)
-        c, tails, last = convolve_clip(u, tail[0], self.conv_weight, self.conv_bias)
-        return u, F.silu(c), tails, (last,)
+        c, tails, last = convolve_clip(u, tail[0], self.conv_weight, self.conv_bias, silu=True)
+        return u, c, tails, (last,)
 
     def _project(self, u: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return q, k, v as [S, H, T, K, P] and the logarithms of both gates as [S, H, T, K]."""

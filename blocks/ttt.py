@@ -32,10 +32,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolve_clip
+from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolve_clip, with_convolution
 from rad_bench.blocks.fast.replay import Tensors, replay
 from rad_bench.blocks.fast.ttt import Gradient, descend, inner_model, loss_gradient, model_after_each_token
-from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision, state_bytes
+from rad_bench.blocks.memory import MemoryBlock, Path, Prefetched, State, in_full_precision, state_bytes
 from rad_bench.blocks.start import Form, start_as_conv1d, tie_queries
 
 KEPT = 1 << 28  # bytes of weights, of all frames and sequences, that a backward pass may keep
@@ -90,6 +90,10 @@ class TTT(MemoryBlock):
             with torch.no_grad():
                 self.rate_logit.weight.normal_(0, 0.02)
                 self.rate_logit.bias.zero_()
+
+    def path(self, device: torch.device, dtype: torch.dtype) -> Path:
+        path = super().path(device, dtype)
+        return path if self.form == "adapted" else with_convolution(path, device, dtype, PUBLISHED_TAPS)
 
     def initial_state(self, sequences: int) -> State:
         weights = tuple(weight.expand(sequences, *weight.shape) for weight in self.initial)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rad_bench.blocks.contract.probe import difference, differentiable, floating
-from rad_bench.blocks.memory import MemoryBlock, leaves, map_state
+from rad_bench.blocks.memory import MemoryBlock, leaves, map_state, without_kernels
 
 Trace = dict[str, list[Tensor]]  # outputs, state, gradients, step -> tensors
 
@@ -15,8 +15,14 @@ def trace(block: MemoryBlock, x_STKD: Tensor, noisy_STKD: Tensor, form: type[Mem
     """Return a block's outputs, final state and gradients on clean and noisy frames, and its next `step` and `read`.
 
     It starts from a state that already holds some frames. `form` is the block's class for its own `prefetch`,
-    `retrieve` and `read`, or `MemoryBlock` for the reference, which needs only `step`.
+    `retrieve` and `read`, or `MemoryBlock` for the reference: it needs only `step`, and no kernels of other packages.
     """
+    if form is MemoryBlock:
+        return without_kernels()(_trace)(block, x_STKD, noisy_STKD, form)
+    return _trace(block, x_STKD, noisy_STKD, form)
+
+
+def _trace(block: MemoryBlock, x_STKD: Tensor, noisy_STKD: Tensor, form: type[MemoryBlock]) -> Trace:
     reference = form is MemoryBlock
     x, noisy = (frames.detach().requires_grad_() for frames in (x_STKD, noisy_STKD))
     warm = form.prefetch(block, x_STKD[:, :5].flip(1), block.initial_state(len(x)))

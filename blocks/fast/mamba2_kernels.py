@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor
 
 from rad_bench.blocks.fast.mamba2 import Memory, Tokens
-from rad_bench.blocks.memory import KERNELS, kernels_are_off
+from rad_bench.blocks.memory import no_kernels
 
 LARGEST_GRID = 65535  # CUDA's limit in the grid dimension that holds sequences (times chunks)
 SMALLEST_CHUNK = 16  # tokens; the kernels' smallest tile
@@ -34,10 +34,8 @@ MODULES = ("mamba_ssm.ops.triton.ssd_combined", "mamba_ssm.ops.triton.selective_
 
 def unavailable(device: torch.device, dtype: torch.dtype) -> str:
     """Return why the kernels cannot be used on this device and type; empty if they can."""
-    if device.type != "cuda":
-        return "they need a CUDA device" if torch.cuda.is_available() else "no CUDA device"
-    if kernels_are_off():
-        return f"{KERNELS}=off in the environment"
+    if why_not := no_kernels(device):
+        return why_not
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"they do not compute in {str(dtype).removeprefix('torch.')}"
     functions = load()

@@ -17,7 +17,10 @@ from rad_bench.training.device import device_name
 
 def environment(device: torch.device, threads: int, processes: int) -> dict[str, Any]:
     """Return the content of environment.json."""
-    packages = ("torch", "numpy", "pandas", "scikit-image", "submitit", "lpips", "torchvision", "triton", "mamba-ssm")
+    packages = (
+        "torch", "numpy", "pandas", "scikit-image", "submitit", "lpips", "torchvision", "triton", "mamba-ssm",
+        "causal-conv1d",
+    )  # fmt: skip
     return {
         "rad_bench": __version__,
         "commit": commit(),

@@ -68,10 +68,8 @@ class Machine:
 
     def record(self) -> dict[str, Any]:
         """Return what decides the last bits of the weights, and the time of training."""
-        settings = self.launch.model_dump(
-            include={"threads", "accumulate", "compile", "activation_checkpointing", "cuda_graphs"}
-        )
-        packages = {name: version(name) for name in ("torch", "triton", "mamba-ssm")}
+        settings = self.launch.model_dump(include=HOW_STEPS_ARE_TAKEN)
+        packages = {name: version(name) for name in ("torch", "triton", "mamba-ssm", "causal-conv1d")}
         return {"device": device_name(self.device), "processes": self.processes, **settings, **packages}
 
 

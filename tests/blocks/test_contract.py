@@ -590,7 +590,7 @@ def test_mamba2_reads_where_it_wrote_from_the_start() -> None:
     block = find_block("mamba2")(16, heads=2, head_dim=8, state=32)
     out, back = torch.randn(1, 12, 1, 16), torch.arange(11, -1, -1)
     _, u, dt = block._project(torch.cat([out, out[:, back]], 1))
-    u, *_ = convolve_clip(u, block.initial_state(1)[0], block.conv_weight, block.conv_bias)
+    u, *_ = convolve_clip(u, block.initial_state(1)[0], block.conv_weight, block.conv_bias, silu=True)
     tokens = block._tokens(u, dt)
     keys, queries = (torch.nn.functional.normalize(part[0, :, 0], dim=-1) for part in (tokens.B_STKN, tokens.C_STKN))
     similar = queries[12:] @ keys[:12].mT
