@@ -12,7 +12,6 @@ an empty tensor [S, frames, 0], because the host has to know it, and reading a n
 
 from __future__ import annotations
 
-import itertools
 from typing import Literal
 
 import torch
@@ -94,11 +93,13 @@ class ChunkTTT(TTT):
 
     def _read_all(self, q: Tensor, memory: list[State]) -> Tensor:
         """Return f(q; W) for q [S, T, H, K, P]; frames that share W are one product."""
-        recalled, T = [], q.shape[1]
-        for _, group in itertools.groupby(range(T), key=lambda t: id(memory[t])):
-            frames = list(group)
-            q_chunk = q[:, frames[0] : frames[-1] + 1]
-            recalled.append(as_frames(inner_model(as_one_frame(q_chunk), memory[frames[0]])[0], q.shape[3]))
+        T, first = q.shape[1], 0
+        recalled = []
+        for end in range(1, T + 1):
+            if end == T or memory[end][0] is not memory[first][0]:
+                q_chunk = as_one_frame(q[:, first:end])
+                recalled.append(as_frames(inner_model(q_chunk, memory[first])[0], q.shape[3]))
+                first = end
         return self._normed(q, torch.cat(recalled, 1))
 
     @in_full_precision

@@ -32,6 +32,7 @@ SMALLEST_CHUNK = 16  # tokens; the kernels' smallest tile
 MODULES = ("mamba_ssm.ops.triton.ssd_combined", "mamba_ssm.ops.triton.selective_state_update")
 
 
+@torch.compiler.assume_constant_result  # the compiler runs it; it cannot trace the search for packages
 def unavailable(device: torch.device, dtype: torch.dtype) -> str:
     """Return why the kernels cannot be used on this device and type; empty if they can."""
     if why_not := no_kernels(device):
@@ -59,9 +60,7 @@ def load() -> tuple[Callable[..., Any], Callable[..., Any]] | str:
         sys.modules["mamba_ssm"] = stub
     try:
         combined, update = map(importlib.import_module, MODULES)
-        # They are not tested under torch.compile, so it must not trace them.
-        scan = torch.compiler.disable(combined.mamba_chunk_scan_combined)
-        return scan, torch.compiler.disable(update.selective_state_update)
+        return combined.mamba_chunk_scan_combined, update.selective_state_update
     except Exception as error:  # a broken installation can raise anything
         return f"mamba-ssm cannot be imported: {type(error).__name__}: {error}"
     finally:
@@ -95,6 +94,7 @@ def scan(
     return _concatenate(outputs), _concatenate(finals)
 
 
+@torch.compiler.disable  # the package's kernels are not tested under torch.compile, so it must not trace them
 def scan_frames(written: Tokens, C_STKN: Tensor, A_log: Tensor, ssm: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Write the tokens of frames and read after each token with `C_STKN`: return y_STKHP and the last SSM state."""
     y_SLHP, ssm = scan(
@@ -134,6 +134,7 @@ def _pad_frames(x_STK: Tensor, frames: int) -> Tensor:
     return torch.cat([x_STK.new_zeros(x_STK.shape[0], frames, *x_STK.shape[2:]), x_STK], 1)
 
 
+@torch.compiler.disable  # as `scan_frames`
 def update(
     x_SKHP: Tensor, B_SKN: Tensor, C_SKN: Tensor, dt_SKH: Tensor, A_H: Tensor, ssm_SHPN: Tensor
 ) -> tuple[Tensor, Tensor]:
