@@ -119,13 +119,19 @@ class TTT(MemoryBlock):
         # reads right away: reading all frames later, from stacked weights, is limited by memory bandwidth.
         tail, weights = self._parts(state)
         (q, k, v, eta), tails, tail = self._clean(x_STKD, tail)
+        recalled, memory, weights = self._write_each((q, k, v, eta), weights)
+        y_STKD = self._finish(self._normed(q, recalled), x_STKD)
+        return Prefetched(y_STKD, (memory, tails), (*tail, *weights))
+
+    @torch.compiler.disable  # it would unroll the loop, which takes minutes
+    def _write_each(self, clean: Tensors, weights: State) -> tuple[Tensor, list[State], State]:
+        """Write T frames. Return what they read [S, T, H, K, P], the weights before each, and the last weights."""
         memory, recalled = [], []
-        for frame in zip(*(tensor.unbind(1) for tensor in (q, k, v, eta)), strict=True):
+        for frame in zip(*(tensor.unbind(1) for tensor in clean), strict=True):
             memory.append(weights)
             read, weights, _ = self._write(frame, weights, self._norm())
             recalled.append(read)
-        y_STKD = self._finish(self._normed(q, torch.stack(recalled, 1)), x_STKD)
-        return Prefetched(y_STKD, (memory, tails), (*tail, *weights))
+        return torch.stack(recalled, 1), memory, weights
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
         memory, tails = prefetched.memory

@@ -27,7 +27,6 @@ from rad_bench.training.distributed import Group
 from rad_bench.training.loop import Trainer, make_trainer
 
 BUDGET = 70_000  # memory parameters of each model in memory_blocks.yaml
-UNROLLED = ("ttt",)  # the compiler unrolls its gradient step per frame, which takes many minutes
 COMPILED_TOLERANCE = 1e-5  # of the loss
 
 
@@ -65,8 +64,6 @@ def compiled_comparisons(device: torch.device) -> Iterator[Comparison]:
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise UserError("bench compile: PyTorch needs a C++ compiler to compile for a CPU, and there is no g++.")
     for name in block_names():
-        if name in UNROLLED:
-            continue
         torch.compiler.reset()  # else PyTorch stops compiling: it counts the layers of all blocks as one
         eager, compiled = (stepping(name, device, LaunchConfig(compile=compile)) for compile in (False, True))
         for stepper in (eager, compiled):  # a new trunk predicts zeros, whatever its layers compute
