@@ -136,13 +136,6 @@ def kernels_are_off() -> bool:
     return os.environ.get(KERNELS) == "off"
 
 
-def no_kernels(device: torch.device) -> str:
-    """Return why no CUDA kernels of other packages are used on a device; empty if they may be."""
-    if device.type != "cuda":
-        return "they need a CUDA device" if torch.cuda.is_available() else "no CUDA device"
-    return f"{KERNELS}=off in the environment" if kernels_are_off() else ""
-
-
 @contextlib.contextmanager
 def without_kernels() -> Iterator[None]:
     """Switch kernels of other packages off within the context."""

@@ -19,19 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad_bench.blocks.memory import no_kernels
+from rad_bench.blocks.fast import kernels
 
 TAPS = range(2, 5)  # for which the kernel is compiled
 CHANNELS = 8  # their number must be a multiple of it: the kernel reads 16 bytes at a time
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def unavailable(device: torch.device, dtype: torch.dtype, taps: int) -> str:
     """Return why the kernel cannot compute so many taps on this device and type; empty if it can."""
-    if why_not := no_kernels(device):
+    if why_not := kernels.unavailable(device, dtype):
         return why_not
-    if dtype not in DTYPES:
-        return f"it does not compute in {str(dtype).removeprefix('torch.')}"
     if taps not in TAPS:
         return f"it has {TAPS[0]} to {TAPS[-1]} taps, not {taps}"
     function = load()

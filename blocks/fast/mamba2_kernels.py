@@ -24,10 +24,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from rad_bench.blocks.fast import kernels
+from rad_bench.blocks.fast.kernels import concatenate, pieces
 from rad_bench.blocks.fast.mamba2 import Memory, Tokens
-from rad_bench.blocks.memory import no_kernels
 
-LARGEST_GRID = 65535  # CUDA's limit in the grid dimension that holds sequences (times chunks)
 SMALLEST_CHUNK = 16  # tokens; the kernels' smallest tile
 MODULES = ("mamba_ssm.ops.triton.ssd_combined", "mamba_ssm.ops.triton.selective_state_update")
 
@@ -35,10 +35,8 @@ MODULES = ("mamba_ssm.ops.triton.ssd_combined", "mamba_ssm.ops.triton.selective_
 @torch.compiler.assume_constant_result  # the compiler runs it; it cannot trace the search for packages
 def unavailable(device: torch.device, dtype: torch.dtype) -> str:
     """Return why the kernels cannot be used on this device and type; empty if they can."""
-    if why_not := no_kernels(device):
+    if why_not := kernels.unavailable(device, dtype):
         return why_not
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"they do not compute in {str(dtype).removeprefix('torch.')}"
     functions = load()
     return functions if isinstance(functions, str) else ""
 
@@ -48,9 +46,8 @@ def load() -> tuple[Callable[..., Any], Callable[..., Any]] | str:
     """Return mamba-ssm's chunked scan and single update, or why they cannot be imported."""
     # By default Triton rounds fp32 factors to TF32 and PyTorch does not. Both must compute in fp32.
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
-    for name in ("triton", "mamba_ssm"):
-        if importlib.util.find_spec(name) is None:
-            return f"{name.replace('_', '-')} is not installed"
+    if why := kernels.missing(("triton", "triton"), ("mamba_ssm", "mamba-ssm")):
+        return why
     stub = None
     if "mamba_ssm" not in sys.modules:
         spec = importlib.util.find_spec("mamba_ssm")
@@ -84,14 +81,14 @@ def scan(
         x_SLHP, B_SLN, C_SLN = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (x_SLHP, B_SLN, C_SLN))
     chunk = min(chunk, max(SMALLEST_CHUNK, 1 << (L - 1).bit_length()))
     outputs, finals = [], []
-    for piece in _pieces(S, -(-L // chunk)):
+    for piece in pieces(S, -(-L // chunk)):
         y, final = chunked_scan(
             x_SLHP[piece], dt_SLH[piece].float(), A_H.float(), B_SLN[piece, :, None], C_SLN[piece, :, None], chunk,
             initial_states=ssm_SHPN[piece].float(), return_final_states=True,
         )  # fmt: skip
         outputs.append(y)
         finals.append(final.to(ssm_SHPN.dtype))
-    return _concatenate(outputs), _concatenate(finals)
+    return concatenate(outputs), concatenate(finals)
 
 
 @torch.compiler.disable  # the package's kernels are not tested under torch.compile, so it must not trace them
@@ -146,7 +143,7 @@ def update(
     A_HPN = A_H[:, None, None].expand(ssm_SHPN.shape[1:])
     zero_HP = dt_SKH.new_zeros(H, 1).expand(H, P)  # zero skip and bias: mamba-ssm 2.3.1 raises if either is missing
     y_SKHP = torch.empty_like(x_SKHP)
-    for piece in _pieces(S, 1):
+    for piece in pieces(S, 1):
         for k in range(K):
             dt = dt_SKH[piece, k, :, None].expand(-1, H, P)
             B, C = B_SKN[piece, k, None], C_SKN[piece, k, None]
@@ -154,13 +151,3 @@ def update(
                 ssm_SHPN[piece], x_SKHP[piece, k], dt, A_HPN, B, C, D=zero_HP, dt_bias=zero_HP
             )
     return y_SKHP, ssm_SHPN
-
-
-def _pieces(sequences: int, blocks: int) -> list[slice]:
-    """Split sequences into the fewest slices that fit the grid, where each sequence takes `blocks` of its places."""
-    size = max(LARGEST_GRID // blocks, 1)
-    return [slice(first, min(first + size, sequences)) for first in range(0, sequences, size)]
-
-
-def _concatenate(pieces: list[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

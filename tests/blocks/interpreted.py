@@ -17,6 +17,7 @@ os.environ.update(TRITON_INTERPRET="1", MAMBA_DETERMINISTIC="1")
 import torch
 
 from rad_bench.blocks.contract import differences, perturb, trace
+from rad_bench.blocks.fast import kernels
 from rad_bench.blocks.fast import mamba2_kernels as mamba_kernels
 from rad_bench.blocks.mamba2 import Mamba2
 from rad_bench.blocks.memory import MemoryBlock, leaves
@@ -76,8 +77,8 @@ def split():
     """Sequences beyond what a grid holds go in pieces."""
     block, clean, noisy = made(2, 3)
     found = []
-    for grid in (mamba_kernels.LARGEST_GRID, 1):
-        with mock.patch.object(mamba_kernels, "LARGEST_GRID", grid):
+    for grid in (kernels.LARGEST_GRID, 1):
+        with mock.patch.object(kernels, "LARGEST_GRID", grid):
             prefetched = block.prefetch(clean, block.initial_state(2))
             y, state = block.step(noisy[:, 0], prefetched.state)
             found.append([prefetched.y_STKD, block.retrieve(noisy, prefetched), y, *leaves(state)])
@@ -85,9 +86,9 @@ def split():
 
 
 def main():
-    kernels = mamba_kernels.load()
-    if isinstance(kernels, str):
-        sys.exit(kernels)
+    loaded = mamba_kernels.load()
+    if isinstance(loaded, str):
+        sys.exit(loaded)
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(mamba_kernels, "unavailable", return_value=""))
         for name in calls:

@@ -11,6 +11,7 @@ from rad_bench.blocks import convolution
 from rad_bench.blocks.contract import differences, trace
 from rad_bench.blocks.convolution import convolve_apart, convolve_clip
 from rad_bench.blocks.fast import convolution_kernel as kernel
+from rad_bench.blocks.fast import kernels
 from rad_bench.blocks.mamba2 import Mamba2
 from rad_bench.blocks.memory import MemoryBlock, without_kernels
 from rad_bench.model.registry import find_block
@@ -98,8 +99,8 @@ def package(monkeypatch):
     """Install a stand-in for causal-conv1d, and let this device count as CUDA for it."""
     package = StandIn()
     monkeypatch.setitem(sys.modules, "causal_conv1d", package)
-    switch = kernel.no_kernels
-    monkeypatch.setattr(kernel, "no_kernels", lambda device: switch(CUDA))
+    switch = kernels.unavailable
+    monkeypatch.setattr(kernels, "unavailable", lambda device, dtype: switch(CUDA, dtype))
     return package
 
 
@@ -179,7 +180,7 @@ def test_a_blocks_path_names_the_kernel_or_says_why_it_is_not_used(package, name
     block_class, options = odd(name)
     block = block_class(8, **options)
     assert block.path(CUDA, torch.float32).name.endswith(", causal-conv1d")
-    assert "causal-conv1d not used: it does not compute in float64" in block.path(CUDA, torch.float64).why
+    assert "causal-conv1d not used: they do not compute in float64" in block.path(CUDA, torch.float64).why
     with without_kernels():
         path = block.path(CUDA, torch.float32)
     assert "causal-conv1d" not in path.name and "not used: BLOCK_KERNELS=off" in path.why

@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
-from rad_bench.blocks.fast import mamba2_kernels
+from rad_bench.blocks.fast import kernels, mamba2_kernels
 from rad_bench.model.registry import block_names
 from tests.model.test_trunk import make_inputs, make_trunk
 
@@ -53,8 +53,8 @@ def _mamba_ssm(monkeypatch):
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
         module.mamba_chunk_scan_combined, module.selective_state_update = scan, None
         monkeypatch.setitem(sys.modules, name, module)
-    switch = mamba2_kernels.no_kernels
-    monkeypatch.setattr(mamba2_kernels, "no_kernels", lambda device: switch(CUDA))
+    switch = kernels.unavailable
+    monkeypatch.setattr(kernels, "unavailable", lambda device, dtype: switch(CUDA, dtype))
     mamba2_kernels.load.cache_clear()
     yield
     mamba2_kernels.load.cache_clear()
