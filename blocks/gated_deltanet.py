@@ -13,12 +13,15 @@ L2-normalised. The K tokens of a frame are written in order. The state is M, [S,
               it has written, the norm is by head, decay starts at its published values, and queries start apart from
               keys (`paper-tied`: as copies). The state begins with the convolution's tail, [S, 3, 3 * H * P].
 
-`step` is the recurrence as written. `prefetch` writes chunks of whole frames at once (`fast/gated_deltanet.py`).
+`step` is the recurrence as written. `prefetch` writes chunks of whole frames at once (`fast/gated_deltanet.py`), or on
+CUDA devices by flash-linear-attention's kernels, if installed (`fast/delta_kernels.py`).
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolve_clip, with_convolution
+from rad_bench.blocks.fast import delta_kernels as kernels
 from rad_bench.blocks.fast import gated_deltanet
 from rad_bench.blocks.fast.gated_deltanet import in_chunks
 from rad_bench.blocks.memory import MemoryBlock, Path, Prefetched, State, in_full_precision
@@ -38,7 +42,8 @@ class GatedDeltaNet(MemoryBlock):
     size_option = "head_dim"
     fine_option = count_option = "heads"
     open: nn.Module  # what the gate of the output is computed by
-    chunked: ClassVar[Any] = gated_deltanet  # the rule in chunks: `write_chunks`, `read` and `read_and_own`
+    chunked: ClassVar[Any] = gated_deltanet  # the rule in chunks: `write_chunks`, `read`, `asked` and `own`
+    rule: ClassVar[str] = "gated_deltanet"  # its name in `fast/delta_kernels.py`
 
     def __init__(
         self, dim: int, heads: int = 4, head_dim: int = 16, chunk: int = 32, form: Form = "adapted",
@@ -66,8 +71,17 @@ class GatedDeltaNet(MemoryBlock):
         self.open = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
 
     def path(self, device: torch.device, dtype: torch.dtype) -> Path:
-        path = super().path(device, dtype)
+        why_not = self._no_kernels(device, dtype)
+        if why_not:
+            path = Path("PyTorch, in chunks", f"flash-linear-attention's kernels not used: {why_not}")
+        else:
+            why = f"{dtype} on {device.type}, and they can be imported"
+            path = Path("flash-linear-attention's Triton kernels", why)
         return path if self.form == "adapted" else with_convolution(path, device, dtype, PUBLISHED_TAPS)
+
+    def _no_kernels(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Return why no kernels are used; empty if they are."""
+        return kernels.unavailable(device, dtype, self.head_dim)
 
     def initial_state(self, sequences: int) -> State:
         M = self.zeros(sequences, self.heads, self.head_dim, self.head_dim)
@@ -87,26 +101,70 @@ class GatedDeltaNet(MemoryBlock):
         return self._finish(self._queries(x_SKD[:, None]) @ state[0].mT, x_SKD)
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
+        if not self._no_kernels(x_STKD.device, x_STKD.dtype):
+            y_STKD, _, memory, after = self._scan(x_STKD, None, state)
+            return Prefetched(y_STKD, memory, after)
         T, K = x_STKD.shape[1:3]
         qkv, tails, tail = self._convolved(x_STKD, state[:-1])
         q, *written = self._project(qkv, x_STKD)
         chunks = math.ceil(T / max(1, self.chunk // K))
         L = math.ceil(T / chunks) * K  # tokens a chunk: whole frames, the same number in each
         memory, M = self.chunked.write_chunks(*(in_chunks(tensor, L) for tensor in written), state[-1], K)
-        if self.form == "adapted":
-            h = self.chunked.read(q, memory, 0)
-        else:
-            h = self.chunked.read_and_own(memory, 0, K, q, *written)
+        readers, answer = self._asked(K, q, *written)
+        h = answer(*(self.chunked.read(reader, memory, 0) for reader in readers))
         return Prefetched(self._finish(h, x_STKD), (memory, tails), (*tail, M))
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
         memory, tails = prefetched.memory
         Q, K = x_STKD.shape[1:3]
-        skipped = (prefetched.y_STKD.shape[1] - Q) * K  # clean tokens before the first noisy frame
+        readers, answer = self._noisy(x_STKD, tails)
+        if isinstance(memory, kernels.Memory):
+            recalled, _, _ = kernels.scan(self.rule, K, memory, readers)
+        else:
+            skipped = (prefetched.y_STKD.shape[1] - Q) * K  # clean tokens before the first noisy frame
+            recalled = [self.chunked.read(reader, memory, skipped) for reader in readers]
+        return self._finish(answer(*recalled), x_STKD)
+
+    def remember(
+        self, clean_STKD: Tensor, noisy_SQKD: Tensor | None, state: State
+    ) -> tuple[Tensor, Tensor | None, State]:
+        if self._no_kernels(clean_STKD.device, clean_STKD.dtype):
+            return super().remember(clean_STKD, noisy_SQKD, state)
+        y_STKD, y_SQKD, _, after = self._scan(clean_STKD, noisy_SQKD, state)
+        return y_STKD, y_SQKD, after
+
+    def _scan(
+        self, clean_STKD: Tensor, noisy_SQKD: Tensor | None, state: State
+    ) -> tuple[Tensor, Tensor | None, tuple[kernels.Memory, Tensor | None], State]:
+        """Do `remember` by one call of a kernel; return also what `retrieve` reads, the second last."""
+        K = clean_STKD.shape[2]
+        qkv, tails, tail = self._convolved(clean_STKD, state[:-1])
+        q, k, v, log_a, b = self._project(qkv, clean_STKD)
+        memory = kernels.Memory(k, v, log_a, b, state[-1])
+        readers, answer = ([], _itself) if noisy_SQKD is None else self._noisy(noisy_SQKD, tails)
+        if self.form == "adapted":  # clean frames read before they write, as noisy ones do
+            (h, *recalled), _, M = kernels.scan(self.rule, K, memory, [q, *readers])
+        else:
+            recalled, h, M = kernels.scan(self.rule, K, memory, readers, q)
+        y_SQKD = None if noisy_SQKD is None else self._finish(answer(*recalled), noisy_SQKD)
+        return self._finish(h, clean_STKD), y_SQKD, (memory, tails), (*tail, M)
+
+    def _noisy(self, x_SQKD: Tensor, tails: Tensor | None) -> tuple[Sequence[Tensor], Callable[..., Tensor]]:
+        """Return what noisy frames ask of the memory before each, as `_asked` does."""
+        if tails is None:
+            return [self._queries(x_SQKD)], _itself
+        qkv = convolve_apart(self.qkv(x_SQKD), tails, self.conv_weight, self._no_bias(), silu=True)
+        return self._asked(x_SQKD.shape[2], *self._project(qkv, x_SQKD))
+
+    def _asked(self, K: int, *tokens: Tensor) -> tuple[Sequence[Tensor], Callable[..., Tensor]]:
+        """Return the queries [S, H, N, P] that tokens q, k, v, log a, b put to the memory before their frame, and a
+        function from what these have read to what the tokens read.
+
+        In the paper's form, a token reads after it has written, with the earlier tokens of its frame.
+        """
         if self.form == "adapted":
-            return self._finish(self.chunked.read(self._queries(x_STKD), memory, skipped), x_STKD)
-        qkv = convolve_apart(self.qkv(x_STKD), tails, self.conv_weight, self._no_bias(), silu=True)
-        return self._finish(self.chunked.read_and_own(memory, skipped, K, *self._project(qkv, x_STKD)), x_STKD)
+            return tokens[:1], _itself
+        return self.chunked.asked(K, *tokens), functools.partial(self.chunked.own, K, *tokens)
 
     def _convolved(self, x_STKD: Tensor, tail: State) -> tuple[Tensor, Tensor | None, State]:
         """Return q, k and v of consecutive frames, side by side; in the paper's form convolved, with the tails."""
@@ -148,6 +206,10 @@ class GatedDeltaNet(MemoryBlock):
     def _opening(self, x: Tensor) -> Tensor:
         """Return the gate of what is read, [..., H * P]."""
         return F.silu(self.open(x))
+
+
+def _itself(h: Tensor) -> Tensor:
+    return h
 
 
 @in_full_precision

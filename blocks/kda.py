@@ -8,7 +8,8 @@ a is a vector, a number for each of a head's P channels; W_1 and V_1 have rank P
 as in `gated_deltanet.py`. Decay starts as there, with a bias for each channel and published rates of 1 to 16; the
 published layer also divides queries by sqrt(P), which the norm takes out again. The state is M, [S, H, P, P].
 
-`step` is the recurrence as written. `prefetch` writes chunks of whole frames at once (`fast/kda.py`).
+`step` is the recurrence as written. `prefetch` writes chunks of whole frames at once (`fast/kda.py`), or on CUDA
+devices by flash-linear-attention's kernels, if installed (`fast/delta_kernels.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class KimiDeltaAttention(GatedDeltaNet):
     """The delta rule with decay by channel."""
 
     chunked: ClassVar[Any] = kda
+    rule: ClassVar[str] = "kda"
 
     def __init__(
         self, dim: int, heads: int = 4, head_dim: int = 16, chunk: int = 16, form: Form = "adapted",

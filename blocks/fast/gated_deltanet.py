@@ -89,16 +89,21 @@ def in_chunks(x_SHN: Tensor, L: int) -> Tensor:
     return (F.pad(x_SHN, (0, 0, 0, missing)) if missing else x_SHN).unflatten(2, (-1, L))
 
 
-def read_and_own(
-    memory: Memory, skipped: int, K: int, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor
+def asked(K: int, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two queries that tokens put to the memory before their frame, for `own`."""
+    return q, k
+
+
+def own(
+    K: int, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, recalled_q: Tensor, recalled_k: Tensor
 ) -> Tensor:
     """Return h [S, H, N, P] of tokens that read after they have written, with the earlier tokens of their frame.
 
-    Each frame has its own copy of the memory before it, so clean and noisy frames are computed alike. `skipped` as in
-    `read`; q, k, v [S, H, N, P], gates [S, H, N, 1].
+    Each frame has its own copy of the memory before it, so clean and noisy frames are computed alike. `recalled_q` and
+    `recalled_k` are what the two queries of `asked` have read; they, q, k and v are [S, H, N, P], the gates
+    [S, H, N, 1].
     """
-    recalled = read(q, memory, skipped), read(k, memory, skipped)
-    frames = (tensor.unflatten(2, (-1, K)) for tensor in (q, k, v, log_a, b, *recalled))
+    frames = (tensor.unflatten(2, (-1, K)) for tensor in (q, k, v, log_a, b, recalled_q, recalled_k))
     return _own(*frames).flatten(2, 3)
 
 

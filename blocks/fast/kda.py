@@ -64,24 +64,28 @@ def read(q: Tensor, memory: Memory, skipped: int) -> Tensor:
     return h.flatten(2, 4)[:, :, ahead : ahead + q.shape[2]]
 
 
-def read_and_own(
-    memory: Memory, skipped: int, K: int, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor
+def asked(K: int, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two queries that tokens put to the memory before their frame, for `own`: M has decayed since."""
+    decay = log_a.unflatten(2, (-1, K)).cumsum(-2).exp().flatten(2, 3)
+    return q * decay, k * decay
+
+
+def own(
+    K: int, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, recalled_q: Tensor, recalled_k: Tensor
 ) -> Tensor:
     """Return h [S, H, N, P] of tokens that read after they have written, with the earlier tokens of their frame.
 
-    Each frame has its own copy of the memory before it, so clean and noisy frames are computed alike. `skipped` as in
-    `read`; q, k, v, log_a [S, H, N, P], b [S, H, N, 1].
+    Each frame has its own copy of the memory before it, so clean and noisy frames are computed alike. `recalled_q` and
+    `recalled_k` are what the two queries of `asked` have read; they, q, k, v, log_a are [S, H, N, P], b [S, H, N, 1].
     """
-    q, k, v, log_a, b = (tensor.unflatten(2, (-1, K)) for tensor in (q, k, v, log_a, b))
-    log_g = log_a.cumsum(-2)
-    recalled = ((tensor * log_g.exp()).flatten(2, 3) for tensor in (q, k))
-    recalled_q, recalled_k = (read(tensor, memory, skipped).unflatten(2, (-1, K)) for tensor in recalled)
-    return _own(q, k, v, log_g, b, recalled_q, recalled_k).flatten(2, 3)
+    frames = (tensor.unflatten(2, (-1, K)) for tensor in (q, k, v, log_a, b, recalled_q, recalled_k))
+    return _own(*frames).flatten(2, 3)
 
 
 @in_full_precision
-def _own(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, b: Tensor, recalled_q: Tensor, recalled_k: Tensor) -> Tensor:
+def _own(q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, recalled_q: Tensor, recalled_k: Tensor) -> Tensor:
     """Read after writing within frames: one triangular system for the K tokens of each; all [S, H, T, K, ...]."""
+    log_g = log_a.cumsum(-2)
     w = torch.linalg.solve_triangular(_system(k, log_g, b), b * (v - recalled_k), upper=False, unitriangular=True)
     return recalled_q + _products_of_tokens(q, k, log_g).tril() @ w
 

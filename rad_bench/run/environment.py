@@ -19,7 +19,7 @@ def environment(device: torch.device, threads: int, processes: int) -> dict[str,
     """Return the content of environment.json."""
     packages = (
         "torch", "numpy", "pandas", "scikit-image", "submitit", "lpips", "torchvision", "triton", "mamba-ssm",
-        "causal-conv1d",
+        "causal-conv1d", "fla-core",
     )  # fmt: skip
     return {
         "rad_bench": __version__,

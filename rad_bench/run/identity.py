@@ -69,7 +69,7 @@ class Machine:
     def record(self) -> dict[str, Any]:
         """Return what decides the last bits of the weights, and the time of training."""
         settings = self.launch.model_dump(include=HOW_STEPS_ARE_TAKEN)
-        packages = {name: version(name) for name in ("torch", "triton", "mamba-ssm", "causal-conv1d")}
+        packages = {name: version(name) for name in ("torch", "triton", "mamba-ssm", "causal-conv1d", "fla-core")}
         return {"device": device_name(self.device), "processes": self.processes, **settings, **packages}
 
 
