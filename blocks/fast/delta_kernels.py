@@ -47,6 +47,7 @@ class Memory:
     M: Tensor  # [S, H, P, P]: before the first of them
 
 
+@torch.compiler.assume_constant_result  # the compiler runs it; it cannot trace the search for packages
 def unavailable(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """Return why the kernels cannot be used on this device, type and size; empty if they can."""
     if why := kernels.unavailable(device, dtype):
