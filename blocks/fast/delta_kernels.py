@@ -75,6 +75,7 @@ def load() -> dict[str, Callable[..., Any]] | str:
         return f"fla-core cannot be imported: {type(error).__name__}: {error}"
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the kernels are not tested under torch.compile
 def scan(
     rule: str, K: int, written: Memory, readers: Sequence[Tensor], q: Tensor | None = None
 ) -> tuple[list[Tensor], Tensor, Tensor]:

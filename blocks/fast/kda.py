@@ -31,8 +31,8 @@ class Memory:
 
     k: Tensor  # [S, H, C, L, P]
     log_g: Tensor  # likewise
-    w: Tensor  # [S, H, C, 1, L, P]: what each token writes at its key
-    entering: Tensor  # [S, H, C, 1, P, P]: M before each chunk
+    w: Tensor  # [S, H, C, L, P]: what each token writes at its key
+    entering: Tensor  # [S, H, C, P, P]: M before each chunk
     log_decay: Tensor  # [S, H, C, F, P]: of it, before each frame
 
 
@@ -47,7 +47,7 @@ def write_chunks(k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, M: Tensor, K: i
     decayed_bk, decayed_k = b * k * log_g.exp(), k * (at_end - log_g).exp()
     w, entering, M = solve_chunks(_system(k, log_g, b), b * v, decayed_bk, decayed_k, at_end.exp(), M)
     before = F.pad(log_g[..., K - 1 : -1 : K, :], (0, 0, 1, 0))
-    return Memory(k, log_g, w[:, :, :, None], entering[:, :, :, None], before), M
+    return Memory(k, log_g, w, entering, before), M
 
 
 def read(q: Tensor, memory: Memory, skipped: int) -> Tensor:
@@ -59,9 +59,10 @@ def read(q: Tensor, memory: Memory, skipped: int) -> Tensor:
     q_SHCFKP = in_chunks(F.pad(q, (0, 0, ahead, 0)) if ahead else q, L).unflatten(3, (F_, -1))
     token, first = torch.arange(L, device=q.device), torch.arange(0, L, L // F_, device=q.device)
     earlier = token < first[:, None, None]  # [F, 1, L]: tokens of frames before
-    h = (log_decay.exp()[..., None, :] * q_SHCFKP) @ entering.mT
-    h = h + (_products(q_SHCFKP, k, log_decay, log_g) * earlier) @ w
-    return h.flatten(2, 4)[:, :, ahead : ahead + q.shape[2]]
+    # Products are taken with the frames of a chunk side by side: matmul would copy M and w for each of them.
+    decayed = (log_decay.exp()[..., None, :] * q_SHCFKP).flatten(3, 4)
+    products = (_products(q_SHCFKP, k, log_decay, log_g) * earlier).flatten(3, 4)
+    return (decayed @ entering.mT + products @ w).flatten(2, 3)[:, :, ahead : ahead + q.shape[2]]
 
 
 def asked(K: int, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
