@@ -115,10 +115,10 @@ def test_steps_with_and_without_memory_train_and_tell_their_flops():
 @pytest.mark.parametrize("compare", [step_speed.recorded, functools.partial(rollout_speed.recorded, horizon=5)])
 def test_what_is_recorded_is_compared_with_the_same_without(compare):
     tape = Tape()
-    found = compare("minlstm", CPU, tape)
-    for _ in range(4):  # of a step, the first is called, the second recorded, the third compared
+    found = compare("none", CPU, tape)
+    for _ in range(3):  # of a step, the first is called, the second recorded, the third compared
         assert comparison._difference(found.ours(), found.other()) <= found.tolerance
-    assert tape.repetitions >= 3
+    assert tape.repetitions >= 2
 
 
 def test_a_process_counts_with_the_cpu_time_that_it_took():
