@@ -109,8 +109,9 @@ def _products(x: Tensor, k: Tensor, later: Tensor, earlier: Tensor) -> Tensor:
     """
     if not torch.is_grad_enabled():
         return _decayed_products(x, k, later, earlier)
-    how = {"use_reentrant": False, "preserve_rng_state": False}
-    products: Tensor = checkpoint(_decayed_products, x, k, later, earlier, **how)
+    products: Tensor = checkpoint(
+        _decayed_products, x, k, later, earlier, use_reentrant=False, preserve_rng_state=False
+    )
     return products
 
 
