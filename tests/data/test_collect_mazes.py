@@ -43,7 +43,7 @@ def test_the_fast_maze_is_the_stock_maze_to_the_last_bit() -> None:
     stock, fast = StockMaze("9x9", 5), FastMaze("9x9", 5)
     seen, twin = stock.reset(), fast.reset()
     policy, rewards, colours = Explorer(seen["maze_layout"].astype(bool), np.random.default_rng(0)), 0.0, set()
-    for step in range(260):
+    for step in range(110):
         assert seen.keys() == twin.keys()
         for name, value in seen.items():
             assert np.array_equal(value, twin[name]), (step, name)

@@ -57,12 +57,11 @@ def test_the_gpu_is_the_one_that_is_named_or_that_is_here(monkeypatch):
     assert memory.gpu_bytes(LaunchConfig(device="cpu")) is None
 
 
-FRAMES = {"come": ((8, 8, 8), 6), "minecraft_latents": ((4, 16, 16), 25)}  # of the autoencoders they name
-# Of the models in each file, one that needs most; files with the same models and clips as another are left out.
+FRAMES = {"come": ((8, 8, 8), 6)}  # of the autoencoder it names
+# Of the models in each file, those that need most in training or in evaluation, if they are predicted in seconds.
 LARGEST = {
-    "scale": ["mamba2"],
+    "scale": ["mamba2", "attention", "kda"],
     "come": ["mamba2"],
-    "minecraft_latents": ["attention"],
 }
 
 

@@ -197,10 +197,10 @@ def test_a_wheel_works_without_the_checkout(desk):
     found = subprocess.run([sys.executable, "-c", where], cwd=work, env=environment, capture_output=True, text=True)
     assert found.stdout.startswith(str(desk / "installed"))
     assert "memory_blocks" in run("sweeps").stdout
-    assert "attention" in run("plan", "sweeps/memory_blocks.yaml", "--no-probe").stdout
+    planned = ("--only", "memory=attention", "--only", "seed=0", "--set", "run.evaluation.episodes=4")
+    assert "attention" in run("plan", "sweeps/memory_blocks.yaml", "--no-probe", *planned).stdout
     run("sweeps", "copy", "window")
-    (work / "my_block.py").write_text(GRU)
-    run("check", "my_block:GRU")
+    (work / "my_block.py").write_text(GRU)  # the sweep checks it first
     (work / "tiny.yaml").write_text(SHORT)
     run("sweep", "tiny", "--set", "grid.memory=[my_block:GRU]", "--only", "seed=0")
     assert (work / "results" / "tiny" / "report" / "index.html").exists()

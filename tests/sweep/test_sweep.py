@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -149,7 +148,6 @@ def test_three_kills_and_the_same_command_give_the_frames_of_an_undisturbed_swee
 def test_a_strangers_block_in_one_file_is_checked_and_swept(tmp_path):
     (tmp_path / "my_block.py").write_text(GRU)
     (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", "my_block.py:GRU"))
-    assert re.search(r"all \d+ checks passed", run_here("check", "my_block.py:GRU", cwd=tmp_path).stdout)
     refused = run_here("check", "my_block.py:LooksAhead", cwd=tmp_path, expect=1)
     assert "FAIL" in refused.stdout
     assert "must not be compared" in refused.stderr
