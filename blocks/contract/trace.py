@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -17,9 +19,8 @@ def trace(block: MemoryBlock, x_STKD: Tensor, noisy_STKD: Tensor, form: type[Mem
     It starts from a state that already holds some frames. `form` is the block's class for its own `prefetch`,
     `retrieve` and `read`, or `MemoryBlock` for the reference: it needs only `step`, and no kernels of other packages.
     """
-    if form is MemoryBlock:
-        return without_kernels()(_trace)(block, x_STKD, noisy_STKD, form)
-    return _trace(block, x_STKD, noisy_STKD, form)
+    with without_kernels() if form is MemoryBlock else contextlib.nullcontext():
+        return _trace(block, x_STKD, noisy_STKD, form)
 
 
 def _trace(block: MemoryBlock, x_STKD: Tensor, noisy_STKD: Tensor, form: type[MemoryBlock]) -> Trace:

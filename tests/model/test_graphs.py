@@ -90,3 +90,10 @@ def test_what_does_more_than_its_tensors_say_is_refused():
 
 def test_without_a_recorder_functions_are_called():
     assert Repeats(None)(lambda x: (x + 1,), torch.zeros(1))[0] == 1
+
+
+def test_rounding_of_what_is_nearly_zero_beside_the_rest_is_no_difference():
+    repeats = Repeats(lambda function, *given: lambda x: (x, torch.tensor(2e-9)))
+    for _ in range(3):
+        x, _ = repeats(lambda x: (x, torch.tensor(1e-9)), torch.tensor(1.0))
+    assert x == 1
