@@ -23,8 +23,9 @@ from rad_bench.model.experiment import Experiment, open_experiment
 from rad_bench.model.rollout import rollout
 from rad_bench.model.trunk import Trunk
 from rad_bench.store.result import Timing
+from rad_bench.training.batches import training_clips
 from rad_bench.training.distributed import Group
-from rad_bench.training.loop import make_trainer, training_clips
+from rad_bench.training.trainer import make_trainer
 
 FEWEST, MOST = 5, 25  # turns
 SECONDS = 10.0  # for each model, if so many turns do not need more

@@ -25,7 +25,7 @@ from rad_bench.model.cache import Cache
 from rad_bench.model.diffusion import Diffusion
 from rad_bench.model.motion import motion_size
 from rad_bench.model.trunk import Trunk
-from rad_bench.training.loop import make_optimiser
+from rad_bench.training.trainer import make_optimiser
 
 LATENTS = (16, 18, 32)  # of a Minecraft frame encoded by Open-Oasis: 144 tokens of patch 2
 FRAMES = 1200  # of a clip and of a rollout

@@ -22,8 +22,9 @@ from rad_bench.bench.gpu_size import gpu_size
 from rad_bench.config import LaunchConfig, RunConfig
 from rad_bench.model.experiment import open_experiment
 from rad_bench.run.footprint import Model, footprint
+from rad_bench.training.batches import training_clips
 from rad_bench.training.distributed import Group
-from rad_bench.training.loop import make_trainer, training_clips
+from rad_bench.training.trainer import make_trainer
 
 MB = 10**6
 SMALL = {

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rad_bench.bench.step_speed import stepping
 from rad_bench.data import Episodes
 from rad_bench.model.trunk import Trunk
-from rad_bench.training.loop import Trainer
+from rad_bench.training.trainer import Trainer
 
 TRUNK = "rest of the trunk"  # embedding, modulation, residuals, head, loss
 METHODS = {  # methods of a layer -> their part

@@ -24,7 +24,7 @@ from rad_bench.model.experiment import open_experiment
 from rad_bench.model.graphs import Record, record_on_cuda
 from rad_bench.model.registry import block_names
 from rad_bench.training.distributed import Group
-from rad_bench.training.loop import Trainer, make_trainer
+from rad_bench.training.trainer import Trainer, make_trainer
 
 BUDGET = 70_000  # memory parameters of each model in memory_blocks.yaml
 COMPILED_TOLERANCE = 1e-5  # of the loss

@@ -21,7 +21,7 @@ from rad_bench.evaluation.interventions import partners
 from rad_bench.evaluation.revisits import classify_task, stretches_out_of_sight
 from rad_bench.evaluation.tasks import generated_frames, make_task
 from rad_bench.store.result import Need
-from rad_bench.training.loop import training_clips
+from rad_bench.training.batches import training_clips
 
 CLIPS = 128  # training clips that are looked at: the first ones, as a run trains on them
 RAYS = 0.1  # share of a trained frame's rays that makes it need a memory

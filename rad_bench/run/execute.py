@@ -26,9 +26,10 @@ from rad_bench.run.tracking import Tracker
 from rad_bench.run.watch import Watch
 from rad_bench.store.lease import Holder
 from rad_bench.store.run_folder import Run, RunFolder, load_run
+from rad_bench.training.checkpoint import saved_step
 from rad_bench.training.device import be_deterministic, check_gpus, choose_device, resident_peak
 from rad_bench.training.distributed import Group
-from rad_bench.training.loop import saved_step, train
+from rad_bench.training.loop import train
 
 
 def execute(paths: RunFolder, launch: LaunchConfig, group: Group = Group()) -> None:

@@ -18,7 +18,7 @@ from rad_bench.errors import UserError
 from rad_bench.model.trunk import Trunk
 from rad_bench.store.result import TrainingRecord, read_training
 from rad_bench.store.run_folder import RunFolder
-from rad_bench.training.loop import Progress, save_weights
+from rad_bench.training.checkpoint import Progress, save_weights
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ from rad_bench.model.experiment import Experiment
 from rad_bench.model.trunk import Trunk
 from rad_bench.run.tracking import Tracker
 from rad_bench.store.run_folder import RunFolder
-from rad_bench.training.loop import LOG_EVERY, Progress, learning_rate
+from rad_bench.training.checkpoint import Progress
+from rad_bench.training.loop import LOG_EVERY
+from rad_bench.training.trainer import learning_rate
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -17,7 +17,8 @@ from rad_bench.errors import UserError, unwritten
 from rad_bench.model.autoencoder import Autoencoder
 from rad_bench.model.codec import to_input
 from rad_bench.store.atomic import write_atomically
-from rad_bench.training.loop import learning_rate, write_state
+from rad_bench.training.checkpoint import write_state
+from rad_bench.training.trainer import learning_rate
 
 CLIP = 4  # frames read together: single ones are slow to decode from video
 NOISE = 0.1  # deviation of the noise on latents in training

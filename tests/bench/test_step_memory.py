@@ -11,7 +11,7 @@ from rad_bench.bench import step_memory, suite
 from rad_bench.bench.step_memory import StepMemory
 from rad_bench.cli import cli
 from rad_bench.model.experiment import open_experiment
-from rad_bench.training.loop import Trainer
+from rad_bench.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,9 @@ from rad_bench.model.motion import motion_size
 from rad_bench.model.registry import block_names, find_block
 from rad_bench.model.rollout import rollout
 from rad_bench.model.trunk import Trunk
+from rad_bench.training.batches import training_clips
 from rad_bench.training.distributed import Group
-from rad_bench.training.loop import make_trainer, training_clips
+from rad_bench.training.trainer import make_trainer
 from tests.model.tape import Tape
 from tests.runs import opened, tiny_run
 

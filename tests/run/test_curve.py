@@ -14,7 +14,7 @@ from rad_bench.run import execute as execution
 from rad_bench.run.execute import execute
 from rad_bench.run.identity import decisive
 from rad_bench.store.run_folder import RunFolder
-from rad_bench.training.loop import Trainer
+from rad_bench.training.trainer import Trainer
 from tests.run.test_execute import Killed, dying_at, evaluated, start, tiny
 from tests.run.test_reuse import key_of
 from tests.runs import opened

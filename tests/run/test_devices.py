@@ -10,10 +10,12 @@ from rad_bench.evaluation.evaluate import evaluate
 from rad_bench.evaluation.probe import probe
 from rad_bench.model.registry import block_names
 from rad_bench.store.run_folder import RunFolder
-from rad_bench.training import loop
+from rad_bench.training import trainer as training_step
+from rad_bench.training.batches import training_clips
 from rad_bench.training.device import be_deterministic
 from rad_bench.training.distributed import Group
 from rad_bench.training.loop import train
+from rad_bench.training.trainer import make_trainer
 from tests.run.apart import META, Apart
 from tests.runs import opened, tiny_run
 
@@ -37,7 +39,9 @@ def on_device(block, **sections):
 @pytest.fixture(autouse=True)
 def optimiser_for_the_stand_in(monkeypatch):
     """Fused AdamW exists for GPUs and CPUs only."""
-    monkeypatch.setattr(loop, "make_optimiser", lambda trunk, config: torch.optim.SGD(trunk.parameters(), momentum=0.9))
+    monkeypatch.setattr(
+        training_step, "make_optimiser", lambda trunk, config: torch.optim.SGD(trunk.parameters(), momentum=0.9)
+    )
 
 
 class StoppedError(Exception):
@@ -79,8 +83,8 @@ def test_evaluation_waits_for_the_device_once_a_video_and_not_once_a_frame(block
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_clip_is_trained_on_without_waiting(block):
     experiment = on_device(block, training={"frames": 24})
-    trainer = loop.make_trainer(experiment, LaunchConfig(accumulate=2, activation_checkpointing=True), Group())
-    clips = loop.training_clips(experiment.config, experiment.dataset, 0)
+    trainer = make_trainer(experiment, LaunchConfig(accumulate=2, activation_checkpointing=True), Group())
+    clips = training_clips(experiment.config, experiment.dataset, 0)
     with Apart() as apart:
         trainer.step(clips, 0)
     assert not apart.waits

@@ -21,7 +21,7 @@ from rad_bench.run.parity import ParityError
 from rad_bench.store.run_folder import Run, RunFolder, save_run
 from rad_bench.sweep.job import RunJob, interrupt
 from rad_bench.training.device import check_gpus
-from rad_bench.training.loop import Trainer
+from rad_bench.training.trainer import Trainer
 from tests.runs import opened
 from tests.sweep.faults import corrupted, truncated
 

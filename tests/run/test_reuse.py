@@ -21,7 +21,8 @@ from rad_bench.run.execute import execute
 from rad_bench.run.identity import Machine, training_key
 from rad_bench.run.reuse import Training, find_trained, keep_training
 from rad_bench.store.run_folder import RunFolder
-from rad_bench.training.loop import Progress, Trainer
+from rad_bench.training.checkpoint import Progress
+from rad_bench.training.trainer import Trainer
 from tests.run.test_execute import start, tiny
 from tests.sweep.faults import truncated
 from tests.sweep.tiny import ROOT

@@ -15,7 +15,7 @@ from rad_bench.sweep import plan, timing
 from rad_bench.sweep.estimate import Cost, measured, wall_seconds
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
-from rad_bench.training.loop import Trainer
+from rad_bench.training.trainer import Trainer
 from tests.sweep.tiny import GRU, TINY, run_here
 
 

@@ -18,7 +18,8 @@ from rad_bench.sweep.job import RunJob
 from rad_bench.training import distributed, loop
 from rad_bench.training.device import choose_device
 from rad_bench.training.distributed import Group, check_shares, join
-from rad_bench.training.loop import DivergedError, Trainer, train
+from rad_bench.training.loop import DivergedError, train
+from rad_bench.training.trainer import Trainer
 from tests.run.test_execute import start, tiny
 from tests.runs import opened
 from tests.sweep.tiny import TINY, rad_bench
