@@ -10,8 +10,8 @@ h_0 is the state that enters the chunk; j = 0 is the last token before it, of wh
 h_0. A noisy frame reads h_0, the clean tokens of the chunk's earlier frames, and its own tokens. Its first token is the
 one that completes the last clean token before the frame.
 
-Letters: S sequences, T or Q frames, K tokens a frame, L tokens, H heads, P channels a head, N state channels, R pairs
-of them that turn.
+Letters: S sequences, T or Q frames, K tokens a frame, L tokens, H heads, R inputs and outputs a head (o where they
+read), P channels a head, N state channels, A pairs of them that turn.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from rad_bench.blocks.memory import State, in_full_precision
 class Tokens(NamedTuple):
     """Projected tokens of T frames, the inputs of the recurrence."""
 
-    x: Tensor  # [S, T, K, H, P]
-    B: Tensor  # [S, T, K, H, N]
-    C: Tensor  # [S, T, K, H, N]
+    x: Tensor  # [S, T, K, H, R, P]
+    B: Tensor  # [S, T, K, H, R, N]
+    C: Tensor  # [S, T, K, H, R, N]
     log_a: Tensor  # [S, T, K, H]: log decay, dt A
     before: Tensor  # [S, T, K, H]: weight of the second half of the token before, (1 - m) dt
     own: Tensor  # [S, T, K, H]: weight of the first half of the token itself, m dt
-    angle: Tensor  # [S, T, K, H, R]
+    angle: Tensor  # [S, T, K, H, A]
 
     def frames(self, frames: slice) -> Tokens:
         """Return the tokens of some frames."""
@@ -53,9 +53,9 @@ class Memory:
 
 
 def turn(vectors: Tensor, angle: Tensor) -> Tensor:
-    """Turn the first R of N channels [..., N] against the next R by an angle [..., R]; the rest stays."""
-    R = angle.shape[-1]
-    first, second, rest = vectors.split((R, R, vectors.shape[-1] - 2 * R), -1)
+    """Turn the first A of N channels [..., N] against the next A by an angle [..., A]; the rest stays."""
+    A = angle.shape[-1]
+    first, second, rest = vectors.split((A, A, vectors.shape[-1] - 2 * A), -1)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], -1)
 
@@ -75,7 +75,7 @@ def write(tokens: Tokens, state: State, chunk: int) -> tuple[list[State], State]
 
 
 def read(queries: Tokens, memory: Memory, chunk: int) -> Tensor:
-    """Return y_SQKHP, before skip and gate, of Q query frames; frame q reads what was written before frame T - Q + q.
+    """Return y_SQKHRP, before skip and gate, of Q query frames; frame q reads what was written before frame T - Q + q.
 
     `chunk` is the same as in `write`.
     """
@@ -88,17 +88,17 @@ def read(queries: Tokens, memory: Memory, chunk: int) -> Tensor:
 
 
 def read_state(queries: Tokens, state: State) -> Tensor:
-    """Return y_SQKHP of one query frame that reads a state and its own tokens."""
+    """Return y_SQKHRP of one query frame that reads a state and its own tokens."""
     return _read_chunk(queries, queries.frames(slice(0)), 0, state)
 
 
 class _Clean(NamedTuple):
     """The last token before a chunk and then the chunk's, as seen from the chunk's start."""
 
-    x: Tensor  # [S, 1 + L, H, P]
-    keys: Tensor  # [S, 1 + L, H, N]: B, turned back
+    x: Tensor  # [S, 1 + L, H, R, P]
+    keys: Tensor  # [S, 1 + L, H, R, N]: B, turned back
     log_a: Tensor  # [S, 1 + L, H]: of all tokens so far
-    angle: Tensor  # [S, 1 + L, H, R]: of all tokens so far
+    angle: Tensor  # [S, 1 + L, H, A]: of all tokens so far
     before: Tensor  # [S, 1 + L, H]
     own: Tensor  # [S, 1 + L, H]: 0 for the first, which the state has
 
@@ -108,7 +108,7 @@ def _lay_out(tokens: Tokens, state: State) -> _Clean:
     log_a, before, own = (F.pad(tensor, (0, 0, 1, 0)) for tensor in (log_a, before, own))
     angle = F.pad(angle, (0, 0, 0, 0, 1, 0)).cumsum(1)
     x, B = torch.cat([state[0][:, None], x], 1), torch.cat([state[1][:, None], B], 1)
-    return _Clean(x, turn(B, -angle), log_a.cumsum(1), angle, before, own)
+    return _Clean(x, turn(B, -angle[..., None, :]), log_a.cumsum(1), angle, before, own)
 
 
 def _next(before: Tensor) -> Tensor:
@@ -118,12 +118,12 @@ def _next(before: Tensor) -> Tensor:
 
 @in_full_precision
 def _advance(
-    x_SLHP: Tensor, keys_SLHN: Tensor, weight_SLH: Tensor, log_a_SLH: Tensor, angle_SLHR: Tensor, h: Tensor
+    x_SLHRP: Tensor, keys_SLHRN: Tensor, weight_SLH: Tensor, log_a_SLH: Tensor, angle_SLHA: Tensor, h: Tensor
 ) -> Tensor:
     """Return h after the given tokens."""
     weight_SLH = weight_SLH * torch.exp(log_a_SLH[:, -1:] - log_a_SLH)
-    written = torch.einsum("slhp,slhn->shpn", weight_SLH[..., None] * x_SLHP, keys_SLHN)
-    return turn(torch.exp(log_a_SLH[:, -1])[..., None, None] * h + written, angle_SLHR[:, -1, :, None])
+    written = torch.einsum("slhrp,slhrn->shpn", weight_SLH[..., None, None] * x_SLHRP, keys_SLHRN)
+    return turn(torch.exp(log_a_SLH[:, -1])[..., None, None] * h + written, angle_SLHA[:, -1, :, None])
 
 
 def _read_chunk(queries: Tokens, tokens: Tokens, offset: int, state: State) -> Tensor:
@@ -134,21 +134,26 @@ def _read_chunk(queries: Tokens, tokens: Tokens, offset: int, state: State) -> T
     own_log_a = queries.log_a.cumsum(2)
     log_a = clean.log_a[:, last, None] + own_log_a  # [S, Q, K, H]
     angle = clean.angle[:, last, None] + queries.angle.cumsum(2)
-    C, B = turn(queries.C, -angle), turn(queries.B, -angle)
-    entered = log_a.exp()[..., None] * torch.einsum("sqkhn,shpn->sqkhp", C, state[-1])
+    C, B = turn(queries.C, -angle[..., None, :]), turn(queries.B, -angle[..., None, :])
+    entered = log_a.exp()[..., None, None] * torch.einsum("sqkhon,shpn->sqkhop", C, state[-1])
 
     token = torch.arange(clean.own.shape[1], device=last.device)
     completed = torch.where((token == last[:, None])[..., None], queries.before[:, :, :1], _next(clean.before)[:, None])
     weight = rearrange(clean.own[:, None] + completed, "s q l h -> s h q 1 l")
     decay = rearrange(log_a, "s q k h -> s h q k 1") - rearrange(clean.log_a, "s l h -> s h 1 1 l")
     decay = decay.masked_fill((token > last[:, None])[:, None], -torch.inf).exp()
-    scores = torch.einsum("sqkhn,slhn->shqkl", C, clean.keys) * weight * decay
-    earlier = torch.einsum("shqkl,slhp->sqkhp", scores, clean.x)
+    scores = torch.einsum("sqkhon,slhrn->shqkolr", C, clean.keys) * _each(weight * decay)
+    earlier = torch.einsum("shqkolr,slhrp->sqkhop", scores, clean.x)
 
     place = torch.arange(K, device=last.device)
     completed = (place < place[:, None]) * rearrange(_next(queries.before), "s q j h -> s q h 1 j")
     weight = rearrange(queries.own, "s q j h -> s q h 1 j") + completed
     decay = rearrange(own_log_a, "s q k h -> s q h k 1") - rearrange(own_log_a, "s q j h -> s q h 1 j")
     decay = decay.masked_fill(place > place[:, None], -torch.inf).exp()
-    scores = torch.einsum("sqkhn,sqjhn->sqhkj", C, B) * weight * decay
-    return entered + earlier + torch.einsum("sqhkj,sqjhp->sqkhp", scores, queries.x)
+    scores = torch.einsum("sqkhon,sqjhrn->sqhkojr", C, B) * _each(weight * decay)
+    return entered + earlier + torch.einsum("sqhkojr,sqjhrp->sqkhop", scores, queries.x)
+
+
+def _each(factor: Tensor) -> Tensor:
+    """Return the factors of reads by tokens, [..., k, l], for all their outputs and inputs, [..., k, 1, l, 1]."""
+    return factor[..., :, None, :, None]

@@ -28,7 +28,7 @@ from rad_bench.model.registry import block_names, find_block
 VARIANTS = {
     "lstm": [{"hidden": 12}],
     "mamba2": [{"head_dim": 4, "state": 5, "chunk": 8}, {"head_dim": 4, "state": 5, "chunk": 64}],
-    "mamba3": [{"head_dim": 4, "state": 9, "chunk": 8}, {"heads": 1, "head_dim": 4, "state": 3}],
+    "mamba3": [{"head_dim": 4, "state": 9, "chunk": 8}, {"heads": 1, "head_dim": 4, "state": 3, "rank": 2}],
     "ttt": [
         {"head_dim": 8, "form": "adapted"},
         {"head_dim": 8, "inner": "mlp", "form": "adapted"},

@@ -115,8 +115,9 @@ def published_delta_rule(block, x, a, b, gate):
 
 def published_mamba3(block, x):
     """B and C turned back by the sum of all angles so far, as complex numbers; in the block the state turns."""
-    inner, N, H, R = block.heads * block.head_dim, block.state_size, block.heads, block.state_size // 4
-    sizes = {"z": inner, "x": inner, "B": N, "C": N, "dt": H, "A": H, "mix": H, "angle": R}
+    inner, N, H, A = block.heads * block.head_dim, block.state_size, block.heads, block.state_size // 4
+    keys = block.rank * N
+    sizes = {"z": inner, "x": inner, "B": keys, "C": keys, "dt": H, "A": H, "mix": H, "angle": A}
     part = dict(zip(sizes, block.input(x).split(list(sizes.values()), -1), strict=True))
     u, dt = part["x"].unflatten(-1, (H, -1)), F.softplus(part["dt"] + block.dt_bias)
     alpha = torch.exp(dt * (-F.softplus(part["A"])).clamp(max=-1e-4))
@@ -124,22 +125,29 @@ def published_mamba3(block, x):
     beta, gamma = (1 - mix) * dt * alpha, mix * dt
     so_far = (math.pi * part["angle"].tanh()[:, :, None] * dt[..., None]).cumsum(1)
 
-    def turned(name, weight, bias):
-        vector = part[name] / (part[name].square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
-        vector = vector[:, :, None] + bias
-        pairs = torch.polar(torch.ones_like(so_far), -so_far) * torch.complex(vector[..., :R], vector[..., R : 2 * R])
-        return torch.cat([pairs.real, pairs.imag, vector[..., 2 * R :]], -1)
+    def turned(name, rank, weight, bias):
+        vector = part[name][..., rank * N : (rank + 1) * N]
+        vector = vector / (vector.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+        vector = vector[:, :, None] + bias[:, rank]
+        pairs = torch.polar(torch.ones_like(so_far), -so_far) * torch.complex(vector[..., :A], vector[..., A : 2 * A])
+        return torch.cat([pairs.real, pairs.imag, vector[..., 2 * A :]], -1)
 
-    B, C = turned("B", block.B_norm, block.B_bias), turned("C", block.C_norm, block.C_bias)
-    write = u[..., None] * B[..., None, :]
-    h, outputs = 0, []
+    def inputs(rank):
+        return u if block.rank == 1 else block.spread[:, rank] * u
+
+    ranks = range(block.rank)
+    write = sum(inputs(r)[..., None] * turned("B", r, block.B_norm, block.B_bias)[..., None, :] for r in ranks)
+    h, states = 0, []
     for t in range(x.shape[1]):
         h = alpha[:, t, :, None, None] * h + gamma[:, t, :, None, None] * write[:, t]
         if t:
             h = h + beta[:, t, :, None, None] * write[:, t - 1]
-        outputs.append((h @ C[:, t, :, :, None])[..., 0])
-    y = torch.stack(outputs, 1) + block.skip[:, None] * u
-    return block.output(y.flatten(2) * F.silu(part["z"]))
+        states.append(h)
+    h, z, y = torch.stack(states, 1), part["z"].unflatten(-1, (H, -1)), 0
+    for r in ranks:
+        read = (h @ turned("C", r, block.C_norm, block.C_bias)[..., None])[..., 0] + block.skip[:, None] * inputs(r)
+        y = y + (read * F.silu(z) if block.rank == 1 else block.gather[:, r] * read * F.silu(block.gates[:, r] * z))
+    return block.output(y.flatten(2))
 
 
 def published_ttt(block, x, frame):
@@ -180,6 +188,7 @@ def published_ttt(block, x, frame):
         ("gated_deltanet", published_gated_deltanet, {"heads": 2, "head_dim": 5, "chunk": 8}),
         ("kda", published_kda, {"heads": 2, "head_dim": 5, "chunk": 8}),
         ("mamba3", published_mamba3, {"heads": 2, "head_dim": 5, "state": 9, "chunk": 6}),
+        ("mamba3", published_mamba3, {"heads": 2, "head_dim": 5, "state": 9, "rank": 3, "chunk": 6}),
         ("ttt", published_ttt, {"heads": 2, "head_dim": 5}),
         ("ttt", published_ttt, {"heads": 2, "head_dim": 5, "inner": "mlp"}),
     ],
@@ -212,7 +221,7 @@ def first_two(block, name, x_STKD):
     if name == "ttt":
         return block._clean(x_STKD, block._parts(start)[0])[0][:2]
     if name == "mamba3":
-        return block._project(x_STKD)[1][1:3]
+        return block._project(x_STKD)[2][1:3]
     if name == "mlstm":
         return block._project(*block._convolved(x_STKD, start[:-3])[:2])[:2]
     return block._project(block._convolved(x_STKD, start[:-1])[0], x_STKD)[:2]
