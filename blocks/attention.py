@@ -5,12 +5,14 @@
 Without `span` it is the upper bound for memories of constant size. With `span` it is a control: it has a memory's
 input and parameters, but remembers only a window. Queries and keys are RMS-normalised (Henry et al. 2020, arXiv
 2010.04245) and have no positions, so it also works at lengths beyond training. A frame sees all tokens of earlier
-frames and its own. The state is the cache of keys and values, both [S, H, L, P]; L grows by K a frame, up to `span`
-frames.
+frames and its own. The state is a cache of keys and one of values, each a tuple of tensors [S, H, L, P]. With `span`,
+it is one tensor of the last `span` frames. Without, it is one for every 32 frames: only the last of them grows, so a
+step of a rollout need not copy the whole cache.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 
 from rad_bench.blocks.memory import MemoryBlock, Prefetched, State
 from rad_bench.blocks.start import tie_queries
+
+PIECE = 32  # frames in a tensor of the cache
 
 
 class Attention(MemoryBlock):
@@ -39,29 +43,32 @@ class Attention(MemoryBlock):
 
     def initial_state(self, sequences: int) -> State:
         empty = self.zeros(sequences, self.heads, 0, self.head_dim)
-        return empty, empty
+        return (empty,), (empty,)
 
     def step(self, x_SKD: Tensor, state: State) -> tuple[Tensor, State]:
         q, k, v = self._project(x_SKD)
-        k, v = torch.cat([state[0], k], 2), torch.cat([state[1], v], 2)
-        return self._attend(q, k, v, None), self._kept(k, v, x_SKD.shape[1])
+        y_SKD = self._attend(q, _joined(state[0], k), _joined(state[1], v), None)
+        return y_SKD, self._written(k, v, x_SKD.shape[1], state)
 
     def read(self, x_SKD: Tensor, state: State) -> Tensor:
         # Concatenating keys and values would copy the whole cache at every denoising step. So only scores are joined.
         q, k, v = self._project(x_SKD)
-        k_past, v_past = state
-        scores = torch.cat([q @ k_past.mT, q @ k.mT], -1) / math.sqrt(self.head_dim)
-        past, own = scores.softmax(-1).split([k_past.shape[2], k.shape[2]], -1)
-        return self._output(past @ v_past + own @ v)
+        keys, values = (*state[0], k), (*state[1], v)
+        scores = torch.cat([q @ piece.mT for piece in keys], -1) / math.sqrt(self.head_dim)
+        weights = scores.softmax(-1).split([piece.shape[2] for piece in keys], -1)
+        recalled = [weight @ piece for weight, piece in zip(weights, values, strict=True)]
+        return self._output(functools.reduce(torch.add, recalled))
 
     def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
         T, K = x_STKD.shape[1:3]
         q, k, v = self._project(x_STKD.flatten(1, 2))
-        k, v = torch.cat([state[0], k], 2), torch.cat([state[1], v], 2)
+        k, v = k.contiguous(), v.contiguous()  # or every read of what is cached would copy it
+        after = self._written(k, v, K, state)
+        k, v = _joined(state[0], k), _joined(state[1], v)
         frame = _frames(k, K, T)
         visible = self._visible(frame[-T * K :], frame, own=True)
         y_STKD = self._attend(q, k, v, visible).unflatten(1, (T, K))
-        return Prefetched(y_STKD, (k, v, T), self._kept(k, v, K))
+        return Prefetched(y_STKD, (k, v, T), after)
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
         k_clean, v_clean, T = prefetched.memory
@@ -74,15 +81,27 @@ class Attention(MemoryBlock):
         y = self._attend(q, torch.cat([k_clean, k], 2), torch.cat([v_clean, v], 2), visible)
         return y.unflatten(1, (noisy, K))
 
+    def remember(
+        self, clean_STKD: Tensor, noisy_SQKD: Tensor | None, state: State
+    ) -> tuple[Tensor, Tensor | None, State]:
+        if noisy_SQKD is not None or clean_STKD.shape[1] > 1:
+            return super().remember(clean_STKD, noisy_SQKD, state)
+        x_SKD = clean_STKD[:, 0]  # a rollout writes one frame, for which `prefetch` would copy the whole cache
+        _, k, v = self._project(x_SKD)
+        return self.read(x_SKD, state)[:, None], None, self._written(k, v, x_SKD.shape[1], state)
+
     def _visible(self, query: Tensor, key: Tensor, own: bool) -> Tensor:
         """Return which keys each query sees: those of earlier frames within the span, and of its own frame if `own`."""
         age = query[:, None] - key[None, :]
         visible = age >= (0 if own else 1)
         return visible if self.span is None else visible & (age <= self.span)
 
-    def _kept(self, k: Tensor, v: Tensor, K: int) -> State:
-        """Return the keys and values that later frames can see."""
-        return (k, v) if self.span is None else (k[:, :, -self.span * K :], v[:, :, -self.span * K :])
+    def _written(self, k: Tensor, v: Tensor, K: int, state: State) -> State:
+        """Return the cache after further keys and values, as far as later frames can see them."""
+        if self.span is None:
+            return tuple(_appended(cache, new, PIECE * K) for cache, new in zip(state, (k, v), strict=True))
+        seen = slice(-self.span * K, None)
+        return tuple((_joined(cache, new)[:, :, seen],) for cache, new in zip(state, (k, v), strict=True))
 
     def _project(self, x_SLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k and v, each [S, H, L, P]."""
@@ -94,6 +113,21 @@ class Attention(MemoryBlock):
 
     def _output(self, y_SHLP: Tensor) -> Tensor:
         return self.output(y_SHLP.transpose(1, 2).flatten(2))
+
+
+def _joined(cache: tuple[Tensor, ...], new: Tensor) -> Tensor:
+    """Return the keys or values of a cache and new ones, [S, H, L, P]."""
+    return torch.cat([*cache, new], 2) if cache[-1].shape[2] else new
+
+
+def _appended(cache: tuple[Tensor, ...], new: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Return a cache with new keys or values, up to `size` in a tensor. Tensors that are full stay as they are."""
+    *full, last = cache
+    if 0 < last.shape[2] < size:
+        room = size - last.shape[2]
+        last, new = torch.cat([last, new[:, :, :room]], 2), new[:, :, room:]
+    pieces = (*full, last) if last.shape[2] else ()
+    return (*pieces, *new.split(size, 2)) if new.shape[2] else pieces
 
 
 def _frames(k_SHLP: Tensor, K: int, T: int) -> Tensor:

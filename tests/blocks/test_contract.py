@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rad_bench.blocks import attention
 from rad_bench.blocks.attention import Attention
 from rad_bench.blocks.contract import ALL, CHECKS, check_block, differences, trace
 from rad_bench.blocks.convolution import convolve, convolve_clip
@@ -108,6 +109,34 @@ def test_attention_over_a_span_keeps_the_contract_but_for_what_lies_beyond(span)
             before, after = (block.prefetch(frames, block.initial_state(2)).y_STKD for frames in (x, other))
         moved = (after - before).abs().amax((0, 2, 3))
         assert moved.nonzero().ravel().tolist() == list(range(frame, min(frame + span + 1, 12)))
+
+
+@pytest.mark.parametrize("piece", [1, 3])
+def test_attention_over_a_cache_of_several_tensors_keeps_the_contract(monkeypatch, piece):
+    monkeypatch.setattr(attention, "PIECE", piece)
+    assert not failures(Attention, {"head_dim": 8})
+
+
+@pytest.mark.parametrize("span", [None, 2])
+@pytest.mark.parametrize("frames", [0, 1, 7])
+def test_attention_writes_one_frame_as_any_number_of_them(monkeypatch, frames, span):
+    monkeypatch.setattr(attention, "PIECE", 3)
+    torch.manual_seed(0)
+    block, x_STKD = Attention(8, head_dim=4, span=span).double(), torch.randn(2, 8, 5, 8, dtype=torch.float64)
+    state = block.prefetch(x_STKD[:, :frames], block.initial_state(2)).state if frames else block.initial_state(2)
+    y_STKD, _, after = block.remember(x_STKD[:, frames : frames + 1], None, state)
+    expected = block.prefetch(x_STKD[:, frames : frames + 1], state)
+    torch.testing.assert_close(y_STKD, expected.y_STKD)
+    torch.testing.assert_close(after, expected.state)
+
+
+def test_a_frame_more_copies_the_last_tensor_of_attentions_cache_alone():
+    block = Attention(8, head_dim=4)
+    state = block.prefetch(torch.randn(2, 70, 1, 8), block.initial_state(2)).state
+    _, _, after = block.remember(torch.randn(2, 1, 1, 8), None, state)
+    for before, written in zip(state, after, strict=True):
+        assert [piece.shape[2] for piece in written] == [32, 32, 7]
+        assert all(map(torch.Tensor.is_set_to, written[:2], before[:2]))
 
 
 class GRU(MemoryBlock):
