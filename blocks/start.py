@@ -4,7 +4,7 @@ paper        the layer as its paper publishes it, gates, norms, convolutions and
 paper-tied   the same, but queries start as copies of keys (of blocks that have them)
 adapted      the layer as it is adapted to video, queries as copies of keys too: each block says what differs, and why
 
-Trials on validation episodes chose the defaults (`sweeps/forms.yaml`), but for KDA and Mamba-3, which had none.
+Trials on validation episodes chose the defaults (`sweeps/forms.yaml`).
 """
 
 from __future__ import annotations
