@@ -14,7 +14,7 @@ L2-normalised. The K tokens of a frame are written in order. The state is M, [S,
               keys (`paper-tied`: as copies). The state begins with the convolution's tail, [S, 3, 3 * H * P].
 
 `step` is the recurrence as written. `prefetch` writes chunks of whole frames at once (`fast/gated_deltanet.py`), or on
-CUDA devices by flash-linear-attention's kernels, if installed (`fast/delta_kernels.py`).
+CUDA devices by flash-linear-attention's kernels, if installed (`fast/fla_kernels.py`).
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolve_clip, with_convolution
-from rad_bench.blocks.fast import delta_kernels as kernels
+from rad_bench.blocks.fast import fla_kernels as kernels
 from rad_bench.blocks.fast import gated_deltanet
 from rad_bench.blocks.fast.gated_deltanet import in_chunks
-from rad_bench.blocks.memory import MemoryBlock, Path, Prefetched, State, in_full_precision
+from rad_bench.blocks.memory import Path, Prefetched, State, in_full_precision
 from rad_bench.blocks.start import Form, decay_start, start_as_conv1d, tie_queries
 
+LARGEST_HEAD = 256  # channels, of the kernels
 
-class GatedDeltaNet(MemoryBlock):
+
+class GatedDeltaNet(kernels.ScannedBlock):
     """The gated delta rule: a matrix memory whose writes replace the old value of a key."""
 
     size_option = "head_dim"
     fine_option = count_option = "heads"
     open: nn.Module  # what the gate of the output is computed by
     chunked: ClassVar[Any] = gated_deltanet  # the rule in chunks: `write_chunks`, `read`, `asked` and `own`
-    rule: ClassVar[str] = "gated_deltanet"  # its name in `fast/delta_kernels.py`
+    rule: ClassVar[str] = "gated_deltanet"  # its name in `fast/fla_kernels.py`
 
     def __init__(
         self, dim: int, heads: int = 4, head_dim: int = 16, chunk: int = 32, form: Form = "adapted",
@@ -71,17 +73,12 @@ class GatedDeltaNet(MemoryBlock):
         self.open = nn.Linear(self.dim, self.heads * self.head_dim, bias=False)
 
     def path(self, device: torch.device, dtype: torch.dtype) -> Path:
-        why_not = self._no_kernels(device, dtype)
-        if why_not:
-            path = Path("PyTorch, in chunks", f"flash-linear-attention's kernels not used: {why_not}")
-        else:
-            why = f"{dtype} on {device.type}, and they can be imported"
-            path = Path("flash-linear-attention's Triton kernels", why)
+        path = super().path(device, dtype)
         return path if self.form == "adapted" else with_convolution(path, device, dtype, PUBLISHED_TAPS)
 
     def _no_kernels(self, device: torch.device, dtype: torch.dtype) -> str:
-        """Return why no kernels are used; empty if they are."""
-        return kernels.unavailable(device, dtype, self.head_dim)
+        too_large = f"heads of more than {LARGEST_HEAD} channels" if self.head_dim > LARGEST_HEAD else ""
+        return kernels.unavailable(device, dtype) or too_large
 
     def initial_state(self, sequences: int) -> State:
         M = self.zeros(sequences, self.heads, self.head_dim, self.head_dim)
@@ -100,10 +97,7 @@ class GatedDeltaNet(MemoryBlock):
             return super().read(x_SKD, state)
         return self._finish(self._queries(x_SKD[:, None]) @ state[0].mT, x_SKD)
 
-    def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
-        if not self._no_kernels(x_STKD.device, x_STKD.dtype):
-            y_STKD, _, memory, after = self._scan(x_STKD, None, state)
-            return Prefetched(y_STKD, memory, after)
+    def _prefetch_chunks(self, x_STKD: Tensor, state: State) -> Prefetched:
         T, K = x_STKD.shape[1:3]
         qkv, tails, tail = self._convolved(x_STKD, state[:-1])
         q, *written = self._project(qkv, x_STKD)
@@ -118,36 +112,37 @@ class GatedDeltaNet(MemoryBlock):
         memory, tails = prefetched.memory
         Q, K = x_STKD.shape[1:3]
         readers, answer = self._noisy(x_STKD, tails)
-        if isinstance(memory, kernels.Memory):
-            recalled, _, _ = kernels.scan(self.rule, K, memory, readers)
+        if isinstance(memory, kernels.Written):
+            recalled, _, _ = self._scan_tokens(memory, readers)
         else:
             skipped = (prefetched.y_STKD.shape[1] - Q) * K  # clean tokens before the first noisy frame
             recalled = [self.chunked.read(reader, memory, skipped) for reader in readers]
         return self._finish(answer(*recalled), x_STKD)
 
-    def remember(
-        self, clean_STKD: Tensor, noisy_SQKD: Tensor | None, state: State
-    ) -> tuple[Tensor, Tensor | None, State]:
-        if self._no_kernels(clean_STKD.device, clean_STKD.dtype):
-            return super().remember(clean_STKD, noisy_SQKD, state)
-        y_STKD, y_SQKD, _, after = self._scan(clean_STKD, noisy_SQKD, state)
-        return y_STKD, y_SQKD, after
-
     def _scan(
         self, clean_STKD: Tensor, noisy_SQKD: Tensor | None, state: State
-    ) -> tuple[Tensor, Tensor | None, tuple[kernels.Memory, Tensor | None], State]:
-        """Do `remember` by one call of a kernel; return also what `retrieve` reads, the second last."""
+    ) -> tuple[Tensor, Tensor | None, tuple[kernels.Written, Tensor | None], State]:
         K = clean_STKD.shape[2]
         qkv, tails, tail = self._convolved(clean_STKD, state[:-1])
-        q, k, v, log_a, b = self._project(qkv, clean_STKD)
-        memory = kernels.Memory(k, v, log_a, b, state[-1])
+        q, *tokens = self._project(qkv, clean_STKD)
+        k, v, log_a, b = (x.unflatten(2, (-1, K)) for x in tokens)
+        written = kernels.Written(k, v, log_a, b, state[-1])
         readers, answer = ([], _itself) if noisy_SQKD is None else self._noisy(noisy_SQKD, tails)
         if self.form == "adapted":  # clean frames read before they write, as noisy ones do
-            (h, *recalled), _, M = kernels.scan(self.rule, K, memory, [q, *readers])
+            (h, *recalled), _, M = self._scan_tokens(written, [q, *readers])
         else:
-            recalled, h, M = kernels.scan(self.rule, K, memory, readers, q)
+            recalled, h, M = self._scan_tokens(written, readers, q)
         y_SQKD = None if noisy_SQKD is None else self._finish(answer(*recalled), noisy_SQKD)
-        return self._finish(h, clean_STKD), y_SQKD, (memory, tails), (*tail, M)
+        return self._finish(h, clean_STKD), y_SQKD, (written, tails), (*tail, M)
+
+    def _scan_tokens(
+        self, written: kernels.Written, readers: Sequence[Tensor], q: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Do `kernels.scan` with queries, and what they read, as [S, H, Q * K, P]."""
+        frames = -1, written.k.shape[3]
+        readers = [x.unflatten(2, frames) for x in readers]
+        recalled, h, M = kernels.scan(self.rule, written, readers, None if q is None else q.unflatten(2, frames))
+        return [x.flatten(2, 3) for x in recalled], h.flatten(2, 3), M
 
     def _noisy(self, x_SQKD: Tensor, tails: Tensor | None) -> tuple[Sequence[Tensor], Callable[..., Tensor]]:
         """Return what noisy frames ask of the memory before each, as `_asked` does."""

@@ -9,7 +9,7 @@ as in `gated_deltanet.py`. Decay starts as there, with a bias for each channel a
 published layer also divides queries by sqrt(P), which the norm takes out again. The state is M, [S, H, P, P].
 
 `step` is the recurrence as written. `prefetch` writes chunks of whole frames at once (`fast/kda.py`), or on CUDA
-devices by flash-linear-attention's kernels, if installed (`fast/delta_kernels.py`).
+devices by flash-linear-attention's kernels, if installed (`fast/fla_kernels.py`).
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ this difference in fp32, and would be one more thing to carry. The state is the 
 
 Decay starts as published in both, over about 14 to 1,400 tokens.
 
-`step` is the recurrence as written. `prefetch` and `retrieve` compute it in chunks (`fast/mamba3.py`).
+`step` is the recurrence as written. `prefetch` and `retrieve` compute it in chunks (`fast/mamba3.py`), or on CUDA
+devices by flash-linear-attention's kernels, if installed (`fast/fla_kernels.py`). These turn B and C, within a clip.
 """
 
 from __future__ import annotations
@@ -43,15 +44,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rad_bench.blocks.fast import mamba3 as chunked
-from rad_bench.blocks.fast.mamba3 import Memory, Tokens, turn
-from rad_bench.blocks.memory import MemoryBlock, Prefetched, State, in_full_precision
+from rad_bench.blocks.fast.fla_kernels import ScannedBlock
+from rad_bench.blocks.fast.mamba3 import Memory, Scanned, Tokens, turn
+from rad_bench.blocks.memory import Prefetched, State, in_full_precision
 from rad_bench.blocks.start import Form, decay_start, tie_queries
 
 SLOWEST = 1e-4  # decay of a state, so that none lasts for ever
 EPSILON = 1e-5  # of the norms of B and C
 
 
-class Mamba3(MemoryBlock):
+class Mamba3(ScannedBlock):
     """The Mamba-3 layer: a selective state space memory of constant size."""
 
     size_option = "head_dim"
@@ -99,7 +101,7 @@ class Mamba3(MemoryBlock):
         z, _, tokens = self._project(x_SKD[:, None])
         return self._finish(chunked.read_state(tokens, self._entering(state)), tokens, z)[:, 0]
 
-    def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
+    def _prefetch_chunks(self, x_STKD: Tensor, state: State) -> Prefetched:
         z, x, tokens = self._project(x_STKD)
         entering, state = chunked.write(tokens, self._entering(state), self.chunk)
         memory = Memory(tokens, entering)
@@ -108,7 +110,22 @@ class Mamba3(MemoryBlock):
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
         z, _, tokens = self._project(x_STKD)
-        return self._finish(chunked.read(tokens, prefetched.memory, self.chunk), tokens, z)
+        memory = prefetched.memory
+        scanned = isinstance(memory, Scanned)
+        y = chunked.read_scanned(tokens, memory) if scanned else chunked.read(tokens, memory, self.chunk)
+        return self._finish(y, tokens, z)
+
+    def _scan(
+        self, clean_STKD: Tensor, noisy_SQKD: Tensor | None, state: State
+    ) -> tuple[Tensor, Tensor | None, Scanned, State]:
+        z, x, tokens = self._project(clean_STKD)
+        y_SQKD, noisy = None, None
+        if noisy_SQKD is not None:
+            z_noisy, _, noisy = self._project(noisy_SQKD)
+        y, recalled, memory, after = chunked.scan(tokens, noisy, self._entering(state))
+        if noisy is not None:
+            y_SQKD = self._finish(recalled[0], noisy, z_noisy)
+        return self._finish(y, tokens, z), y_SQKD, memory, _left(x, after)
 
     def _project(self, x_STKD: Tensor) -> tuple[Tensor, Tensor, Tokens]:
         """Return z and x, [S, T, K, H, P], and what the recurrence needs of each token."""

@@ -17,7 +17,8 @@ a frame are written in order. The state is C [S, H, P, P], n [S, H, P] and m [S,
 
               The state begins with the convolution's tail, [S, 3, H * P].
 
-`step` is the recurrence as written. `prefetch` and `retrieve` take frames in chunks (`fast/mlstm.py`).
+`step` is the recurrence as written. `prefetch` and `retrieve` take frames in chunks (`fast/mlstm.py`), or on CUDA
+devices a whole clip by flash-linear-attention's kernels, if installed (`fast/fla_kernels.py`).
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rad_bench.blocks.convolution import PUBLISHED_TAPS, convolve_apart, convolve_clip, with_convolution
-from rad_bench.blocks.fast.mlstm import prefetch_chunks, recall_by_chunk
-from rad_bench.blocks.memory import MemoryBlock, Path, Prefetched, State, in_full_precision
+from rad_bench.blocks.fast import fla_kernels as kernels
+from rad_bench.blocks.fast.mlstm import Scanned, lay_out, prefetch_chunks, recall, recall_before, recall_by_chunk
+from rad_bench.blocks.memory import Path, Prefetched, State, in_full_precision
 from rad_bench.blocks.start import Form, start_as_conv1d, tie_queries
 
 
-class MLSTM(MemoryBlock):
+class MLSTM(kernels.ScannedBlock):
     """xLSTM's matrix memory: keys and values, with input and forget gates."""
 
     size_option = "head_dim"
@@ -99,7 +101,7 @@ class MLSTM(MemoryBlock):
         q = self._queries(x_SKD[:, None])
         return self._finish(_recall(q[:, :, 0], state)[:, :, None], x_SKD[:, None])[:, 0]
 
-    def prefetch(self, x_STKD: Tensor, state: State) -> Prefetched:
+    def _prefetch_chunks(self, x_STKD: Tensor, state: State) -> Prefetched:
         u, c, tails, tail = self._convolved(x_STKD, state[:-3])
         q, k, v, i, f = self._project(u, c)
         memory, state = prefetch_chunks(k, v, i, f, state[-3:], self.chunk)
@@ -108,12 +110,41 @@ class MLSTM(MemoryBlock):
 
     def retrieve(self, x_STKD: Tensor, prefetched: Prefetched) -> Tensor:
         memory, tails = prefetched.memory
-        if self.form == "adapted":
-            return self._finish(recall_by_chunk(self._queries(x_STKD), memory), x_STKD)
+        q, own, c = self._noisy(x_STKD, tails)
+        if isinstance(memory, Scanned):
+            (read,), _, _ = kernels.scan("simple_gla", memory.written, [q])
+            return self._finish(recall_before(q, read, memory.m, *own), x_STKD, c)
+        return self._finish(recall_by_chunk(q, memory, *own), x_STKD, c)
+
+    def _scan(
+        self, clean_STKD: Tensor, noisy_SQKD: Tensor | None, state: State
+    ) -> tuple[Tensor, Tensor | None, tuple[Scanned, Tensor | None], State]:
+        u, c, tails, tail = self._convolved(clean_STKD, state[:-3])
+        q, *tokens = self._project(u, c)
+        memory, m = lay_out(*tokens, state[-3:])
+        y_SQKD, readers = None, []
+        if noisy_SQKD is not None:
+            asked, own, c_noisy = self._noisy(noisy_SQKD, tails)
+            readers = [asked]
+        if self.form == "adapted":  # clean frames read before they write, as noisy ones do
+            (read, *recalled), _, M = kernels.scan("simple_gla", memory.written, [q, *readers])
+            h = recall_before(q, read, memory.m)
+        else:
+            recalled, read, M = kernels.scan("simple_gla", memory.written, readers, q)
+            h = recall(read, m)
+        if noisy_SQKD is not None:
+            y_SQKD = self._finish(recall_before(asked, *recalled, memory.m, *own), noisy_SQKD, c_noisy)
+        after = M[..., :-1, :], M[..., -1, :], m[:, :, -1, -1]
+        return self._finish(h, clean_STKD, c), y_SQKD, (memory, tails), (*tail, *after)
+
+    def _noisy(self, x_STKD: Tensor, tails: Tensor | None) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """Return the queries of noisy frames, k, v and gates of their own tokens if they read these, and c."""
+        if tails is None:
+            return self._queries(x_STKD), [], None
         u = self.up(x_STKD)
         c = convolve_apart(u, tails, self.conv_weight, self.conv_bias, silu=True)
         q, *own = self._project(u, c)
-        return self._finish(recall_by_chunk(q, memory, *own), x_STKD, c)
+        return q, own, c
 
     def _convolved(self, x_STKD: Tensor, tail: State) -> tuple[Tensor, Tensor | None, Tensor | None, State]:
         """Return the cell's inputs u and c for consecutive frames, the tails before them, and the last tail."""

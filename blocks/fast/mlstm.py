@@ -7,6 +7,10 @@ Writes do not depend on the memory. So if C and m enter a chunk, the memory afte
 and n is the same with 1 for v. Frames read this sum token by token; the matrix itself is computed only at the end of
 the chunk. All weights, and the 1 in max(|n . q|, 1), are divided by the largest of them, so that nothing overflows.
 
+A kernel (`fla_kernels.py`) does it for a whole clip with C and n as stored, divided by exp(m): at token l they decay by
+exp(log f_l + m_{l-1} - m_l), and it is written with the weight exp(log i_l - m_l). Neither is above 1, as m_l is F_l +
+the largest of m_0 and log i_j - F_j, j <= l.
+
 Letters: S sequences, H heads, T or Q frames, K tokens a frame, P channels a head.
 """
 
@@ -18,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rad_bench.blocks.fast.fla_kernels import Written
 from rad_bench.blocks.memory import State, in_full_precision
 
 
@@ -31,6 +36,13 @@ class Chunk(NamedTuple):
     entering: Tensor  # [S, H, T]: weight of C
     one: Tensor  # [S, H, T]: weight of the 1 in the denominator; the largest of the three weights is 1
     log_one: Tensor  # [S, H, T]: its logarithm
+
+
+class Scanned(NamedTuple):
+    """T clean frames as a kernel writes them: the last channel of v is 1, so the last row of M is n."""
+
+    written: Written
+    m: Tensor  # [S, H, T]: before each frame
 
 
 def prefetch_chunks(
@@ -133,3 +145,31 @@ def _add_own(q: Tensor, read: Tensor, log_one: Tensor, k: Tensor, v: Tensor, log
     scores = q @ k.mT * torch.exp(token - largest)
     read = torch.exp(earlier - largest) * read + scores @ F.pad(v, (0, 1), value=1.0)
     return _quotient(read, torch.exp(-largest))
+
+
+@in_full_precision
+def lay_out(k: Tensor, v: Tensor, log_i: Tensor, log_f: Tensor, state: State) -> tuple[Scanned, Tensor]:
+    """Return T frames as a kernel writes them, and m [S, H, T, K] after each token; arguments as `prefetch_chunks`."""
+    C, n, m = state
+    F_SHTK = _cumulated(log_f.double())  # sums over a clip, of which differences matter
+    entering = m[..., None].double()
+    largest = torch.cat([entering, (log_i - F_SHTK).flatten(2)], 2).cummax(2).values
+    log_a = (largest[..., :-1] - largest[..., 1:]).view_as(F_SHTK)
+    m_SHTK = F_SHTK + largest[..., 1:].view_as(F_SHTK)
+    before = torch.cat([entering, m_SHTK[:, :, :-1, -1]], 2)
+    log_a, b = (gate[..., None].to(m.dtype) for gate in (log_a, torch.exp(log_i - m_SHTK)))
+    written = Written(k, F.pad(v, (0, 1), value=1.0), log_a, b, torch.cat([C, n[..., None, :]], -2))
+    return Scanned(written, before.to(m.dtype)), m_SHTK.to(m.dtype)
+
+
+@in_full_precision
+def recall(read: Tensor, m: Tensor) -> Tensor:
+    """Return h of numerator and denominator side by side [S, H, Q, K, O], divided by exp(m), m [S, H, Q, K or 1]."""
+    largest = m.clamp(min=0)[..., None]
+    return _quotient(torch.exp(m[..., None] - largest) * read, torch.exp(-largest))
+
+
+def recall_before(q: Tensor, read: Tensor, m_SHT: Tensor, *own: Tensor) -> Tensor:
+    """Return h as `recall_by_chunk` does, of what a kernel has read for q before the last Q frames."""
+    m_SHQ1 = m_SHT[:, :, -q.shape[2] :, None]
+    return _add_own(q, read, -m_SHQ1[..., None], *own) if own else recall(read, m_SHQ1)

@@ -1,4 +1,4 @@
-"""Run Gated DeltaNet or KDA by flash-linear-attention's kernels on the CPU, through Triton's interpreter; print errors.
+"""Run a block by flash-linear-attention's kernels on the CPU, through Triton's interpreter; print errors.
 
 A program of its own, since what makes Triton interpret must be set before it is imported, for good.
 """
@@ -18,7 +18,7 @@ from triton.runtime.interpreter import InterpreterBuilder, ReduceOps
 
 from rad_bench.blocks.contract import TOLERANCE, differences, perturb, trace
 from rad_bench.blocks.contract.probe import difference
-from rad_bench.blocks.fast import delta_kernels, kernels
+from rad_bench.blocks.fast import fla_kernels, kernels
 from rad_bench.blocks.memory import MemoryBlock, leaves
 from rad_bench.model.registry import find_block
 from rad_bench.run.parity import BF16_FLOOR, BF16_MARGIN
@@ -66,6 +66,10 @@ def calculate_in_fp32(calculate, self, a, b, operator):
     return self.cast_impl(calculate(self, a, b, operator), tl.bfloat16)
 
 
+# It has no constants of that type.
+InterpreterBuilder.get_bf16 = lambda self, value: self.cast_impl(self.get_fp32(value), tl.bfloat16)
+
+
 @patched(InterpreterBuilder, "create_dot")
 def multiply_in_fp32(multiply, self, a, b, *arguments):
     a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
@@ -79,14 +83,16 @@ def sum_in_fp32(add, self, x):
 
 def let_loops_count_in_triton():
     """Let `range` give numbers of Triton to the kernels that convert them, not Python's."""
-    from fla.ops.common import chunk_delta_h
+    from fla.ops.common import chunk_delta_h, chunk_h
 
-    chunk_delta_h.range = lambda *ends: (tl.full((), i, tl.int32) for i in range(*ends))
+    for kernels_of in chunk_delta_h, chunk_h:
+        kernels_of.range = lambda *ends: (tl.full((), i, tl.int32) for i in range(*ends))
 
 
 def made(name, tokens, frames, **options):
     torch.manual_seed(0)
-    block = find_block(name)(8, heads=2, head_dim=5, **options)
+    sizes = {"head_dim": 5} | ({"state": 9} if name == "mamba3" else {})
+    block = find_block(name)(8, heads=2, **sizes, **options)
     perturb(block)
     return block, *torch.randn(2, 2, frames, tokens, 8)
 
@@ -121,19 +127,20 @@ def pieces(name, tokens, frames, **options):
 
 
 def main(name):
-    rules = delta_kernels.load()
+    rules, rule = fla_kernels.load(), name if name in fla_kernels.RULES else "simple_gla"
     if isinstance(rules, str):
         sys.exit(rules)
     let_loops_count_in_triton()
-    calls = mock.Mock(side_effect=rules[name])
+    paper = {"form": "paper"} | ({"rank": 2} if name == "mamba3" else {})
+    calls = mock.Mock(side_effect=rules[rule])
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(delta_kernels, "unavailable", return_value=""))
-        stack.enter_context(mock.patch.dict(rules, {name: calls}))
+        stack.enter_context(mock.patch.object(fla_kernels, "unavailable", return_value=""))
+        stack.enter_context(mock.patch.dict(rules, {rule: calls}))
         found = {
             "adapted": errors(name, 3, 8, form="adapted"),  # 72 tokens: more than a chunk of the kernels
-            "paper": errors(name, 3, 5, form="paper"),
+            "paper": errors(name, 3, 5, **paper),
             "adapted, in pieces": pieces(name, 1, 6, form="adapted"),
-            "paper, in pieces": pieces(name, 3, 5, form="paper"),
+            "paper, in pieces": pieces(name, 3, 5, **paper),
         }
     print(json.dumps({"errors": found, "calls": calls.call_count}))
 

@@ -1,5 +1,5 @@
-"""Gated DeltaNet and KDA by flash-linear-attention's kernels are the same by steps, as far as can be had without a GPU;
-why they are not used."""
+"""Blocks by flash-linear-attention's kernels are the same by steps, as far as can be had without a GPU; why they are
+not used."""
 
 import importlib.util
 import json
@@ -7,19 +7,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rad_bench.blocks import contract
 from rad_bench.blocks.contract import check_block
-from rad_bench.blocks.fast import delta_kernels
+from rad_bench.blocks.fast import fla_kernels, kernels
 from rad_bench.blocks.memory import without_kernels
 from rad_bench.model.registry import find_block
 
 ROOT = Path(__file__).parents[2]
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")  # names of devices: nothing here needs them to be there
-BLOCKS = sorted(delta_kernels.RULES)
+BLOCKS = ["gated_deltanet", "kda", "mamba3", "mlstm"]
 PLAIN, FAST = "PyTorch, in chunks", "flash-linear-attention's Triton kernels"
 absent = [name for name in ("triton", "fla") if importlib.util.find_spec(name) is None]
 
@@ -28,7 +29,7 @@ absent = [name for name in ("triton", "fla") if importlib.util.find_spec(name) i
 @pytest.mark.parametrize("name", BLOCKS)
 def test_kernels_compute_what_steps_do(name):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, ROOT / "tests" / "blocks" / "interpreted_delta.py", name]
+    program = [sys.executable, ROOT / "tests" / "blocks" / "interpreted_fla.py", name]
     told = subprocess.run(program, capture_output=True, text=True, env=environment)
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout)
@@ -38,31 +39,34 @@ def test_kernels_compute_what_steps_do(name):
     assert found["calls"] >= 20  # it was them
 
 
-def slow_kernel(q, k, v, g, beta, scale, initial_state, output_final_state, state_v_first):
-    """Do what the package documents of both rules, [S, L, H, ...], token by token."""
+def slow_kernel(q, k, v, g, scale, initial_state, output_final_state, state_v_first, beta=None):
+    """Do what the package documents of all rules, [S, L, H, ...], token by token; only the delta rules have beta."""
     assert scale == 1.0 and output_final_state and state_v_first
+    assert beta is not None or q.shape[-1] % 2 == v.shape[-1] % 2 == 0  # the third refuses odd numbers, if in bf16
     M, read = initial_state, []
-    for q_t, k_t, v_t, g_t, b_t in zip(*(x.unbind(1) for x in (q, k, v, g, beta)), strict=True):
+    strength = torch.ones(k.shape[:3]) if beta is None else beta
+    for q_t, k_t, v_t, g_t, b_t in zip(*(x.unbind(1) for x in (q, k, v, g, strength)), strict=True):
         M = M * (g_t if g_t.dim() == 3 else g_t[..., None])[..., None, :].exp()
-        wrong = v_t - torch.einsum("shvk,shk->shv", M, k_t)
+        wrong = v_t if beta is None else v_t - torch.einsum("shvk,shk->shv", M, k_t)
         M = M + torch.einsum("sh,shv,shk->shvk", b_t, wrong, k_t)
         read.append(torch.einsum("shvk,shk->shv", M, q_t))
     return torch.stack(read, 1), M
 
 
 @pytest.mark.parametrize("form", ["adapted", "paper"])
-@pytest.mark.parametrize("name", BLOCKS)
-def test_frames_that_only_read_change_nothing(monkeypatch, name, form):
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in BLOCKS), ("mamba3", {"rank": 3})])
+def test_frames_that_only_read_change_nothing(monkeypatch, name, options, form):
     monkeypatch.setattr(contract, "FRAMES", 19)
-    monkeypatch.setattr(delta_kernels, "unavailable", lambda *_: "")
-    monkeypatch.setattr(delta_kernels, "load", lambda: {name: slow_kernel})
-    outcomes = check_block(find_block(name), {"head_dim": 4, "form": form}, dtype=torch.float32, thorough=False)
+    monkeypatch.setattr(fla_kernels, "unavailable", lambda *_: "")
+    monkeypatch.setattr(fla_kernels, "load", lambda: dict.fromkeys(fla_kernels.RULES, slow_kernel))
+    options = {"head_dim": 3, "form": form, **options}
+    outcomes = check_block(find_block(name), options, dtype=torch.float32, thorough=False)
     assert not [outcome for outcome in outcomes if not outcome.passed]
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_kernels_are_not_used_without_a_cuda_device(name):
-    path = find_block(name)(8).path(CPU, torch.float32)
+    path = find_block(name)(8, form="adapted").path(CPU, torch.float32)
     assert path.name == PLAIN
     assert "CUDA device" in path.why
 
@@ -78,7 +82,7 @@ def test_kernels_are_not_used_without_a_cuda_device(name):
 )
 def test_the_reason_why_kernels_are_not_used_is_told(monkeypatch, dtype, switch, head_dim, installed, why):
     monkeypatch.setenv("BLOCK_KERNELS", switch)
-    monkeypatch.setattr(delta_kernels, "load", lambda: {} if installed else "fla-core is not installed")
+    monkeypatch.setattr(fla_kernels, "load", lambda: {} if installed else "fla-core is not installed")
     path = find_block("gated_deltanet")(8, head_dim=head_dim).path(CUDA, dtype)
     assert path.name == PLAIN
     assert why in path.why
@@ -86,8 +90,8 @@ def test_the_reason_why_kernels_are_not_used_is_told(monkeypatch, dtype, switch,
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_kernels_are_used_on_cuda_where_they_can_be_imported_and_are_not_switched_off(monkeypatch, name):
-    monkeypatch.setattr(delta_kernels, "load", lambda: {name: print})
-    block = find_block(name)(8)
+    monkeypatch.setattr(fla_kernels, "load", dict)
+    block = find_block(name)(8, form="adapted")
     path = block.path(CUDA, torch.float32)
     assert path.name == FAST
     assert "can be imported" in path.why
@@ -99,7 +103,7 @@ def test_kernels_are_used_on_cuda_where_they_can_be_imported_and_are_not_switche
 def test_a_missing_package_is_named(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fla" else real(name) or object())
-    assert delta_kernels.load.__wrapped__() == "fla-core is not installed"
+    assert fla_kernels.load.__wrapped__() == "fla-core is not installed"
 
 
 def test_an_installation_that_cannot_be_imported_is_a_reason(monkeypatch, tmp_path):
@@ -109,4 +113,17 @@ def test_an_installation_that_cannot_be_imported_is_a_reason(monkeypatch, tmp_pa
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0] in ("triton", "fla")]:
         monkeypatch.delitem(sys.modules, name)
-    assert delta_kernels.load.__wrapped__().startswith("fla-core cannot be imported: ModuleNotFoundError")
+    assert fla_kernels.load.__wrapped__().startswith("fla-core cannot be imported: ModuleNotFoundError")
+
+
+def test_wrong_gradients_on_hopper_are_a_reason(monkeypatch):
+    chunk_o = SimpleNamespace(IS_NVIDIA_HOPPER=True, TRITON_ABOVE_3_4_0=True, TRITON_ABOVE_3_7_1=False)
+    solver = SimpleNamespace(SOLVE_TRIL_DOT_PRECISION="tf32")
+    found = dict.fromkeys(fla_kernels.SOLVERS, solver) | {"fla.ops.common.chunk_o": chunk_o}
+    found |= {module: SimpleNamespace(**{name: print}) for module, name in fla_kernels.RULES.values()}
+    monkeypatch.setattr(kernels, "missing", lambda *_: "")
+    monkeypatch.setattr(importlib, "import_module", found.get)
+    assert "Hopper" in fla_kernels.load.__wrapped__()
+    chunk_o.TRITON_ABOVE_3_7_1 = True
+    assert fla_kernels.load.__wrapped__() == dict.fromkeys(fla_kernels.RULES, print)
+    assert solver.SOLVE_TRIL_DOT_PRECISION == "ieee"
