@@ -57,15 +57,19 @@ def _step(
     F = noise.shape[1]
     reading, writing = (trunk.streams(*count, cache.frames, noise.device) for count in ((0, F), (F, 0)))
 
+    written: list[Cache] = []  # by a call of `generate`; a repetition leaves as many tensors as it found
+
     # Of what depends on the number of frames before, only their indices change once the window is full.
     def generate(noise: Tensor, motion: Tensor, frame_F: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
         read, write = (replace(streams, frame_Q=frame_F) for streams in (reading, writing))
         filled = cache.with_tensors(before)
         frames = diffusion.sample(lambda x, level: trunk.denoise(x, level, motion, filled, read), noise)
-        return frames, *trunk.commit(frames, motion, filled, write).tensors()
+        written.append(trunk.commit(frames, motion, filled, write))
+        return frames, *written[-1].tensors()
 
     frames, *tensors = repeats(generate, noise, motion, reading.frame_Q, *cache.tensors())
-    return frames, replace(cache.with_tensors(tensors), frames=cache.frames + F)
+    after = (written or [cache])[-1]
+    return frames, replace(after.with_tensors(tensors), frames=cache.frames + F)
 
 
 def frame_noise(seed: int, task: str, episode: int, frame: int, shape: tuple[int, ...]) -> Tensor:

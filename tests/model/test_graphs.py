@@ -52,6 +52,14 @@ def test_a_recorded_rollout_is_the_rollout(block):
     assert (tape.recordings, tape.repetitions) == {"attention": (0, 0), "ttt_chunk": (2, 2)}.get(block, (1, 5))
 
 
+def test_a_cache_may_come_to_have_more_tensors(monkeypatch):
+    one = generated("attention", None)
+    monkeypatch.setattr("rad_bench.blocks.attention.PIECE", 4)
+    several = generated("attention", None)
+    assert len(several.cache.tensors()) == len(one.cache.tensors()) + 4  # 10 frames are 3 pieces of keys and of values
+    torch.testing.assert_close(several.frames, one.frames, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("attention", "step"), [("full", 1), ("full", 2), ("axial", 2)])
 def test_a_recorded_rollout_is_the_rollout_over_bands_and_steps_of_several_frames(attention, step):
     tape = Tape()
