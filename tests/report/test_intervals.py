@@ -33,6 +33,18 @@ def test_the_interval_is_student_t_over_seed_means():
     assert found.mean - found.low == pytest.approx(4.968275, abs=1e-5)
 
 
+def test_intervals_and_p_are_those_of_scipy():
+    from scipy import stats
+
+    rng = np.random.default_rng(0)
+    for seeds in (2, 3, 6, 20):
+        values = rng.normal(1, 1, seeds)
+        (pair,) = compare_pairs({"a": by_seed(*values), "b": by_seed(*np.zeros(seeds))})
+        (low, high) = stats.t.interval(0.95, seeds - 1, values.mean(), stats.sem(values))
+        assert [pair.difference.low, pair.difference.high] == pytest.approx([low, high], rel=1e-9)
+        assert pair.p == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue, rel=1e-9)
+
+
 def test_more_episodes_do_not_make_an_interval_over_seeds_narrower():
     few, many = (estimate(by_seed(10.0, 12.0, 14.0, episodes=n)) for n in (2, 200))
     assert many.high - many.low == pytest.approx(few.high - few.low)
