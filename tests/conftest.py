@@ -2,10 +2,13 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from pathlib import Path
+
 import pytest
 import torch
 from filelock import FileLock
 
+from rad_bench.drawing import Figure
 from rad_bench.evaluation.weights import fetched_path
 from tests.sweep import slurm as slurm_cluster
 from tests.sweep.tiny import TINY, rad_bench
@@ -63,6 +66,24 @@ def slurm(tmp_path_factory):
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture
+def without_plots(monkeypatch):
+    """Reports of this process have no plots, which take seconds, for tests of what else a report says."""
+    monkeypatch.setattr("rad_bench.report.plots.draw_plots", lambda *_: [])
+
+
+@pytest.fixture
+def without_pdf(monkeypatch):
+    """Reports of this process have plots as SVG alone, for tests of what plots show: PDF takes longer than all else."""
+    draw = Figure.savefig
+
+    def savefig(figure, file, **options):
+        if Path(str(file)).suffix != ".pdf":
+            draw(figure, file, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ def test_frames_are_scored_by_it_where_they_are_large_enough(with_mae):
     assert "mae" not in frame_metrics(videos[..., :7], videos[..., :7], torch.device("cpu"))
 
 
+@pytest.mark.usefixtures("without_pdf")
 def test_a_report_reads_summarises_ranks_and_shows_it(with_mae, tmp_path):
     folder = write_sweep(tmp_path)
     frames = pd.read_parquet(folder / "frames.parquet")

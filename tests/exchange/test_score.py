@@ -13,6 +13,8 @@ from rad_bench.exchange.suspects import MOST_SHIFT, SHIFT_GAIN
 from tests.exchange.outside import record, tasks, truth, write
 from tests.sweep.tiny import ROOT, TINY, run_here
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 LONG = TINY.replace("context: 9, horizon: 8", "context: 9, horizon: 24, tasks: [continuation]")
 EPISODES = 4
 

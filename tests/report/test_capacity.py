@@ -25,6 +25,7 @@ def test_guessing_carries_nothing_on_the_average():
     assert channel_bits(0.0, 8) < 0 < channel_bits(0.2, 8) and np.isnan(channel_bits(np.nan, 8))
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_report_says_how_many_bits_each_block_recovers_and_per_kilobyte_of_state(tmp_path):
     folder = write_sweep(tmp_path)
     frames = pd.read_parquet(folder / "frames.parquet")
@@ -42,6 +43,7 @@ def test_the_report_says_how_many_bits_each_block_recovers_and_per_kilobyte_of_s
     assert "bits per kB" in page and "that only memory can know, generated frames hold: mamba2 18.0" in page
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_without_a_palette_the_report_has_no_such_table(tmp_path):
     page = write_report(write_sweep(tmp_path)).read_text()
     assert "bits per kB" not in page and "bits in the colours" not in page

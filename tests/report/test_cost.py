@@ -77,6 +77,7 @@ def test_without_times_flops_stand_in_their_place(tmp_path):
     assert none == "none: 0 parameters, no state."
 
 
+@pytest.mark.usefixtures("without_pdf")
 def test_the_page_and_the_summary_have_the_ratios(tmp_path):
     folder = with_calibration(write_sweep(tmp_path))
     page = write_report(folder).read_text()

@@ -36,6 +36,7 @@ def test_frames_and_episodes_of_each_bin_are_told(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pdf")
 def test_the_horizon_s_curve_is_of_revisits_and_the_one_of_all_frames_says_so(tmp_path):
     folder = write_sweep(tmp_path)
     frames = pd.read_parquet(folder / "frames.parquet")
@@ -51,6 +52,7 @@ def test_the_horizon_s_curve_is_of_revisits_and_the_one_of_all_frames_says_so(tm
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pdf")
 def test_controls_are_drawn_in_every_panel_and_as_a_line_over_the_cost(tmp_path):
     forms = {"none": 12.0, "lstm(size=1)": 15.0, "lstm(size=2)": 16.0}
     folder = write_sweep(tmp_path, base={**forms, "copy-last": 11.0}, swap_loss=dict.fromkeys(forms, 3.0))
@@ -67,6 +69,7 @@ def test_controls_are_drawn_in_every_panel_and_as_a_line_over_the_cost(tmp_path)
     assert "autoencoder: 30.0 dB" in plots["flops-retrieval"].text
 
 
+@pytest.mark.usefixtures("without_pdf")
 def test_a_sweep_of_few_episodes_has_no_curves_and_the_page_says_why(tmp_path):
     page = write_report(write_sweep(tmp_path, episodes=LEAST_EPISODES - 1, seeds=(0, 1))).read_text()
     assert {path.stem.partition("-")[0] for path in page_plots(tmp_path)} == {"interventions", "state", "flops", "loss"}

@@ -28,6 +28,7 @@ def with_fvd(folder, clips=128, absent=None):
     return folder
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_page_has_the_number_with_its_clips_or_says_why_there_is_none(tmp_path):
     folder = with_fvd(write_sweep(tmp_path))
     page = write_report(folder).read_text()

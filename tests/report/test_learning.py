@@ -85,6 +85,7 @@ def test_the_table_shows_the_last_steps_and_the_plot_all(folder):
     assert [line.x for line in learning_lines(curves)] == [[float(step) for step in range(3, 31, 3)]] * 6
 
 
+@pytest.mark.usefixtures("without_pdf")
 def test_the_page_has_the_section_with_curves_and_only_then(folder):
     heading = "Does the order still change with training?"
     assert heading not in write_report(folder).read_text()

@@ -40,6 +40,7 @@ def test_a_memory_of_eight_surfaces_bends_away_after_eight(tmp_path):
     assert found["mamba2"].most.bits.mean == pytest.approx(96)
 
 
+@pytest.mark.usefixtures("without_pdf")
 def test_the_page_shows_the_curve_the_knee_and_bits_per_kilobyte(tmp_path):
     folder = write_loads(tmp_path)
     page = write_report(folder).read_text(encoding="utf-8")
@@ -53,6 +54,7 @@ def test_the_page_shows_the_curve_the_knee_and_bits_per_kilobyte(tmp_path):
     assert (folder / "report" / "plots" / "load-retrieval.svg").exists()
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_worlds_of_one_size_have_no_curve(tmp_path):
     folder = write_loads(tmp_path)
     frames = pd.read_parquet(folder / "frames.parquet")

@@ -112,6 +112,7 @@ def test_the_same_folder_gives_the_same_report_to_the_byte(sweep, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_plots")
 def test_one_seed_is_called_evaluation_noise(tmp_path):
     folder = write_sweep(tmp_path, seeds=(0,), episodes=2)
     write_report(folder)
@@ -120,6 +121,7 @@ def test_one_seed_is_called_evaluation_noise(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pdf")
 def test_a_single_block_without_interventions_is_still_reported(tmp_path):
     folder = write_sweep(tmp_path, base={"lstm": 18.0}, swap_loss=SWAP_LOSS, episodes=2)
     frames = pd.read_parquet(folder / "frames.parquet")
@@ -129,6 +131,7 @@ def test_a_single_block_without_interventions_is_still_reported(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_plots")
 def test_a_sweep_over_two_axes_is_read_one_axis_at_a_time(tmp_path):
     base = {"lstm / short": 15.0, "lstm / long": 18.0, "mamba2 / short": 20.0, "mamba2 / long": 20.0}
     folder = write_sweep(tmp_path, base=base, swap_loss=dict.fromkeys(base, 5.0), episodes=4)

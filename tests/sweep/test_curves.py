@@ -13,6 +13,8 @@ from rad_bench.sweep.merge import merge
 from tests.report.synthetic import write_curves, write_sweep
 from tests.sweep.tiny import TINY
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 
 def sweep(folder, seeds):
     """A sweep as it lies on disk, each run with its own frames and learning curve, and nothing of them gathered."""

@@ -82,6 +82,7 @@ def test_names_in_a_table_of_frames_lead_nowhere_else(folder, column, name):
         read_sweep(folder)
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_result_cannot_name_files_elsewhere(folder):
     path = folder / "runs" / "lstm-seed0" / "result.json"
     result = json.loads(path.read_text())

@@ -99,6 +99,7 @@ def test_a_history_that_is_none_is_refused(history):
         read_history({"history": history})
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_sweep_keeps_its_history_and_its_page_tells_it(tmp_path):
     """Seeds that `--only` leaves for later were named all the same; plan says beforehand what the page will say."""
     (tmp_path / "tiny.yaml").write_text(ONE)

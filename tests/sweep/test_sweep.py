@@ -102,6 +102,7 @@ def test_a_sweep_ends_with_frames_summary_and_report(undisturbed):
     assert sorted(map(len, hashes.values())) == [1, 1]  # the same trunk for every block of a seed
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_same_command_again_redoes_nothing(undisturbed):
     runs = undisturbed / "results" / "tiny" / "runs"
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}

@@ -24,6 +24,8 @@ from rad_bench.training.loop import DivergedError
 from tests.data.test_memory_maze import episode, save
 from tests.sweep.tiny import ON_SLURM, ROOT, TINY, rad_bench, run_here, wait_for
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 TUNE = "tune: {axis: training.learning_rate, values: [1e-3, 1e-2, 1000], steps: 0.5, seeds: [7]}\n"
 TUNED = TINY.replace("steps: 30,", "steps: 20, warmup: 2,") + TUNE
 COMMAND = ("sweep", "tiny.yaml", "--cluster", "debug")
