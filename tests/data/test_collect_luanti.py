@@ -28,7 +28,8 @@ from rad_bench.data.collect.luanti.episodes import collect_luanti
 from rad_bench.data.voxels import walk
 from rad_bench.errors import UserError
 
-needs_luanti = pytest.mark.skipif(episodes.why_not() is not None, reason=episodes.why_not() or "")
+MISSING = episodes.why_not()
+needs_luanti = pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
 COLLECT = ["data", "collect", "luanti", "--steps", "40", "--size", "48", "--seed", "1"]
 
 

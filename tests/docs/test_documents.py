@@ -73,6 +73,7 @@ MADE = {  # by the commands of a document
     "docs/data.md": "results/own/report/index.html",
     "docs/cluster.md": "joined/report/index.html",
 }
+WITHOUT_LUANTI = why_not()  # the engine is asked for its version: once, not for each line
 NOT_RUN = ("pip ", "pytest ", "python3 -m venv", ". .venv")
 
 
@@ -97,7 +98,7 @@ def to_run(document):
         seen |= {shrunken(line) for line in lines}
     draws_mazes = importlib.util.find_spec("memory_maze") and ctypes.util.find_library("OSMesa")
     lines = [line for line in lines if draws_mazes or not re.search("memory[-_]maze", line)]
-    lines = [line for line in lines if not why_not() or "luanti" not in line]
+    lines = [line for line in lines if not WITHOUT_LUANTI or "luanti" not in line]
     return [line for line in dict.fromkeys(lines) if slurm_cluster.installed() or "slurm" not in line]
 
 
