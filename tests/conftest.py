@@ -11,7 +11,7 @@ from filelock import FileLock
 from rad_bench.drawing import Figure
 from rad_bench.evaluation.weights import fetched_path
 from tests.sweep import slurm as slurm_cluster
-from tests.sweep.tiny import TINY, rad_bench
+from tests.sweep.tiny import TINY, run_here
 
 torch.set_num_threads(1)
 
@@ -50,7 +50,7 @@ def tiny_sweep(once):
 
     def fill(folder):
         (folder / "tiny.yaml").write_text(TINY)
-        rad_bench("sweep", "tiny.yaml", cwd=folder)
+        run_here("sweep", "tiny.yaml", cwd=folder)
 
     return once("tiny-sweep", fill)
 

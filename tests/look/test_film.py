@@ -16,7 +16,7 @@ from rad_bench.errors import UserError
 from rad_bench.look.film import COLOURS, draw, film, write_video
 from rad_bench.look.load import load_trained
 from tests.runs import TINY, finished, shaken
-from tests.sweep.tiny import rad_bench
+from tests.sweep.tiny import run_here
 
 CONTEXT, HORIZON, SIDE = TINY["evaluation"]["context"], TINY["evaluation"]["horizon"], TINY["data"]["size"]
 
@@ -130,7 +130,7 @@ def test_several_interventions_are_columns_but_not_of_a_run_without_memory(run: 
 
 def test_the_command_writes_into_the_runs_folder(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "lstm-seed0")
-    told = rad_bench("rollout", copy, "--task", "retrieval", "--episode", "2", cwd=tmp_path).stdout
+    told = run_here("rollout", copy, "--task", "retrieval", "--episode", "2", cwd=tmp_path).stdout
     path = copy / "rollout-retrieval-keep-2.gif"
     assert told.startswith(str(path))
     assert Image.open(path).n_frames == CONTEXT + CONTEXT - 1

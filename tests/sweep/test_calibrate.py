@@ -17,7 +17,7 @@ from rad_bench.sweep import calibrate as calibration
 from rad_bench.sweep.calibrate import calibrate
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
-from tests.sweep.tiny import rad_bench
+from tests.sweep.tiny import run_here
 
 TIMED = Timing(step=[0.2, 0.2], first_frames=[0.1, 0.1], last_frames=[0.1, 0.1])
 
@@ -106,7 +106,7 @@ def test_nothing_is_timed_without_a_finished_run_or_if_it_is_not_wanted(folder, 
 @pytest.mark.slow
 def test_a_sweep_ends_with_times_that_its_report_shows(folder):
     names = sorted(path.name for path in (folder / "results/tiny/runs").iterdir())
-    rad_bench("sweep", "tiny.yaml", "--set", "launch.calibrate=true", cwd=folder)
+    run_here("sweep", "tiny.yaml", "--set", "launch.calibrate=true", cwd=folder)
     assert sorted(path.name for path in (folder / "results/tiny/runs").iterdir()) == names
     sweep = read_sweep(folder / "results/tiny")
     costs = cost_of(sweep, "lstm(hidden=8)")

@@ -19,7 +19,7 @@ from rad_bench.sweep.load import load_sweep
 from rad_bench.sweep.local import launch_here
 from rad_bench.sweep.squeue import Task
 from rad_bench.sweep.status import run_status
-from tests.sweep.tiny import TINY, rad_bench, run_here
+from tests.sweep.tiny import TINY, run_here
 
 SHORT = TINY.replace("steps: 30", "steps: 2").replace("checkpoint_every: 5", "warmup: 1")
 ONE = ("--only", "memory=none", "--only", "seed=0")
@@ -231,8 +231,8 @@ def test_a_job_that_cannot_claim_its_run_says_so_on_slurm(tmp_path, slurm):
     (folder / "attempts").write_text("")
     (tmp_path / "tiny.yaml").write_text(SHORT.replace("launch: {", "launch: {slurm: {partition: debug, poll: 1}, "))
     options = {"cwd": tmp_path, "environment": slurm.environment}
-    told = rad_bench("sweep", "tiny.yaml", *ONE, **options, expect=1).stderr
+    told = run_here("sweep", "tiny.yaml", *ONE, **options, expect=1).stderr
     reason = RunFolder(folder).read_failure()
     assert reason.startswith("FileExistsError") and f"{folder.name}: failed {reason}" in told.splitlines()
-    assert f"{folder.name}: failed {reason}" in rad_bench("status", "results/tiny", **options).stdout
+    assert f"{folder.name}: failed {reason}" in run_here("status", "results/tiny", **options).stdout
     assert len(list((tmp_path / "results" / "tiny" / "submitit").iterdir())) == 1

@@ -12,7 +12,7 @@ from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from tests.sweep import faults
 from tests.sweep import slurm as slurm_cluster
-from tests.sweep.tiny import GRU, ON_SLURM, command, rad_bench, wait_for
+from tests.sweep.tiny import GRU, ON_SLURM, command, run_here, wait_for
 
 pytestmark = pytest.mark.slow  # a real SLURM takes seconds to act
 
@@ -26,7 +26,7 @@ ONE = ("--only", "memory=none", "--only", "seed=0")
 def frames_of(once, name, yaml, *options):
     def fill(folder):
         (folder / "tiny.yaml").write_text(yaml)
-        rad_bench("sweep", "tiny.yaml", "--cluster", "local", *options, cwd=folder)
+        run_here("sweep", "tiny.yaml", "--cluster", "local", *options, cwd=folder)
 
     return pd.read_parquet(once(name, fill) / "results" / "tiny" / "frames.parquet")
 
@@ -121,7 +121,7 @@ def test_a_launcher_killed_about_sbatch_loses_and_doubles_nothing(tmp_path, slur
     launcher.wait(timeout=120)
     assert launcher.returncode == -signal.SIGKILL
     assert len(list(sweep.glob("submitit/*/journal.json"))) == 1  # whatever happened, it was announced
-    rad_bench("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path, environment=slurm.environment)
+    run_here("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path, environment=slurm.environment)
     assert_undisturbed(sweep, undisturbed_short, steps=30, seed=0)
     attempts = [int(path.name) for path in sweep.glob("runs/*/attempts/*")]
     assert attempts == [1, 1]  # no run was begun twice
@@ -132,7 +132,7 @@ def test_a_sweep_goes_on_after_a_launcher_was_killed_while_its_jobs_ran(tmp_path
     wait_for(lambda: list(sweep.glob("runs/*/checkpoint.pt")))
     os.killpg(launcher.pid, signal.SIGKILL)
     launcher.wait()
-    rad_bench("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path, environment=slurm.environment)
+    run_here("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path, environment=slurm.environment)
     assert_undisturbed(sweep, undisturbed, seed=0)
     assert len(list(sweep.glob("submitit/*/journal.json"))) == 1  # its jobs were waited for, not doubled
     assert [path.name for path in sweep.glob("runs/*/attempts/*")] == ["0001", "0001"]
@@ -151,7 +151,7 @@ def test_a_second_launcher_is_refused_and_the_first_goes_on(tmp_path, slurm, und
 
 
 def refuse_second(tmp_path, slurm, launcher):
-    refused = rad_bench("sweep", "tiny.yaml", cwd=tmp_path, environment=slurm.environment, expect=2)
+    refused = run_here("sweep", "tiny.yaml", cwd=tmp_path, environment=slurm.environment, expect=2)
     assert "another rad-bench is launching this sweep" in refused.stderr
     assert f"process {launcher.pid}" in refused.stderr
 
@@ -168,7 +168,7 @@ def test_job_ids_that_come_again_on_a_rebuilt_cluster_are_not_mistaken(tmp_path,
         rebuilt.start()
         for _ in range(3):  # strangers' jobs under ids of ours
             rebuilt.run("sbatch", "-o", "/dev/null", "--wrap", "sleep 1")
-        rad_bench("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path, environment=rebuilt.environment)
+        run_here("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path, environment=rebuilt.environment)
     finally:
         rebuilt.stop()
     assert_undisturbed(sweep, undisturbed, seed=0)
@@ -193,11 +193,11 @@ def test_failures_of_runs_are_named_and_leave_the_others_alone(tmp_path, slurm):
     (tmp_path / "my_block.py").write_text(GRU + FAILING)
     blocks = "none, 'my_block.py:Raises', 'my_block.py:Greedy', 'my_block.py:Explodes'"
     yaml = ON_SLURM.replace("none, {name: lstm, hidden: 8}", blocks).replace("parallel: 2", "parallel: 4")
-    launcher, sweep = start(tmp_path, slurm, "--only", "seed=0", yaml=yaml)
-    _, errors = launcher.communicate(timeout=300)
-    assert launcher.returncode == 1
+    (tmp_path / "tiny.yaml").write_text(yaml)
+    options = {"cwd": tmp_path, "environment": slurm.environment, "expect": 1}
+    errors = run_here("sweep", "tiny.yaml", "--only", "seed=0", **options).stderr
     assert "3 of 4 runs are not done" in errors
-    page = (sweep / "report" / "index.html").read_text()
+    page = (tmp_path / "results" / "tiny" / "report" / "index.html").read_text()
     assert "3 planned runs are missing" in page
     for block, reason in {"Raises": "no such luck", "Greedy": "memory", "Explodes": "loss is nan"}.items():
         (line,) = [line for line in errors.splitlines() if line.startswith(block)]
@@ -229,21 +229,20 @@ def test_a_full_disk_fails_its_run_and_spoils_none(tmp_path, slurm, undisturbed_
     (run,) = plan_runs(load_sweep(tmp_path / "tiny.yaml"), ["seed=0", "memory=lstm"])
     filler = mount(tmp_path / "results" / "tiny" / "runs" / run.name) / "filler"
     filler.write_bytes(bytes((1 << 20) - 100_000))
-    launcher, sweep = start(tmp_path, slurm, "--only", "seed=0", yaml=ON_SLURM)
-    out, errors = launcher.communicate(timeout=300)
-    assert launcher.returncode == 1, out + errors
+    options = {"cwd": tmp_path, "environment": slurm.environment}
+    errors = run_here("sweep", "tiny.yaml", "--only", "seed=0", **options, expect=1).stderr
     assert "1 of 2 runs are not done" in errors
     assert "No space left" in errors
     filler.unlink()
-    rad_bench("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path, environment=slurm.environment)
-    assert_undisturbed(sweep, undisturbed_short, steps=30, seed=0)
+    run_here("sweep", "tiny.yaml", "--only", "seed=0", **options)
+    assert_undisturbed(tmp_path / "results" / "tiny", undisturbed_short, steps=30, seed=0)
 
 
 def test_a_read_only_folder_is_named_before_anything_is_launched(tmp_path, slurm, mount):
     disk = mount(tmp_path / "disk")
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     (tmp_path / "tiny.yaml").write_text(ON_SLURM)
-    refused = rad_bench("sweep", "tiny.yaml", "--out", disk, cwd=tmp_path, environment=slurm.environment, expect=2)
+    refused = run_here("sweep", "tiny.yaml", "--out", disk, cwd=tmp_path, environment=slurm.environment, expect=2)
     assert "cannot be written: Read-only file system" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
 
@@ -258,12 +257,13 @@ def test_arrays_are_cut_to_what_slurm_takes_and_resources_go_by_block(tmp_path, 
     try:
         small.start()
         small.run("scontrol", "update", "partitionname=debug", "state=down")  # jobs wait, so that they can be read
-        start(tmp_path, small, "--detach", yaml=yaml)[0].communicate(timeout=120)
+        (tmp_path / "tiny.yaml").write_text(yaml)
+        run_here("sweep", "tiny.yaml", "--detach", cwd=tmp_path, environment=small.environment)
         queued = small.run("squeue", "-h", "-r", "-o", "%F %l %c").splitlines()
-        status = rad_bench("status", "results/tiny", cwd=tmp_path, environment=small.environment).stdout
+        status = run_here("status", "results/tiny", cwd=tmp_path, environment=small.environment).stdout
         assert status.endswith("\n8 queued\n")
         assert "PartitionDown" in status
-        cancelled = rad_bench("cancel", "results/tiny", cwd=tmp_path, environment=small.environment).stdout
+        cancelled = run_here("cancel", "results/tiny", cwd=tmp_path, environment=small.environment).stdout
         assert "cancelled 8 jobs" in cancelled
         wait_for(lambda: not small.run("squeue", "-h", "-r").strip())
     finally:

@@ -75,6 +75,7 @@ def test_all_steps_run_at_toy_size(tmp_path):
     sets = [part for path, value in SMALLER.items() for part in ("--set", f"run.{path}={value}")]
     rows = first_contact(
         tmp_path, "cpu", *sets, "--set", "grid.memory=[none, ttt]", "--set", "launch.calibrate=false",
+        "--cluster", "debug",
         program=f"{sys.executable} {tmp_path / 'fewer.py'}",
     )  # fmt: skip
     assert [(name, status) for name, status, *_ in rows] == [(name, "0") for name in STEPS]

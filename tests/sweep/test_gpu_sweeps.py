@@ -11,7 +11,7 @@ from rad_bench.sweep.load import load_sweep, validate
 from rad_bench.training.autoencoder import Settings
 from tests.model.test_autoencoder import CPU
 from tests.sweep.test_data_fits import mazes
-from tests.sweep.tiny import ROOT, rad_bench
+from tests.sweep.tiny import ROOT, run_here
 
 GPU = ROOT / "sweeps" / "gpu"
 
@@ -59,10 +59,10 @@ def test_come_runs_two_steps_at_toy_width(tmp_path):
         "evaluation.probe": 0, "diffusion.sampler_steps": 3,
     }  # fmt: skip
     sets = [part for path, value in smaller.items() for part in ("--set", f"run.{path}={value}")]
-    told = rad_bench(
+    told = run_here(
         "sweep", "sweeps/gpu/come.yaml", *sets, "--set", "launch.device=cpu", "--set", "launch.parallel=2",
         "--set", "launch.accumulate=1", "--only", "seed=0", "--only", "memory=none", "--only", "memory=mamba2",
-        "--cluster", "local", cwd=tmp_path,
+        "--cluster", "debug", cwd=tmp_path,
     )  # fmt: skip
     assert "report:" in told.stdout
     assert len(list((tmp_path / "results" / "come").rglob("result.json"))) == 2

@@ -12,7 +12,7 @@ from rad_bench.errors import UserError
 from rad_bench.store.run_folder import load_run, save_run
 from rad_bench.sweep.merge import compare, merge
 from tests.report.synthetic import write_sweep
-from tests.sweep.tiny import TINY, rad_bench, run_here
+from tests.sweep.tiny import TINY, run_here
 
 pytestmark = pytest.mark.slow  # sweeps that run in parts and whole
 
@@ -24,7 +24,8 @@ def halves(once, tmp_path_factory):
     def fill(folder):
         (folder / "tiny.yaml").write_text(TINY)
         for seed in (0, 1):
-            rad_bench("sweep", "tiny.yaml", "--only", f"seed={seed}", "--out", f"part{seed}", cwd=folder)
+            which = ("--only", f"seed={seed}", "--out", f"part{seed}", "--cluster", "debug")
+            run_here("sweep", "tiny.yaml", *which, cwd=folder)
 
     return shutil.copytree(once("halves", fill), tmp_path_factory.mktemp("halves"), dirs_exist_ok=True)
 
@@ -74,7 +75,7 @@ def test_what_cannot_be_written_is_told_after_the_runs_that_are_missing(halves, 
     first, _ = sorted((folder / "runs").iterdir())
     if verb[0] == "report":
         (first / "result.json").unlink()
-    *missing, error = rad_bench(*verb, cwd=tmp_path, expect=2).stderr.strip().splitlines()
+    *missing, error = run_here(*verb, cwd=tmp_path, expect=2).stderr.strip().splitlines()
     assert error.startswith("error: part/report") and error.endswith(": cannot be written: Not a directory.")
     assert verb[0] == "sweep" or missing[0].startswith(first.name)
     assert not any(path.stat().st_mtime for path in folder.glob("launchers/*"))  # let go

@@ -17,7 +17,7 @@ from rad_bench.run.execute import execute
 from rad_bench.store.run_folder import RunFolder, save_run
 from rad_bench.sweep.grid import cut_to, plan_runs
 from rad_bench.sweep.load import load_sweep
-from tests.sweep.tiny import GRU, LAUNCH, ROOT, TINY, command, rad_bench, run_here
+from tests.sweep.tiny import GRU, LAUNCH, ROOT, TINY, command, run_here
 
 
 @pytest.fixture
@@ -117,6 +117,7 @@ def kill_everything(launcher, runs):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_plots")
 def test_three_kills_and_the_same_command_give_the_frames_of_an_undisturbed_sweep(tmp_path, undisturbed):
     (tmp_path / "tiny.yaml").write_text(TINY)
     argv, environment = command("sweep", "tiny.yaml", "--only", "seed=0")
@@ -139,7 +140,7 @@ def test_three_kills_and_the_same_command_give_the_frames_of_an_undisturbed_swee
                 break
             time.sleep(0.01)
     assert kills >= 2
-    rad_bench("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path)
+    run_here("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path)
     ours, theirs = (pd.read_parquet(f / "results" / "tiny" / "frames.parquet") for f in (tmp_path, undisturbed))
     theirs = theirs[theirs["seed"] == 0].reset_index(drop=True)
     pd.testing.assert_frame_equal(ours, theirs)
@@ -152,7 +153,7 @@ def test_a_strangers_block_in_one_file_is_checked_and_swept(tmp_path):
     refused = run_here("check", "my_block.py:LooksAhead", cwd=tmp_path, expect=1)
     assert "FAIL" in refused.stdout
     assert "must not be compared" in refused.stderr
-    rad_bench("sweep", "tiny.yaml", "--only", "seed=0", cwd=tmp_path)
+    run_here("sweep", "tiny.yaml", "--only", "seed=0", "--cluster", "debug", cwd=tmp_path)
     assert "GRU" in set(pd.read_parquet(tmp_path / "results" / "tiny" / "frames.parquet")["block"])
 
 
@@ -161,7 +162,7 @@ def test_a_strangers_block_in_one_file_is_checked_and_swept(tmp_path):
 def test_a_failing_run_leaves_the_others_alone_and_is_named(tmp_path, cluster):
     (tmp_path / "my_block.py").write_text(GRU)
     (tmp_path / "tiny.yaml").write_text(TINY.replace("{name: lstm, hidden: 8}", "my_block.py:Raises"))
-    result = rad_bench("sweep", "tiny.yaml", "--only", "seed=0", "--cluster", cluster, cwd=tmp_path, expect=1)
+    result = run_here("sweep", "tiny.yaml", "--only", "seed=0", "--cluster", cluster, cwd=tmp_path, expect=1)
     assert "1 of 2 runs are not done" in result.stderr
     assert "no such luck" in result.stderr
     sweep = tmp_path / "results" / "tiny"

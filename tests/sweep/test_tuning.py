@@ -22,7 +22,7 @@ from rad_bench.sweep.merge import merge
 from rad_bench.sweep.tuning import choose, plan_trials, waiting
 from rad_bench.training.loop import DivergedError
 from tests.data.test_memory_maze import episode, save
-from tests.sweep.tiny import ON_SLURM, ROOT, TINY, rad_bench, run_here, wait_for
+from tests.sweep.tiny import ON_SLURM, ROOT, TINY, run_here, wait_for
 
 pytestmark = pytest.mark.usefixtures("without_plots")
 
@@ -332,9 +332,9 @@ def test_on_slurm_the_same_command_submits_first_the_trials_then_the_runs(tmp_pa
     options = {"cwd": tmp_path, "environment": slurm.environment}
     which = ("sweep", "tiny.yaml", "--only", "memory=none", "--only", "seed=0")
     runs: Path = results(tmp_path) / "runs"
-    assert "1 more, which wait for trials" in rad_bench(*which, "--detach", **options).stdout
+    assert "1 more, which wait for trials" in run_here(*which, "--detach", **options).stdout
     wait_for(lambda: len([*runs.glob("*/result.json"), *runs.glob("*/failure.txt")]) == 3)
-    assert "write the report" in rad_bench(*which, "--detach", **options).stdout
+    assert "write the report" in run_here(*which, "--detach", **options).stdout
     wait_for(lambda: list(runs.glob("none-seed0-*/result.json")))
-    assert "1 of 1 runs are done" in rad_bench(*which, **options).stdout
+    assert "1 of 1 runs are done" in run_here(*which, **options).stdout
     assert rates(tmp_path).items() <= rates(finished).items()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 from rad_bench.cli import main
 
@@ -75,11 +76,15 @@ def rad_bench(*arguments, cwd, expect=0, environment=None):
     return result
 
 
-def run_here(*arguments, cwd, expect=0):
+def run_here(*arguments, cwd, expect=0, environment=None):
     """As `rad_bench`, but in this process, which need not import everything first."""
+    environment = command(environment=environment)[1]
     before, status, out, err = sys.argv, 0, io.StringIO(), io.StringIO()
     sys.argv = ["rad-bench", *map(str, arguments)]
-    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        patch.dict(os.environ, environment, clear=True), contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+    ):  # fmt: skip
         try:
             main()
         except SystemExit as ended:

@@ -22,7 +22,7 @@ from rad_bench.training.loop import DivergedError, train
 from rad_bench.training.trainer import Trainer
 from tests.run.test_execute import start, tiny
 from tests.runs import opened
-from tests.sweep.tiny import TINY, rad_bench
+from tests.sweep.tiny import TINY, run_here
 
 DIVERGED, KILLED = 3, -signal.SIGKILL
 processes = multiprocessing.get_context("forkserver")
@@ -187,7 +187,7 @@ def test_a_run_on_two_processes_of_this_machine_ends_with_a_result(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     shortly = ("--set", "run.evaluation.probe=0", "--set", "run.evaluation.tasks=[continuation]")
     only = ("--only", "memory=none", "--only", "seed=0", *shortly)
-    rad_bench("sweep", "tiny.yaml", *only, "--set", "launch.processes=2", cwd=tmp_path)
+    run_here("sweep", "tiny.yaml", *only, "--set", "launch.processes=2", cwd=tmp_path)
     (run,) = (tmp_path / "results" / "tiny" / "runs").iterdir()
     assert json.loads((run / "result.json").read_text())["processes"] == 2
     phases = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
