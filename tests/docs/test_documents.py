@@ -22,7 +22,7 @@ from rad_bench.data.collect.luanti.episodes import why_not
 from rad_bench.sweep.grid import plan_runs
 from rad_bench.sweep.load import load_sweep
 from tests.sweep import slurm as slurm_cluster
-from tests.sweep.tiny import ROOT, command, wait_for
+from tests.sweep.tiny import ROOT, command, run_here, wait_for
 
 MOST_LINES = 160  # of the README
 DOCUMENTS = {  # in the order in which they are read: what an earlier one shows, a later one need not run
@@ -58,6 +58,7 @@ SMALLER = (  # what is asked for, and what is run instead
         "slurm.partition=debug --set launch.slurm.memory_gb=2 --only memory=none --set name=there",
     ),
     (r"slurm.gpus=1", "slurm.gpus=0"),
+    (r"^(rad-bench sweep (?:(?!slurm).)*)$", r"\1 --cluster debug"),  # so that no run is a process
     (r"^(rad-bench play .*)$", r"\1 --port 0"),
     (r"^python (examples/\S+)$", rf"{sys.executable} \1 {' '.join(SIZES)}"),
     (r"^(rad-bench plan .*)$", r"\1 --no-probe"),
@@ -74,6 +75,7 @@ MADE = {  # by the commands of a document
     "docs/cluster.md": "joined/report/index.html",
 }
 WITHOUT_LUANTI = why_not()  # the engine is asked for its version: once, not for each line
+APART = (" play ", " data collect ", "slurm")  # what is run by a shell, as it stands there
 NOT_RUN = ("pip ", "pytest ", "python3 -m venv", ". .venv")
 
 
@@ -109,7 +111,15 @@ def shrunken(line):
 
 
 def run(line, folder, environment):
-    """Run a command line in a folder that has `bin/rad-bench`; what serves a page is interrupted once it does."""
+    """Run a command line in a folder that has `bin/rad-bench`; what serves a page is interrupted once it does.
+
+    Most commands are split by a shell and run in this process, which need not import everything for each.
+    """
+    if line.startswith("rad-bench ") and not any(words in line for words in APART):
+        split = ["bash", "-c", f"printf '%s\\0' {shrunken(line)}"]
+        words = subprocess.run(split, cwd=folder, capture_output=True, text=True, check=True).stdout.split("\0")
+        run_here(*words[1:-1], cwd=folder, environment=environment)
+        return
     environment = {
         **environment, "PATH": f"{folder / 'bin'}{os.pathsep}{environment['PATH']}", "MUJOCO_GL": "osmesa",
     }  # fmt: skip
