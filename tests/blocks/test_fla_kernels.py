@@ -25,6 +25,7 @@ PLAIN, FAST = "PyTorch, in chunks", "flash-linear-attention's Triton kernels"
 absent = [name for name in ("triton", "fla") if importlib.util.find_spec(name) is None]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(absent), reason=f"needs {' and '.join(absent)}: docs/gpu.md")
 @pytest.mark.parametrize("name", BLOCKS)
 def test_kernels_compute_what_steps_do(name):

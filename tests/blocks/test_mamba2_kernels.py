@@ -19,6 +19,7 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")  # names of devices: nothi
 missing = [name for name in ("triton", "mamba_ssm") if importlib.util.find_spec(name) is None]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(missing), reason=f"needs {' and '.join(missing)}: docs/gpu.md")
 def test_kernels_compute_what_steps_do():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
