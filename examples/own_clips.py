@@ -25,7 +25,9 @@ SETTINGS = [
     "name=own",
     f"run.data={{name: minecraft, path: {FOLDER}, size: {SIZE}}}",
     "grid.memory=[none, lstm]",
+    "grid.seed=[0]",
     "run.training.steps=200",
+    "run.evaluation.at=[]",
 ]
 
 
