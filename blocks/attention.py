@@ -123,6 +123,7 @@ def _joined(cache: tuple[Tensor, ...], new: Tensor) -> Tensor:
 def _appended(cache: tuple[Tensor, ...], new: Tensor, size: int) -> tuple[Tensor, ...]:
     """Return a cache with new keys or values, up to `size` in a tensor. Tensors that are full stay as they are."""
     *full, last = cache
+    new = new.to(last.dtype)  # under autocast it is rounded
     if 0 < last.shape[2] < size:
         room = size - last.shape[2]
         last, new = torch.cat([last, new[:, :, :room]], 2), new[:, :, room:]

@@ -157,8 +157,8 @@ class Mamba3(ScannedBlock):
 
 
 def _left(x_STKHP: Tensor, state: State) -> State:
-    """Return a state that the scan leaves as it is carried: with x of the last token."""
-    return x_STKHP[:, -1, -1], *state[1:]
+    """Return a state that the scan leaves as it is carried: with x of the last token, which autocast may round."""
+    return x_STKHP[:, -1, -1].to(state[-1].dtype), *state[1:]
 
 
 @in_full_precision

@@ -116,7 +116,7 @@ def test_an_interrupt_ends_all_runs_and_says_so_in_one_line(tmp_path, send, end)
         start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )  # fmt: skip
     runs = tmp_path / "results" / "tiny" / "runs"
-    wait_for(lambda: len(list(runs.glob("*/log.jsonl"))) == 2)
+    wait_for(lambda: sum(b"\n" in log.read_bytes() for log in runs.glob("*/log.jsonl")) == 2)  # lines, not only files
     send(launcher.pid, end)
     out, errors = launcher.communicate(timeout=60)
     assert launcher.returncode == 130
