@@ -119,12 +119,9 @@ class Mamba3(ScannedBlock):
         self, clean_STKD: Tensor, noisy_SQKD: Tensor | None, state: State
     ) -> tuple[Tensor, Tensor | None, Scanned, State]:
         z, x, tokens = self._project(clean_STKD)
-        y_SQKD, noisy = None, None
-        if noisy_SQKD is not None:
-            z_noisy, _, noisy = self._project(noisy_SQKD)
-        y, recalled, memory, after = chunked.scan(tokens, noisy, self._entering(state))
-        if noisy is not None:
-            y_SQKD = self._finish(recalled[0], noisy, z_noisy)
+        noisy = None if noisy_SQKD is None else self._project(noisy_SQKD)
+        y, read, memory, after = chunked.scan(tokens, noisy and noisy[-1], self._entering(state))
+        y_SQKD = None if noisy is None or read is None else self._finish(read, noisy[-1], noisy[0])
         return self._finish(y, tokens, z), y_SQKD, memory, _left(x, after)
 
     def _project(self, x_STKD: Tensor) -> tuple[Tensor, Tensor, Tokens]:

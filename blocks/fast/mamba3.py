@@ -180,10 +180,10 @@ def _each(factor: Tensor) -> Tensor:
     return factor[..., :, None, :, None]
 
 
-def scan(tokens: Tokens, queries: Tokens | None, state: State) -> tuple[Tensor, list[Tensor], Scanned, State]:
+def scan(tokens: Tokens, queries: Tokens | None, state: State) -> tuple[Tensor, Tensor | None, Scanned, State]:
     """Write clean frames by a kernel, and let noisy ones, if any, read.
 
-    Return y_STKHRP, y_SQKHRP if queries are given, both before skip and gate, what `read_scanned` reads, and the state
+    Return y_STKHRP and, of given queries, y_SQKHRP, both before skip and gate; what `read_scanned` reads; and the state
     after.
     """
     x_last, B_last, h = state
@@ -206,7 +206,7 @@ def scan(tokens: Tokens, queries: Tokens | None, state: State) -> tuple[Tensor, 
     missing = torch.einsum("stkhon,stkhrn->stkhor", C, B) * torch.where(not_yet, own, -second)
     y_STKHRP = _by_token(y, R)[:, :, 1:] + torch.einsum("stkhor,stkhrp->stkhop", missing, tokens.x)
     after = tokens.x[:, -1, -1], tokens.B[:, -1, -1], turn(M, angle[:, -1, -1, :, None])
-    return y_STKHRP, [] if answer is None else [answer(*recalled)], memory, after
+    return y_STKHRP, None if answer is None else answer(*recalled), memory, after
 
 
 def read_scanned(queries: Tokens, memory: Scanned) -> Tensor:

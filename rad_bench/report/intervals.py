@@ -148,10 +148,13 @@ def compare_pairs(by_block: dict[str, pd.Series]) -> list[Pair]:
     for first, second in itertools.combinations(by_block, 2):
         gap = (by_block[first] - by_block[second]).dropna()
         values = gap.groupby("seed").mean().to_numpy()
-        p = np.nan
-        if len(values) >= 2:
-            t = values.mean() / _standard_error(values) if np.ptp(values) else np.nan
-            p = float(2 * stdtr(len(values) - 1, -abs(t))) if np.ptp(values) else float(values[0] == 0)
+        if len(values) < 2:
+            p = np.nan
+        elif np.ptp(values):
+            t = values.mean() / _standard_error(values)
+            p = float(2 * stdtr(len(values) - 1, -abs(t)))
+        else:
+            p = float(values[0] == 0)
         pairs.append((first, second, estimate(gap), over_episodes(gap), p))
     corrected = holm([p for *_, p in pairs])
     return [Pair(*pair, q) for pair, q in zip(pairs, corrected, strict=True)]

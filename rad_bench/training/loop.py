@@ -62,22 +62,16 @@ def train(
                 if math.isnan(progress.loss_first):
                     progress.loss_first = mean
             progress.seconds += time.perf_counter() - began
+            if not leads:
+                continue
             if not losses:
-                line = {
-                    "phase": "training",
-                    "step": progress.step,
-                    "steps": config.steps,
-                    "loss": progress.loss_last,
-                }
-                if leads:
-                    folder.append(folder.log, json.dumps({**line, "seconds": round(progress.seconds, 3)}))
-            if (
-                leads and progress.step in experiment.config.evaluation.at
-            ):  # first: no checkpoint is ahead of a snapshot
+                seconds = round(progress.seconds, 3)
+                line = {"step": progress.step, "steps": config.steps, "loss": progress.loss_last, "seconds": seconds}
+                folder.append(folder.log, json.dumps({"phase": "training", **line}))
+            if progress.step in experiment.config.evaluation.at:  # first: no checkpoint is ahead of a snapshot
                 save_weights(folder, folder.snapshot(progress.step), trainer.average)
-            if leads and (progress.step % config.checkpoint_every == 0 or progress.step == config.steps):
+            if progress.step % config.checkpoint_every == 0 or progress.step == config.steps:
                 progress.pending = [float(loss) for loss in losses]
                 save_checkpoint(folder, trainer, progress)
-            if leads:
-                watch(progress, trainer.average)
+            watch(progress, trainer.average)
     return trainer.average, progress
